@@ -1,0 +1,3 @@
+//! stub
+use super::*;
+pub(super) fn desire(_: &Loaded, _: &HostFacts, _: &mut Desired, _: &mut Shared) {}

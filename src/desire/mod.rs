@@ -1,0 +1,76 @@
+//! What the manifest wants of this host: one section a file, each a pure function from manifest and facts to resources
+//! and the edges between them. What a section implies (packages, modules, groups, a pool) is wanted here, once.
+
+mod bridge;
+mod gpus;
+mod host_basics;
+mod vms;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::facts::HostFacts;
+use crate::manifest::Loaded;
+use crate::plan::{Finding, Key};
+use crate::resource::Wanted;
+
+/// One wanted thing with where it comes from and what has to be there before it.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// The thing.
+    pub wanted: Wanted,
+    /// What in the manifest it follows from: `gpus.work`, `vms`.
+    pub from: String,
+    /// What has to be there before it.
+    pub after: BTreeSet<Key>,
+}
+
+/// Everything that is wanted of the host, by key.
+#[derive(Debug, Default)]
+pub struct Desired {
+    /// The wanted things.
+    pub nodes: BTreeMap<Key, Node>,
+    /// What is wrong with manifest and host together; an error blocks the plan.
+    pub findings: Vec<Finding>,
+}
+
+impl Desired {
+    /// Adds a thing. One that is wanted twice keeps the first `from` and gets the edges of both.
+    pub fn want(&mut self, from: &str, after: impl IntoIterator<Item = Key>, wanted: impl Into<Wanted>) -> Key {
+        let wanted = wanted.into();
+        let key = wanted.key();
+        let node = self
+            .nodes
+            .entry(key.clone())
+            .or_insert_with(|| Node { wanted, from: from.to_owned(), after: BTreeSet::new() });
+        node.after.extend(after);
+        key
+    }
+}
+
+/// What sections want of things of which a host has one only: a list is one resource, so that one place on the host has
+/// one owner. Sections add to it; `host_basics` turns it into resources at the end.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Packages, each with the sections that want it.
+    pub packages: BTreeMap<String, BTreeSet<String>>,
+    /// Packages that must not be there.
+    pub absent_packages: BTreeSet<String>,
+    /// Arguments for the kernel's command line, each with the section that wants it.
+    pub kernel_args: BTreeMap<String, String>,
+    /// Modules to be loaded at boot and now, each with the section that wants it.
+    pub modules: BTreeMap<String, String>,
+    /// (group, user) pairs with the section that wants them.
+    pub members: BTreeMap<(String, String), String>,
+}
+
+/// Everything that the manifest wants of a host with these facts.
+pub fn desire(manifest: &Loaded, facts: &HostFacts) -> Desired {
+    let mut desired = Desired::default();
+    let mut shared = Shared::default();
+    gpus::desire(manifest, facts, &mut desired, &mut shared);
+    bridge::desire(manifest, facts, &mut desired, &mut shared);
+    vms::desire(manifest, facts, &mut desired, &mut shared);
+    host_basics::desire(manifest, facts, &mut desired, shared);
+    desired.findings.sort();
+    desired
+}

@@ -1,0 +1,398 @@
+//! `HostFacts`: what is read of the machine and never changed. Plain data, collected by one pure parser a file; they
+//! can come from a recorded directory in place of the machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::types::{ByteSize, InterfaceName, MacAddress, PciAddress, PciId, PciSlot};
+
+/// A fact, or the reason why it is not known. What is not known counts as unsafe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Known<T> {
+    /// The fact.
+    Value(T),
+    /// Why it is not known ("not root", "libvirtd did not answer within 5 s").
+    Unknown(String),
+}
+
+impl<T> Known<T> {
+    /// The fact, where it is known.
+    pub fn value(&self) -> Option<&T> {
+        match self {
+            Known::Value(value) => Some(value),
+            Known::Unknown(_) => None,
+        }
+    }
+}
+
+/// Everything that was read of one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostFacts {
+    /// Host name without domain.
+    pub hostname: String,
+    /// Distribution and release.
+    pub os: Os,
+    /// Processor and memory.
+    pub cpu: Cpu,
+    /// The running kernel and how it was started.
+    pub kernel: Kernel,
+    /// What starts the kernel, and with what.
+    pub boot: Boot,
+    /// Whether devices can be given to VMs.
+    pub iommu: Iommu,
+    /// Every PCI function, by address.
+    pub pci: BTreeMap<PciAddress, PciFunction>,
+    /// Links, addresses, routes and who manages them.
+    pub network: Known<NetworkFacts>,
+    /// Installed packages, by name (`name:arch` for foreign architectures).
+    pub packages: Known<BTreeMap<String, Package>>,
+    /// Local groups with their members.
+    pub groups: BTreeMap<String, Group>,
+    /// Local users.
+    pub users: BTreeMap<String, User>,
+    /// Loaded (or built-in, where sysfs tells) kernel modules, with `_`.
+    pub modules: BTreeSet<String>,
+    /// What asked for a reboot, from /run/reboot-required.pkgs; empty where the file is absent.
+    pub reboot_required: Option<Vec<String>>,
+    /// Whether gpuvm runs as root; without it, some answers are `Unknown`.
+    pub root: bool,
+}
+
+/// Distribution and release, from os-release(5).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Os {
+    /// `ID`: `ubuntu`, `debian`.
+    pub id: String,
+    /// `VERSION_ID`: `24.04`, `13`.
+    pub version: String,
+    /// `PRETTY_NAME`.
+    pub name: String,
+    /// dpkg's name of the architecture: `amd64`, `arm64`.
+    pub arch: String,
+}
+
+/// Processor and memory.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cpu {
+    /// `GenuineIntel`, `AuthenticAMD`, …
+    pub vendor: String,
+    /// Model name.
+    pub model: String,
+    /// Logical processors.
+    pub count: u32,
+    /// The flag that makes KVM possible: `vmx`, `svm`; `None` where the processor or the firmware does not offer it.
+    pub virtualisation: Option<String>,
+    /// Whether /dev/kvm exists.
+    pub kvm_device: bool,
+    /// All of the memory (MemTotal).
+    pub memory: ByteSize,
+}
+
+/// The running kernel.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Kernel {
+    /// `uname -r`.
+    pub release: String,
+    /// /proc/cmdline, cut into arguments; quotes kept together.
+    pub cmdline: Vec<String>,
+    /// Installed kernels, from the names in /lib/modules.
+    pub installed: Vec<String>,
+}
+
+/// What starts the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Boot {
+    /// The boot loader.
+    pub loader: BootLoader,
+    /// What makes the initramfs.
+    pub initramfs: InitramfsTool,
+    /// Whether the host was started by UEFI.
+    pub uefi: bool,
+}
+
+/// The boot loader that the distribution's kernel updates write to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum BootLoader {
+    /// GRUB with /etc/default/grub and update-grub.
+    Grub {
+        /// `GRUB_CMDLINE_LINUX_DEFAULT` as the files in name order set it, without our own file; `None` where a file
+        /// could not be evaluated without a shell.
+        cmdline_default: Option<Vec<String>>,
+        /// Every `*.cfg` of /etc/default/grub.d in name order, with whether it sets `GRUB_CMDLINE_LINUX_DEFAULT`.
+        drop_ins: Vec<(PathBuf, bool)>,
+    },
+    /// systemd-boot, or kernel-install with /etc/kernel/cmdline.
+    SystemdBoot,
+    /// None that is known, with what was looked for.
+    Unknown(String),
+}
+
+/// Which program makes the initramfs: the one that owns the tool, not the one that the release number suggests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InitramfsTool {
+    /// initramfs-tools (Debian 12 and 13, Ubuntu 24.04).
+    InitramfsTools,
+    /// dracut (Ubuntu 25.10 and later).
+    Dracut,
+    /// Neither is installed.
+    None,
+}
+
+/// The state of the IOMMU, from the groups in sysfs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Iommu {
+    /// Groups exist.
+    On {
+        /// `intel`, `amd`, or the driver's name as sysfs tells.
+        kind: String,
+        /// The functions of each group.
+        groups: BTreeMap<u32, Vec<PciAddress>>,
+    },
+    /// The firmware offers one (an ACPI DMAR or IVRS table) but the kernel does not use it.
+    Off {
+        /// Why, with the evidence: the argument on the command line that turned it off.
+        why: String,
+        /// What to do about it.
+        help: String,
+    },
+    /// The firmware offers none: a reboot does not help.
+    Missing {
+        /// What was looked for.
+        why: String,
+        /// The setting to look for.
+        help: String,
+    },
+    /// It could not be told.
+    Unknown(String),
+}
+
+/// What of the host a device carries. Such a device is never given away.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Carries {
+    /// The file system mounted here (`/`, `/boot`, …).
+    Mount(PathBuf),
+    /// Swap space.
+    Swap(String),
+    /// A member of a RAID, LVM or ZFS set in use, with its name.
+    Array(String),
+    /// The link that the default route goes through, or that the host was reached on.
+    Uplink(String),
+    /// The board's management controller.
+    Bmc,
+    /// It is not known what is on it, with the reason; counts as critical.
+    Unknown(String),
+}
+
+/// One PCI function, from /sys/bus/pci/devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PciFunction {
+    /// Where it is.
+    pub address: PciAddress,
+    /// The path of ports from the root (`pcie:1c.4/0`): root port device.function, then each bridge's, then the device.
+    pub path: String,
+    /// Class, subclass and programming interface (0x030000 for a VGA controller).
+    pub class: u32,
+    /// Vendor and device.
+    pub id: PciId,
+    /// Subsystem vendor and device.
+    pub subsystem: Option<PciId>,
+    /// Names from pci.ids where it is installed, else the ids.
+    pub name: String,
+    /// The bound driver.
+    pub driver: Option<String>,
+    /// `driver_override`, where one is set.
+    pub driver_override: Option<String>,
+    /// IOMMU group.
+    pub group: Option<u32>,
+    /// Whether the firmware used it as the boot display (`boot_vga`).
+    pub boot_display: bool,
+    /// The kernel's list of reset methods (`reset_method`); listed is not proven.
+    pub reset_methods: Vec<String>,
+    /// `D0`, `D3cold`, … (`power_state`)
+    pub power_state: Option<String>,
+    /// NUMA node, where there is more than one.
+    pub numa_node: Option<u32>,
+    /// What of the host it carries.
+    pub carries: BTreeSet<Carries>,
+}
+
+impl PciFunction {
+    /// Class and subclass (0x0300).
+    pub fn base_class(&self) -> u16 {
+        (self.class >> 8) as u16
+    }
+    /// A display controller: VGA 0300, 3D 0302, other display 0380.
+    pub fn is_gpu(&self) -> bool {
+        matches!(self.base_class(), 0x0300 | 0x0302 | 0x0380)
+    }
+    /// A host bridge or a PCI bridge: stays on its driver and does not count as an endpoint of its group.
+    pub fn is_bridge(&self) -> bool {
+        matches!(self.base_class(), 0x0600 | 0x0604)
+    }
+}
+
+impl HostFacts {
+    /// The functions of a slot, in order.
+    pub fn slot(&self, slot: PciSlot) -> impl Iterator<Item = &PciFunction> {
+        self.pci.range(slot.function(0)..=slot.function(7)).map(|(_, f)| f)
+    }
+    /// The endpoints of a group that are not in the slot and are no bridges.
+    pub fn group_neighbours(&self, group: u32, slot: PciSlot) -> impl Iterator<Item = &PciFunction> {
+        self.pci.values().filter(move |f| f.group == Some(group) && f.address.slot != slot && !f.is_bridge())
+    }
+    /// The state of a package: `None` where it is not installed or dpkg's status is not known.
+    pub fn package(&self, name: &str) -> Option<&Package> {
+        self.packages.value().and_then(|all| all.get(name)).filter(|p| p.installed)
+    }
+}
+
+/// A package in dpkg's status file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Package {
+    /// Version.
+    pub version: String,
+    /// `install ok installed`; other states are a package that dpkg was interrupted in, or left configuration.
+    pub installed: bool,
+    /// The third word of `Status`.
+    pub status: String,
+    /// The first word of `Status` is `hold`.
+    pub held: bool,
+}
+
+/// A local group.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Group {
+    /// Its number.
+    pub gid: u32,
+    /// Users listed in /etc/group (not those whose primary group it is).
+    pub members: BTreeSet<String>,
+}
+
+/// A local user.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct User {
+    /// Its number.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+}
+
+/// The network as it is now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkFacts {
+    /// Links by name.
+    pub links: BTreeMap<String, Link>,
+    /// Routes of the main table, IPv4 and IPv6.
+    pub routes: Vec<Route>,
+    /// Name servers that the host uses.
+    pub name_servers: Vec<String>,
+    /// The link of the best default route.
+    pub uplink: Option<InterfaceName>,
+    /// The peer of the ssh connection that gpuvm runs in (`SSH_CONNECTION`), where there is one.
+    pub ssh_peer: Option<String>,
+    /// Who configures the network: more than one can be in use.
+    pub managers: BTreeSet<NetworkManager>,
+    /// Every netplan file in merge order (by file name; /run, /etc, /lib), with its text. Values of `password`,
+    /// `auth` and `key` are never in it.
+    pub netplan: Vec<NetplanFile>,
+    /// Whether cloud-init is installed and its network configuration is not disabled: it writes 50-cloud-init.yaml again.
+    pub cloud_init_writes: bool,
+}
+
+/// A program that configures links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkManager {
+    /// netplan with systemd-networkd as renderer.
+    NetplanNetworkd,
+    /// netplan with NetworkManager as renderer, or NetworkManager alone.
+    NetworkManager,
+    /// /etc/network/interfaces.
+    Ifupdown,
+    /// systemd-networkd with files of its own.
+    Networkd,
+}
+
+/// One netplan file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetplanFile {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its text; `Unknown` where it could not be read.
+    #[serde(skip)]
+    pub text: Known<String>,
+}
+
+/// One link, from `ip -json -details address` and sysfs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Ethernet address now.
+    pub mac: Option<MacAddress>,
+    /// The address that the hardware came with, where it differs or is known.
+    pub permanent_mac: Option<MacAddress>,
+    /// `bridge`, `bond`, `vlan`, `veth`, …; `None` for a physical link.
+    pub kind: Option<String>,
+    /// `UP`, `DOWN`, `UNKNOWN` (operational state).
+    pub state: String,
+    /// Bytes.
+    pub mtu: u32,
+    /// The bridge or bond that it is a port of.
+    pub master: Option<String>,
+    /// The link below a VLAN.
+    pub parent: Option<String>,
+    /// Addresses with prefix length, `dynamic` where a lease or router gave it.
+    pub addresses: Vec<Address>,
+    /// The PCI function that it is a port of.
+    pub pci: Option<PciAddress>,
+    /// Whether it is wireless: such a link cannot be a bridge's port.
+    pub wireless: bool,
+    /// Who configures it, as far as files tell: more than one is a conflict.
+    pub managed_by: BTreeSet<NetworkManager>,
+}
+
+/// One address of a link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Address {
+    /// Without prefix length.
+    pub address: std::net::IpAddr,
+    /// Prefix length in bits.
+    pub prefix: u8,
+    /// Whether a DHCP lease or a router advertisement gave it.
+    pub dynamic: bool,
+}
+
+/// One route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Route {
+    /// `default`, or a prefix.
+    pub to: String,
+    /// The next hop.
+    pub via: Option<std::net::IpAddr>,
+    /// The link.
+    pub link: String,
+    /// `dhcp`, `static`, `kernel`, `ra`, …
+    pub protocol: String,
+    /// Metric.
+    pub metric: Option<u32>,
+}

@@ -1,0 +1,115 @@
+//! What libvirt knows, as plain data: read from the daemon once in a pass, or from a record.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::ByteSize;
+
+/// Everything that libvirt's system connection knows, sorted by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Virtualisation {
+    /// libvirt's version as it counts: major × 1 000 000 + minor × 1 000 + release.
+    pub version: u64,
+    /// Host capabilities (`virsh capabilities`).
+    #[serde(default)]
+    pub capabilities: String,
+    /// The VMs.
+    #[serde(default)]
+    pub domains: Vec<Domain>,
+    /// The storage pools with their volumes.
+    #[serde(default)]
+    pub pools: Vec<Pool>,
+    /// The virtual networks.
+    #[serde(default)]
+    pub networks: Vec<Network>,
+}
+
+/// One VM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Domain {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// Whether it runs now (paused counts as running).
+    pub active: bool,
+    /// Whether a definition is stored; a transient domain has none.
+    pub persistent: bool,
+    /// Whether libvirt starts it at boot.
+    pub autostart: bool,
+    /// The definition for the next start (`VIR_DOMAIN_XML_INACTIVE`), byte for byte.
+    pub inactive_xml: String,
+    /// The running definition; only where it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live_xml: Option<String>,
+}
+
+/// One storage pool.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// Whether it is started.
+    pub active: bool,
+    /// Whether libvirt starts it at boot.
+    pub autostart: bool,
+    /// Its definition.
+    pub xml: String,
+    /// Its volumes; empty where it is not started.
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
+}
+
+/// One volume of a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Volume {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// `qcow2`, `raw`, … as libvirt says.
+    pub format: String,
+    /// The size that a guest sees, in bytes.
+    pub capacity: u64,
+}
+
+impl Volume {
+    /// The size that a guest sees.
+    pub fn size(&self) -> ByteSize {
+        ByteSize::from_bytes(self.capacity)
+    }
+}
+
+/// One virtual network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Network {
+    /// Its name.
+    pub name: String,
+    /// Whether it is started.
+    pub active: bool,
+    /// Whether libvirt starts it at boot.
+    pub autostart: bool,
+    /// Its definition.
+    pub xml: String,
+}
+
+impl Virtualisation {
+    /// The VM of this name.
+    pub fn domain(&self, name: &str) -> Option<&Domain> {
+        self.domains.iter().find(|d| d.name == name)
+    }
+    /// The pool of this name.
+    pub fn pool(&self, name: &str) -> Option<&Pool> {
+        self.pools.iter().find(|p| p.name == name)
+    }
+    /// The network of this name.
+    pub fn network(&self, name: &str) -> Option<&Network> {
+        self.networks.iter().find(|n| n.name == name)
+    }
+}

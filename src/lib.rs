@@ -1,0 +1,41 @@
+//! gpuvm brings one GPU virtualisation host to the state that a manifest describes.
+//!
+//! The pipeline, which is also the order of the modules:
+//!
+//! ```text
+//! host.yaml ──manifest::load──► Loaded ───┐
+//!                                         ├─desire──► Desired { resources, edges, findings }   pure
+//! host ──facts::collect──► HostFacts ─────┘
+//! Desired + ledger ──one Snapshot of a Probe──► plan::Plan                        data, can be saved
+//! Plan ──apply: stale check, then step by step: journal → execute ──► next round ──► ledger
+//! ```
+//!
+//! *Facts* are read and never changed; *state* is what gpuvm manages, and each resource kind looks at its own.
+//! A plan is data: a list of steps from a closed enum, which one interpreter executes. Verifying is planning again.
+//!
+//! Dependencies point one way: `cli → stages → resource → plan types → host::Probe`. A kind never reads the manifest,
+//! nothing but `apply` changes a host, and nothing but `cli` opens the live one.
+
+pub mod types;
+
+pub mod manifest;
+
+pub mod facts;
+
+pub mod desire;
+
+pub mod resource;
+
+pub mod plan;
+
+pub mod apply;
+
+pub mod report;
+
+pub mod net;
+
+pub mod vm;
+
+pub mod host;
+
+pub mod cli;

@@ -1,0 +1,397 @@
+//! `host.yaml`: what a person wants of one host. Version 1. Sections left out are not managed; unknown fields are
+//! refused; names are keys of a map, so a name cannot be there twice.
+
+mod load;
+mod short;
+mod validate;
+mod yaml_de;
+mod yaml_tree;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use short::{CpuCount, FilePath, KernelArg, ModuleName, SlotOrFunction, UserName, WordError};
+pub use load::{Invalid, LoadError, Loaded, load, parse};
+
+use crate::types::{
+    ByteSize, DomainName, HostName, InterfaceName, MacAddress, Mode, PackageName, PciId, ResourceName, UnitName,
+};
+
+/// The manifest of one GPU virtualisation host.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Manifest {
+    /// The format of this file: 1.
+    pub version: u32,
+    /// The host that it is for; gpuvm refuses to run on another one. Left out, it runs anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostName>,
+    /// Packages to be installed beside those that other sections imply.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packages: Vec<PackageEntry>,
+    /// Files, by absolute path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<FilePath, FileEntry>,
+    /// systemd units, by name with suffix.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<UnitName, ServiceEntry>,
+    /// Arguments that are appended to the kernel's command line, each as `name` or `name=value`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernel_args: Vec<KernelArg>,
+    /// Kernel modules to be loaded now and at boot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub modules: Vec<ModuleName>,
+    /// How the IOMMU is to be used. `use: vfio` implies that it is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iommu: Option<IommuSection>,
+    /// libvirt itself: who may use it, and where disks are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub libvirt: Option<LibvirtSection>,
+    /// GPUs, named once and used by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub gpus: BTreeMap<ResourceName, DeviceEntry>,
+    /// Other PCI devices (NVMe, HBA, NIC, USB controller), by the same rules.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub devices: BTreeMap<ResourceName, DeviceEntry>,
+    /// The bridge that VMs share the host's network through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<BridgeSection>,
+    /// Further networks for VMs, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub networks: BTreeMap<ResourceName, NetworkEntry>,
+    /// Storage for disks, by name: used, never made or formatted.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub storage: BTreeMap<ResourceName, StorageEntry>,
+    /// Virtual machines, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub vms: BTreeMap<DomainName, VmEntry>,
+}
+
+/// A package: its name, or a mapping.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PackageEntry {
+    /// The package.
+    pub name: PackageName,
+    /// Remove it where it is installed.
+    #[serde(default)]
+    pub absent: bool,
+}
+
+/// A file: where its content comes from (one of `content`, `source`, `template`), whose it is and what may read it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FileEntry {
+    /// The content itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+    /// A file beside the manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<PathBuf>,
+    /// A template beside the manifest (Jinja syntax; `host`, `facts` and `vars` are known in it; undefined names are
+    /// an error).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<PathBuf>,
+    /// Values for the template.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub vars: BTreeMap<String, String>,
+    /// Owner; `root` where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// Group; `root` where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Permission bits in octal and in quotes; "0644" where left out, "0600" for a secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// The content is never shown in a plan, a log or a record.
+    #[serde(default)]
+    pub secret: bool,
+    /// Replace a file that is there already and is not gpuvm's; the original is kept for undo.
+    #[serde(default)]
+    pub take_over: bool,
+    /// The units to restart when the content changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restart: Vec<UnitName>,
+}
+
+/// A systemd unit. What is left out is not managed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServiceEntry {
+    /// Whether it starts at boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    /// Whether it runs now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running: Option<bool>,
+}
+
+/// How the IOMMU is to be used.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IommuSection {
+    /// `iommu=pt`: devices of the host are not translated, which is faster for them. Not needed to pass devices.
+    #[serde(default)]
+    pub passthrough: bool,
+}
+
+/// libvirt itself.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LibvirtSection {
+    /// Users who may run VMs without being root: they get into the groups libvirt and kvm. That is close to being root.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operators: Vec<UserName>,
+    /// The directory of the default pool; /var/lib/libvirt/images where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PathBuf>,
+    /// Which of libvirt's sockets is used.
+    #[serde(default)]
+    pub sockets: Sockets,
+}
+
+/// Which of libvirt's daemons is used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Sockets {
+    /// The one whose socket the host's packages bring.
+    #[default]
+    Auto,
+    /// One daemon for everything: libvirtd.
+    Monolithic,
+    /// One daemon a driver: virtqemud and others.
+    Modular,
+}
+
+/// A PCI device with what it is used for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeviceEntry {
+    /// Which device: a slot (`"0000:02:00"`), or a mapping.
+    #[serde(rename = "match")]
+    pub matches: DeviceMatch,
+    /// What it has to be; another card in that slot is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<DeviceExpect>,
+    /// Whom it belongs to.
+    #[serde(rename = "use")]
+    pub usage: DeviceUse,
+}
+
+/// Which device is meant. Exactly one field is given. A match that fits several devices is an error.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeviceMatch {
+    /// The slot's address, with or without a function (`0000:02:00`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<SlotOrFunction>,
+    /// The path of ports (`pcie:1c.4/0`): survives renumbering.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<String>,
+    /// Vendor and device id (`10de:2684`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<PciId>,
+}
+
+/// What a matched device has to be.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeviceExpect {
+    /// Vendor and device id of the first function.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<PciId>,
+    /// Subsystem vendor and device id of the first function.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subsystem: Option<PciId>,
+}
+
+/// Whom a device belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum DeviceUse {
+    /// It stays with the host and its driver; a plan that would take it is refused.
+    Host,
+    /// It is kept for VMs: bound to vfio-pci from early boot.
+    Vfio,
+}
+
+/// The bridge that VMs share the host's network through.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BridgeSection {
+    /// Its name.
+    pub name: InterfaceName,
+    /// The link that becomes its port: `auto` (the one with the default route), a name, or `{ mac: … }`.
+    #[serde(default)]
+    pub uplink: Uplink,
+    /// Use a bridge that is there; touch nothing.
+    #[serde(default)]
+    pub existing: bool,
+}
+
+/// The link that becomes a bridge's port.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Uplink {
+    /// The link with the default route.
+    #[default]
+    Auto,
+    /// By name.
+    Name(InterfaceName),
+    /// By its permanent Ethernet address.
+    Mac(MacAddress),
+}
+
+/// A further network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetworkEntry {
+    /// A network that libvirt has (`default` is its NAT network).
+    pub libvirt: ResourceName,
+}
+
+/// Storage for disks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StorageEntry {
+    /// A directory.
+    pub dir: PathBuf,
+}
+
+/// A virtual machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VmEntry {
+    /// Virtual processors.
+    pub cpus: CpuCount,
+    /// Memory: a size, or `{ size: 32GiB, pages: 1GiB }` for huge pages.
+    pub memory: Memory,
+    /// Disks in order: a size, or `{ size: 200GiB, pool: fast }`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskEntry>,
+    /// The bridge or one of `networks`; none where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NicEntry>,
+    /// GPUs by their names in `gpus`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<ResourceName>,
+    /// Other devices by their names in `devices`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<ResourceName>,
+    /// What the VM boots with.
+    #[serde(default)]
+    pub firmware: Firmware,
+    /// Boot a kernel of the host's directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<DirectBoot>,
+    /// Hardware virtualisation or emulation.
+    #[serde(default)]
+    pub accel: Accel,
+    /// When it starts.
+    #[serde(default)]
+    pub start: StartWhen,
+    /// Whether it has to run; where left out, one that a person stopped stays stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<VmState>,
+    /// Take the VM's definition away; its disks stay.
+    #[serde(default)]
+    pub absent: bool,
+}
+
+/// Memory of a VM.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Memory {
+    /// How much.
+    pub size: ByteSize,
+    /// Size of the huge pages that it is taken from: `2MiB` or `1GiB`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages: Option<ByteSize>,
+}
+
+/// A disk of a VM.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DiskEntry {
+    /// What the guest sees. A disk grows; it is never shrunk.
+    pub size: ByteSize,
+    /// One of `storage`; the default pool where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<ResourceName>,
+}
+
+/// The network that a VM is on.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NicEntry {
+    /// The bridge's name or one of `networks`.
+    pub name: ResourceName,
+    /// Its Ethernet address; made from host and VM name where left out, so that it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+}
+
+/// What a VM boots with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Firmware {
+    /// UEFI (OVMF), as passed GPUs need it.
+    #[default]
+    Uefi,
+    /// SeaBIOS.
+    Bios,
+}
+
+/// A kernel of the host's that a VM boots directly.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DirectBoot {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// The command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
+}
+
+/// Hardware virtualisation or emulation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Accel {
+    /// KVM where the processor offers it; else a finding, and emulation.
+    #[default]
+    Auto,
+    /// KVM; a host without it is refused.
+    Kvm,
+    /// Emulation: slow, works anywhere.
+    Tcg,
+}
+
+/// When a VM starts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum StartWhen {
+    /// With the host, and once when it is made.
+    Boot,
+    /// When a person starts it.
+    #[default]
+    Manual,
+    /// Alias of `manual` that says that something else will ask for it.
+    OnRequest,
+}
+
+/// Whether a VM has to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum VmState {
+    /// It is started where it does not run.
+    Running,
+    /// It is asked to shut down where it runs.
+    Stopped,
+}

@@ -1,0 +1,197 @@
+//! Newtypes of the manifest alone, and the short forms: a scalar where a mapping would say no more.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde::Deserialize;
+
+use super::{DeviceMatch, DiskEntry, Memory, NicEntry, PackageEntry, Uplink};
+use crate::types::{ByteSize, InterfaceName, MacAddress, PackageName, PciAddress, PciId, PciSlot, ResourceName, as_string};
+
+/// A text that failed a rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not {what}")]
+pub struct WordError {
+    text: String,
+    what: &'static str,
+}
+
+macro_rules! word {
+    ($(#[$doc:meta])* $type:ident, $what:literal, $pattern:literal, $example:literal, $valid:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $type(String);
+        impl $type {
+            /// As text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl FromStr for $type {
+            type Err = WordError;
+            fn from_str(text: &str) -> Result<Self, WordError> {
+                let valid: fn(&str) -> bool = $valid;
+                if valid(text) { Ok(Self(text.to_owned())) } else { Err(WordError { text: text.to_owned(), what: $what }) }
+            }
+        }
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        as_string!($type, $what, $pattern, $example);
+    };
+}
+
+word!(
+    /// An absolute path without `.`, `..`, empty parts and control characters.
+    FilePath, "an absolute path without `.` and `..`", "^/", "/etc/motd",
+    |t| t.len() > 1 && t.len() < 4096 && t.starts_with('/')
+        && t[1..].split('/').all(|part| !matches!(part, "" | "." | ".."))
+        && !t.chars().any(char::is_control)
+        && Path::new(t).is_absolute()
+);
+word!(
+    /// One argument of the kernel's command line.
+    KernelArg, "a kernel argument: `name` or `name=value` without blanks and quotes", "^[A-Za-z0-9][^\\s\"'$`\\\\]*$",
+    "intel_iommu=on",
+    |t| t.len() < 512 && t.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && t.chars().all(|c| c.is_ascii_graphic() && !"\"'$`\\;&|<>(){}!#".contains(c))
+);
+word!(
+    /// A kernel module.
+    ModuleName, "a module name: letters, digits, `_` and `-`", "^[A-Za-z0-9_-]+$", "vfio_pci",
+    |t| !t.is_empty() && t.len() < 64 && t.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') && !t.starts_with('-')
+);
+word!(
+    /// A local user (useradd(8)).
+    UserName, "a user name: lower-case letters, digits, `_` and `-`", "^[a-z_][a-z0-9_-]{0,31}$", "alice",
+    |t| (1..=32).contains(&t.len()) && t.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && t.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-')
+);
+
+/// A slot, with or without one of its functions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotOrFunction(pub PciSlot);
+impl FromStr for SlotOrFunction {
+    type Err = crate::types::PciError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse::<PciAddress>().map(|a| a.slot).or_else(|_| text.parse()).map(Self)
+    }
+}
+impl fmt::Display for SlotOrFunction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+as_string!(
+    SlotOrFunction,
+    "a PCI slot, with or without a function",
+    "^([0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F](\\.[0-7])?$",
+    "0000:02:00"
+);
+
+/// How many virtual processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
+#[serde(transparent)]
+pub struct CpuCount(#[schemars(range(min = 1, max = 1024))] pub u32);
+impl<'de> Deserialize<'de> for CpuCount {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match u32::deserialize(d)? {
+            n @ 1..=1024 => Ok(Self(n)),
+            n => Err(de::Error::custom(format_args!("{n} virtual processors are not possible; write 1 to 1024"))),
+        }
+    }
+}
+
+/// Deserialises from a scalar by `FromStr` of its first field, or from a mapping of all fields.
+macro_rules! short_or_mapping {
+    ($type:ident, $expects:literal, |$text:ident| $short:expr, { $($(#[$meta:meta])* $field:ident : $ty:ty),* $(,)? }) => {
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                #[derive(Deserialize)]
+                #[serde(rename_all = "camelCase", deny_unknown_fields)]
+                struct Full { $($(#[$meta])* $field: $ty),* }
+                struct Either;
+                impl<'de> Visitor<'de> for Either {
+                    type Value = $type;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expects)
+                    }
+                    fn visit_str<E: de::Error>(self, $text: &str) -> Result<$type, E> {
+                        $short
+                    }
+                    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<$type, A::Error> {
+                        let Full { $($field),* } = Full::deserialize(MapAccessDeserializer::new(map))?;
+                        Ok($type { $($field),* })
+                    }
+                }
+                d.deserialize_any(Either)
+            }
+        }
+    };
+}
+
+short_or_mapping!(PackageEntry, "a package name, or `{ name, absent }`",
+    |t| Ok(PackageEntry { name: t.parse().map_err(E::custom)?, absent: false }),
+    { name: PackageName, #[serde(default)] absent: bool });
+short_or_mapping!(Memory, "a size such as `16GiB`, or `{ size, pages }`",
+    |t| Ok(Memory { size: t.parse().map_err(E::custom)?, pages: None }),
+    { size: ByteSize, #[serde(default)] pages: Option<ByteSize> });
+short_or_mapping!(DiskEntry, "a size such as `100GiB`, or `{ size, pool }`",
+    |t| Ok(DiskEntry { size: t.parse().map_err(E::custom)?, pool: None }),
+    { size: ByteSize, #[serde(default)] pool: Option<ResourceName> });
+short_or_mapping!(NicEntry, "a network's name, or `{ name, mac }`",
+    |t| Ok(NicEntry { name: t.parse().map_err(E::custom)?, mac: None }),
+    { name: ResourceName, #[serde(default)] mac: Option<MacAddress> });
+short_or_mapping!(DeviceMatch, "a slot such as `\"0000:02:00\"`, or one of `{ address }`, `{ slot }`, `{ id }`",
+    |t| Ok(DeviceMatch { address: Some(t.parse().map_err(E::custom)?), ..DeviceMatch::default() }),
+    { #[serde(default)] address: Option<SlotOrFunction>, #[serde(default)] slot: Option<String>, #[serde(default)] id: Option<PciId> });
+
+impl<'de> Deserialize<'de> for Uplink {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Full {
+            mac: MacAddress,
+        }
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Uplink;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`auto`, a link's name, or `{ mac }`")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Uplink, E> {
+                match text {
+                    "auto" => Ok(Uplink::Auto),
+                    name => name.parse::<InterfaceName>().map(Uplink::Name).map_err(E::custom),
+                }
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Uplink, A::Error> {
+                Full::deserialize(MapAccessDeserializer::new(map)).map(|f| Uplink::Mac(f.mac))
+            }
+        }
+        d.deserialize_any(Either)
+    }
+}
+
+impl schemars::JsonSchema for Uplink {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Uplink".into()
+    }
+    fn json_schema(g: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let mac = g.subschema_for::<MacAddress>();
+        let name = g.subschema_for::<InterfaceName>();
+        schemars::json_schema!({
+            "description": "The link that becomes a bridge's port: `auto`, a name, or `{ mac: … }`.",
+            "anyOf": [
+                { "const": "auto" },
+                name,
+                { "type": "object", "properties": { "mac": mac }, "required": ["mac"], "additionalProperties": false }
+            ]
+        })
+    }
+}

@@ -1,0 +1,7 @@
+//! stub
+/// stub
+#[derive(Debug, thiserror::Error)]
+#[error("stub")]
+pub struct OrderError;
+/// stub
+pub fn order() -> Result<(), OrderError> { Ok(()) }

@@ -1,0 +1,304 @@
+//! A step is one primitive effect: a closed list, without a free command line. One interpreter journals, executes and
+//! rehearses them all.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::Refresh;
+use crate::types::{ByteSize, DomainName, InterfaceName, MacAddress, Mode, PackageName, PciAddress, ResourceName, UnitName};
+
+/// What is written to a file.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Content {
+    /// The text itself.
+    Text(String),
+    /// A secret: only its sha256 in hex is in the plan; the payload is a 0600 file of the run.
+    Secret(String),
+}
+
+impl std::fmt::Debug for Content {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Content::Text(text) => write!(f, "Text({} bytes)", text.len()),
+            Content::Secret(digest) => write!(f, "Secret({digest})"),
+        }
+    }
+}
+
+/// A whole file as it will be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FileWrite {
+    /// Where.
+    pub path: PathBuf,
+    /// What.
+    pub content: Content,
+    /// Permission bits.
+    pub mode: Mode,
+    /// Owner by name, resolved when the step runs (a package may make the user).
+    pub owner: String,
+    /// Group by name.
+    pub group: String,
+}
+
+impl FileWrite {
+    /// A root-owned file.
+    pub fn root(path: impl Into<PathBuf>, text: impl Into<String>, mode: u32) -> Self {
+        Self {
+            path: path.into(),
+            content: Content::Text(text.into()),
+            mode: Mode::new(mode),
+            owner: "root".to_owned(),
+            group: "root".to_owned(),
+        }
+    }
+}
+
+/// One package of a transaction, with the exact version that was planned.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AptPackage {
+    /// Its name.
+    pub name: PackageName,
+    /// The version that the simulation gave.
+    pub version: String,
+    /// What is installed now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+}
+
+/// What is done with a systemd unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceAction {
+    /// Starts it at boot.
+    Enable,
+    /// Does not start it at boot.
+    Disable,
+    /// Starts it now.
+    Start,
+    /// Stops it now.
+    Stop,
+    /// Stops and starts it, for a changed configuration.
+    Restart,
+}
+
+/// The driver that a function is to have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BindTarget {
+    /// vfio-pci, by `driver_override`.
+    Vfio,
+    /// Whatever driver the kernel finds for it: the override is cleared and the function is probed again.
+    Host,
+}
+
+/// All functions of a slot, or none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotBinding {
+    /// Each function with the driver that it had when the plan was made.
+    pub functions: Vec<(PciAddress, Option<String>)>,
+    /// What they are to be bound to.
+    pub target: BindTarget,
+}
+
+/// Something that answered before a network change and must answer after it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Proof {
+    /// The link is up.
+    Link(InterfaceName),
+    /// The address (without prefix) is on the link.
+    Address {
+        /// Link.
+        link: InterfaceName,
+        /// Address.
+        address: std::net::IpAddr,
+    },
+    /// A default route goes through the link.
+    DefaultRoute(InterfaceName),
+    /// The gateway answers ARP or neighbour discovery.
+    Gateway(std::net::IpAddr),
+    /// The name server answers a query.
+    NameServer(std::net::IpAddr),
+    /// The peer of the ssh session is reachable.
+    Peer(std::net::IpAddr),
+}
+
+/// A change of the host's network as one guarded whole: new files, removed files, what must answer afterwards.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkSwitch {
+    /// The bridge.
+    pub bridge: InterfaceName,
+    /// Its port.
+    pub uplink: InterfaceName,
+    /// The uplink's address, which the bridge keeps.
+    pub mac: MacAddress,
+    /// Files as they will be.
+    pub write: Vec<FileWrite>,
+    /// Files that go away.
+    pub remove: Vec<PathBuf>,
+    /// Links of ours that go away when the change is undone or the bridge is removed.
+    pub delete_links: Vec<InterfaceName>,
+    /// What must answer; anything that did not answer before the change is left out when the step runs.
+    pub proofs: BTreeSet<Proof>,
+    /// How long the guard waits for the proofs, in seconds.
+    pub patience_s: u32,
+}
+
+/// A volume to be made or grown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeStep {
+    /// The pool that it is in.
+    pub pool: ResourceName,
+    /// Its name in the pool (`desktop-0.qcow2`).
+    pub name: String,
+    /// What the guest sees.
+    pub size: ByteSize,
+    /// `qcow2` or `raw`.
+    pub format: String,
+    /// Grow an existing one in place of making it.
+    pub grow: bool,
+}
+
+/// One primitive effect. Each is idempotent: run again after a crash, it ends in the same state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Step {
+    /// Writes a whole file: temporary file, fsync, rename, fsync of the folder.
+    WriteFile(FileWrite),
+    /// Removes a file; one that is not there is fine.
+    RemoveFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Makes a directory (parents as 0755 root) or corrects its mode and owner.
+    MakeDir {
+        /// The directory.
+        path: PathBuf,
+        /// Permission bits.
+        mode: Mode,
+        /// Owner by name.
+        owner: String,
+        /// Group by name.
+        group: String,
+    },
+    /// Makes or replaces a symbolic link.
+    Link {
+        /// The link.
+        path: PathBuf,
+        /// What it points to.
+        target: PathBuf,
+    },
+    /// Puts a kept original back, byte for byte with mode and owner, from the ledger's folder; removes the file where
+    /// there was none before.
+    RestoreFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Fetches the package lists.
+    AptIndex,
+    /// One package transaction.
+    Apt {
+        /// What was asked for.
+        request: BTreeSet<PackageName>,
+        /// Everything that the simulation installs or upgrades for it.
+        install: Vec<AptPackage>,
+        /// Everything that the simulation removes for it.
+        remove: Vec<PackageName>,
+    },
+    /// Something done with a systemd unit.
+    Service {
+        /// The unit.
+        unit: UnitName,
+        /// What.
+        action: ServiceAction,
+    },
+    /// Loads a kernel module.
+    Module {
+        /// Its name.
+        name: String,
+    },
+    /// Puts a user into a group or takes it out.
+    GroupMember {
+        /// Group.
+        group: String,
+        /// User.
+        user: String,
+        /// In or out.
+        present: bool,
+    },
+    /// Binds every function of a slot, or none.
+    BindSlot(SlotBinding),
+    /// Changes the host's network under guard.
+    SwitchNetwork(NetworkSwitch),
+    /// Defines, builds, starts and autostarts a directory pool.
+    Pool {
+        /// Its name.
+        name: ResourceName,
+        /// Its directory.
+        path: PathBuf,
+    },
+    /// Makes or grows a volume.
+    Volume(VolumeStep),
+    /// Defines a VM, or changes its stored definition.
+    DefineDomain {
+        /// Its name.
+        name: DomainName,
+        /// The whole definition.
+        xml: String,
+        /// Whether libvirt starts it at boot.
+        autostart: bool,
+    },
+    /// Takes a VM's definition away, with NVRAM; its disks stay.
+    UndefineDomain {
+        /// Its name.
+        name: DomainName,
+    },
+    /// Starts a VM.
+    StartDomain {
+        /// Its name.
+        name: DomainName,
+    },
+    /// Asks a VM's guest to shut down and waits.
+    StopDomain {
+        /// Its name.
+        name: DomainName,
+    },
+    /// What is done once after all changes that name it.
+    Refresh {
+        /// Which.
+        refresh: Refresh,
+    },
+    /// Boots the host again.
+    Reboot,
+}
+
+impl Step {
+    /// The places that it writes: two changes of a plan that share one are refused.
+    pub fn writes(&self) -> Vec<String> {
+        match self {
+            Step::WriteFile(file) => vec![file.path.display().to_string()],
+            Step::RemoveFile { path } | Step::Link { path, .. } | Step::RestoreFile { path } => {
+                vec![path.display().to_string()]
+            }
+            Step::SwitchNetwork(switch) => switch
+                .write
+                .iter()
+                .map(|f| &f.path)
+                .chain(&switch.remove)
+                .map(|p| p.display().to_string())
+                .collect(),
+            Step::DefineDomain { name, .. } | Step::UndefineDomain { name } => vec![format!("domain {name}")],
+            Step::Volume(volume) => vec![format!("volume {}/{}", volume.pool, volume.name)],
+            Step::BindSlot(binding) => binding.functions.iter().map(|(a, _)| format!("function {a}")).collect(),
+            _ => Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! stub
+use serde::{Deserialize, Serialize};
+use super::Resource;
+use crate::{facts::HostFacts, host::{HostError, Probe}, plan::Diff};
+/// stub
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct File {}
+impl Resource for File {
+    const KIND: &'static str = "file";
+    type State = ();
+    fn name(&self) -> String { String::new() }
+    fn probe(&self, _: &dyn Probe) -> Result<(), HostError> { Ok(()) }
+    fn diff(&self, (): &(), _: Option<&Self>, _: &HostFacts) -> Diff { Diff::InSync { evidence: String::new() } }
+    fn remove(&self, (): &(), _: &HostFacts) -> Diff { Diff::InSync { evidence: String::new() } }
+}

@@ -1,0 +1,88 @@
+//! The kinds of thing that gpuvm manages. A kind looks at its own state and compiles the difference to steps; it never
+//! changes anything and never reads the manifest. One kind a file, one line in the list below.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::facts::HostFacts;
+use crate::host::{HostError, Probe};
+use crate::plan::{Diff, Key};
+
+/// What a kind has to say. `Self` is the wanted state: plain data that is also kept in the ledger as "last applied".
+pub trait Resource: Sized + Clone + Serialize + DeserializeOwned + 'static {
+    /// Stable: it is in saved plans, in the ledger and on the command line.
+    const KIND: &'static str;
+    /// What is there, configured and running.
+    type State;
+    /// The name within the kind; empty where there is one only.
+    fn name(&self) -> String;
+    /// Looks at what is there.
+    fn probe(&self, host: &dyn Probe) -> Result<Self::State, HostError>;
+    /// Compares; pure. `last` is what was applied last, where it is ours.
+    fn diff(&self, state: &Self::State, last: Option<&Self>, facts: &HostFacts) -> Diff;
+    /// It left the manifest and is ours (`self` is what was applied last): how to take it back; pure.
+    /// `InSync` means that nothing is left to do and the ledger may forget it.
+    fn remove(&self, state: &Self::State, facts: &HostFacts) -> Diff;
+    /// The key in plans.
+    fn key(&self) -> Key {
+        Key::new(Self::KIND, self.name())
+    }
+}
+
+/// The list of kinds: an enum over them, and the functions that go to the right one.
+macro_rules! kinds {
+    ($($module:ident :: $kind:ident),* $(,)?) => {
+        $(pub mod $module;)*
+
+        /// A wanted thing of any kind.
+        #[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        pub enum Wanted {
+            $(
+                #[doc = concat!("See [`", stringify!($module), "`].")]
+                $kind($module::$kind),
+            )*
+        }
+
+        impl Wanted {
+            /// Every kind's stable name, for `--only`, `--skip` and the guard that none lacks a test case.
+            pub const KINDS: &'static [&'static str] = &[$($module::$kind::KIND),*];
+
+            /// The key in plans.
+            pub fn key(&self) -> Key {
+                match self { $(Wanted::$kind(r) => r.key(),)* }
+            }
+            /// Looks and compares.
+            pub fn compare(&self, last: Option<&Wanted>, host: &dyn Probe, facts: &HostFacts) -> Result<Diff, HostError> {
+                match self {
+                    $(Wanted::$kind(r) => {
+                        let last = last.and_then(|l| match l { Wanted::$kind(l) => Some(l), #[allow(unreachable_patterns)] _ => None });
+                        Ok(r.diff(&r.probe(host)?, last, facts))
+                    })*
+                }
+            }
+            /// It left the manifest: looks, and says how to take it back.
+            pub fn compare_removal(&self, host: &dyn Probe, facts: &HostFacts) -> Result<Diff, HostError> {
+                match self { $(Wanted::$kind(r) => Ok(r.remove(&r.probe(host)?, facts)),)* }
+            }
+        }
+
+        $(impl From<$module::$kind> for Wanted {
+            fn from(r: $module::$kind) -> Self { Wanted::$kind(r) }
+        })*
+    };
+}
+
+kinds! {
+    package::PackageSet,
+    file::File,
+    kernel_arg::KernelArgs,
+    module::Modules,
+    service::Service,
+    group_member::GroupMember,
+    vfio_binding::VfioBinding,
+    bridge::Bridge,
+    pool::Pool,
+    volume::Volume,
+    libvirt_domain::LibvirtDomain,
+}

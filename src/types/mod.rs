@@ -1,0 +1,50 @@
+//! The newtypes that everything else speaks in: parsed once at the edge, so that inside no `String` is really an
+//! address, a size or a name. Each implements `FromStr`, `Display`, serde as a string, and `JsonSchema`.
+
+mod name;
+mod pci;
+mod size;
+
+pub use name::{DomainName, HostName, InterfaceName, MacAddress, NameError, PackageName, ResourceName, UnitName};
+pub use pci::{PciAddress, PciError, PciId, PciSlot};
+pub use size::{ByteSize, Mode, SizeError};
+
+/// Implements serde and `JsonSchema` for a type with `FromStr` and `Display`: it is written and read as a string.
+macro_rules! as_string {
+    ($type:ident, $what:literal, $pattern:literal, $example:literal) => {
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                struct Text;
+                impl serde::de::Visitor<'_> for Text {
+                    type Value = $type;
+                    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        f.write_str(concat!($what, ", such as `", $example, "`"))
+                    }
+                    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$type, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                }
+                d.deserialize_str(Text)
+            }
+        }
+        impl schemars::JsonSchema for $type {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($type).into()
+            }
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({
+                    "type": "string",
+                    "description": concat!($what, ", such as `", $example, "`."),
+                    "pattern": $pattern,
+                    "examples": [$example],
+                })
+            }
+        }
+    };
+}
+pub(crate) use as_string;
