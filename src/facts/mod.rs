@@ -238,6 +238,10 @@ impl PciFunction {
     pub fn is_gpu(&self) -> bool {
         matches!(self.base_class(), 0x0300 | 0x0302 | 0x0380)
     }
+    /// The display of a board's management controller (ASPEED 1a03, Matrox 102b): no GPU to give away.
+    pub fn is_management(&self) -> bool {
+        matches!(self.id.vendor, 0x1a03 | 0x102b)
+    }
     /// A host bridge or a PCI bridge: stays on its driver and does not count as an endpoint of its group.
     pub fn is_bridge(&self) -> bool {
         matches!(self.base_class(), 0x0600 | 0x0604)

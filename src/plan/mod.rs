@@ -1,6 +1,7 @@
 //! What would change, as data: steps, changes with their risks, and the plan that orders them. It can be saved, and
 //! what the person reads is what runs.
 
+mod build;
 mod order;
 mod step;
 
@@ -8,6 +9,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+pub use build::{Past, build};
 pub use order::{OrderError, order};
 pub use step::{
     AptPackage, BindTarget, Content, FileWrite, NetworkSwitch, Proof, ServiceAction, SlotBinding, Step, VolumeStep,

@@ -48,3 +48,9 @@ macro_rules! as_string {
     };
 }
 pub(crate) use as_string;
+
+/// The sha256 of some bytes, in hex.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
