@@ -1,0 +1,90 @@
+//! One planning pass: every wanted thing is looked at once and compared; what is ours and left the manifest is a
+//! removal; then everything gets its order. Reads, decides, changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Diff, Entry, Finding, HostLine, Key, PLAN_FORMAT, Plan, Refresh, Severity, order};
+use crate::desire::Desired;
+use crate::facts::{HostFacts, Iommu};
+use crate::host::{Answer, Probe};
+use crate::resource::Wanted;
+
+/// What earlier runs left behind.
+#[derive(Debug, Clone, Default)]
+pub struct Past {
+    /// What is ours, as it was applied last.
+    pub owned: BTreeMap<Key, Wanted>,
+    /// Refreshes that a cut-off run still owes.
+    pub pending: BTreeSet<Refresh>,
+}
+
+/// Compares what is wanted with the host. `manifest` is the digest of the manifest and its files.
+pub fn build(desired: &Desired, past: &Past, probe: &dyn Probe, facts: &HostFacts, manifest: &str) -> Plan {
+    let mut entries: Vec<Entry> = desired
+        .nodes
+        .iter()
+        .map(|(key, node)| Entry {
+            key: key.clone(),
+            from: node.from.clone(),
+            after: node.after.clone(),
+            diff: node.wanted.compare(past.owned.get(key), probe, facts).unwrap_or_else(|e| unknown(&e)),
+        })
+        .collect();
+    for (key, last) in past.owned.iter().filter(|(key, _)| !desired.nodes.contains_key(key)) {
+        entries.push(Entry {
+            key: key.clone(),
+            from: "no longer in the manifest".to_owned(),
+            after: BTreeSet::new(),
+            diff: last.compare_removal(probe, facts).unwrap_or_else(|e| unknown(&e)),
+        });
+    }
+    entries.sort_by(|a, b| a.key.cmp(&b.key));
+
+    let mut findings = desired.findings.clone();
+    let order = order(&entries, Wanted::KINDS, &past.pending).unwrap_or_else(|e| {
+        findings.push(Finding {
+            severity: Severity::Error,
+            code: "order".to_owned(),
+            place: String::new(),
+            message: e.to_string(),
+            help: "take one of them out of the manifest".to_owned(),
+        });
+        Vec::new()
+    });
+    Plan {
+        format: PLAN_FORMAT,
+        writer: env!("CARGO_PKG_VERSION").to_owned(),
+        host: host_line(probe, facts),
+        manifest: manifest.to_owned(),
+        findings,
+        entries,
+        order,
+    }
+}
+
+fn unknown(error: &dyn std::fmt::Display) -> Diff {
+    Diff::Unknown { why: error.to_string() }
+}
+
+fn host_line(probe: &dyn Probe, facts: &HostFacts) -> HostLine {
+    let gpus: BTreeSet<_> = facts.pci.values().filter(|f| f.is_gpu() && !f.is_management()).map(|f| f.address.slot).collect();
+    let machine_id = probe.text("/etc/machine-id".as_ref()).ok().and_then(Answer::value).unwrap_or_default();
+    HostLine {
+        hostname: facts.hostname.clone(),
+        os: facts.os.name.clone(),
+        kernel: facts.kernel.release.clone(),
+        iommu: match &facts.iommu {
+            Iommu::On { kind, groups } => format!("on ({kind}, {} groups)", groups.len()),
+            Iommu::Off { .. } => "off".to_owned(),
+            Iommu::Missing { .. } => "missing".to_owned(),
+            Iommu::Unknown(_) => "unknown".to_owned(),
+        },
+        gpus: gpus.len(),
+        vms: match probe.virtualisation() {
+            Ok(Answer::Value(known)) => Some(known.domains.len()),
+            Ok(Answer::Absent) => Some(0),
+            Ok(Answer::Denied) | Err(_) => None,
+        },
+        fingerprint: crate::types::sha256_hex(format!("gpuvm host {}", machine_id.trim()).as_bytes()),
+    }
+}
