@@ -1,1 +1,109 @@
-//! stub
+//! The command line: its arguments, and one file a command that names the stages it goes through.
+
+mod apply;
+mod facts;
+mod host;
+mod plan;
+mod schema;
+mod validate;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Exit codes, as documented in the README.
+pub mod code {
+    /// In sync, or done.
+    pub const OK: u8 = 0;
+    /// An error, something blocked, or a verdict of FAIL.
+    pub const ERROR: u8 = 1;
+    /// Changes are pending.
+    pub const CHANGES: u8 = 2;
+    /// In sync, but something waits for a reboot or a guest's restart.
+    pub const WAITS: u8 = 3;
+    /// Refused: stale plan, other host, beyond what was approved.
+    pub const REFUSED: u8 = 4;
+    /// Wrong usage.
+    pub const USAGE: u8 = 64;
+}
+
+/// Brings a GPU virtualisation host to the state that host.yaml describes.
+#[derive(Debug, Parser)]
+#[command(name = "gpuvm", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Say more (-v: what is in sync too and debug logs, -vv: traces).
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Say only results and errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// How logs are written to stderr.
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// How logs are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What gpuvm can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what would change on this host, in which order, and why. Changes nothing.
+    Plan(plan::PlanArgs),
+    /// Carry the plan out. In this version on a recorded host only (`--root`): a rehearsal.
+    Apply(apply::ApplyArgs),
+    /// Check a manifest without looking at any host.
+    Validate(validate::ValidateArgs),
+    /// Print the JSON Schema of the manifest, for editors.
+    Schema,
+    /// Show what gpuvm sees of a host, or record it to a folder.
+    Facts(facts::FactsArgs),
+}
+
+/// Which manifest, and which host.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// The manifest.
+    #[arg(short, long, default_value = "host.yaml")]
+    pub file: PathBuf,
+    /// A recorded host (made by `gpuvm facts --record`) in place of this machine.
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+}
+
+/// Runs the command; errors are printed here.
+pub fn run(cli: Cli) -> ExitCode {
+    let result = match cli.command {
+        Command::Plan(args) => plan::run(&args, cli.verbose > 0),
+        Command::Apply(args) => apply::run(&args, cli.quiet),
+        Command::Validate(args) => validate::run(&args),
+        Command::Schema => schema::run(),
+        Command::Facts(args) => facts::run(&args),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(report) => {
+            anstream::eprint!("{report:?}");
+            ExitCode::from(code::ERROR)
+        }
+    }
+}
+
+/// Standard output is data; a closed pipe is the reader's choice and no error.
+fn print(text: &str) -> miette::Result<()> {
+    use std::io::Write;
+    match anstream::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(miette::miette!("cannot write the output: {e}")),
+        _ => Ok(()),
+    }
+}

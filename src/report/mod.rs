@@ -1,1 +1,26 @@
-//! stub
+//! Plan, facts and outcome as text, JSON and Markdown. Computes nothing: what is shown is what the plan holds.
+
+mod facts;
+mod text;
+
+pub use facts::facts_text;
+pub use text::{outcome, plan_text};
+
+use crate::plan::Plan;
+
+/// A plan as JSON, with a line end.
+pub fn plan_json(plan: &Plan) -> String {
+    serde_json::to_string_pretty(plan).map(|t| t + "\n").unwrap_or_default()
+}
+
+/// A plan as Markdown, for a comment on a pull request.
+pub fn plan_markdown(plan: &Plan) -> String {
+    let text = anstream::adapter::strip_str(&plan_text(plan, text::Detail::Normal)).to_string();
+    // A fence longer than any run of backticks inside cannot be closed by a file's content.
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let fence = "`".repeat(longest.max(2) + 1);
+    let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+    format!("### gpuvm plan\n\n`{}`\n\n{fence}diff\n{}\n{fence}\n", first.replace('`', "'"), rest.trim_matches('\n'))
+}
+
+pub use text::Detail;

@@ -1,0 +1,71 @@
+//! `gpuvm facts`: what gpuvm sees of a host; `--record` writes everything that it looked at to a folder.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use miette::{IntoDiagnostic, miette};
+
+use super::{code, host, print};
+use crate::host::record::Recorder;
+use crate::host::{Probe, Snapshot};
+use crate::plan::Past;
+use crate::{facts, manifest, report};
+
+/// Arguments of `gpuvm facts`.
+#[derive(Debug, Args)]
+pub struct FactsArgs {
+    /// A recorded host in place of this machine.
+    #[arg(long, value_name = "DIR", conflicts_with = "record")]
+    root: Option<PathBuf>,
+    /// Write everything that was looked at to a new folder, without secrets and with stand-ins for names that identify.
+    #[arg(long, value_name = "DIR")]
+    record: Option<PathBuf>,
+    /// With --record: look at what this manifest needs too (versions of packages), so that it can be planned.
+    #[arg(short, long, requires = "record")]
+    file: Option<PathBuf>,
+    /// How facts are written.
+    #[arg(long, value_enum, default_value = "text")]
+    output: FactsOutput,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FactsOutput {
+    Text,
+    Json,
+}
+
+pub(super) fn run(args: &FactsArgs) -> miette::Result<u8> {
+    let live;
+    let recorded;
+    let probe: &dyn Probe = match &args.root {
+        Some(dir) => {
+            recorded = host::recorded(dir)?;
+            &recorded
+        }
+        None => {
+            live = host::live();
+            &live
+        }
+    };
+    let facts = match &args.record {
+        None => facts::collect(&Snapshot::new(probe)),
+        Some(dir) => {
+            if dir.exists() {
+                return Err(miette!(help = "name a folder that does not exist yet", "`{}` is there already", dir.display()));
+            }
+            let recorder = Recorder::new(probe);
+            let facts = facts::collect(&Snapshot::new(&recorder));
+            if let Some(file) = &args.file {
+                host::plan_now(&manifest::load(file)?, &recorder, &Past::default());
+            }
+            recorder.write(dir).into_diagnostic()?;
+            anstream::eprintln!("recorded to {}; look through it before you give it away", dir.display());
+            facts
+        }
+    };
+    print(&match args.output {
+        FactsOutput::Text => report::facts_text(&facts),
+        FactsOutput::Json => serde_json::to_string_pretty(&facts).into_diagnostic()? + "\n",
+    })?;
+    Ok(code::OK)
+}

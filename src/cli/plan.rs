@@ -1,0 +1,72 @@
+//! `gpuvm plan`: manifest → facts → desired → compared → shown.
+
+use clap::{Args, ValueEnum};
+use miette::IntoDiagnostic;
+
+use super::{Target, code, host, print};
+use crate::apply::StateDir;
+use crate::host::Probe;
+use crate::manifest;
+use crate::plan::{Diff, Plan};
+use crate::report::{self, Detail};
+
+/// Arguments of `gpuvm plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    target: Target,
+    /// How the plan is written to stdout.
+    #[arg(long, value_enum, default_value = "text")]
+    output: PlanOutput,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PlanOutput {
+    Text,
+    Json,
+    Markdown,
+}
+
+pub(super) fn run(args: &PlanArgs, verbose: bool) -> miette::Result<u8> {
+    let manifest = manifest::load(&args.target.file)?;
+    let live;
+    let recorded;
+    let (probe, state): (&dyn Probe, _) = match &args.target.root {
+        Some(dir) => {
+            recorded = host::recorded(dir)?;
+            (&recorded, dir.join("root").join(host::STATE))
+        }
+        None => {
+            live = host::live();
+            (&live, std::path::Path::new("/").join(host::STATE))
+        }
+    };
+    let past = StateDir::open(state).and_then(|s| s.past()).into_diagnostic()?;
+    let facts = crate::facts::collect(&crate::host::Snapshot::new(probe));
+    if let Err(other) = host::is_meant(&manifest, &facts) {
+        anstream::eprintln!("{other}");
+        return Ok(code::REFUSED);
+    }
+    let (plan, _) = host::plan_now(&manifest, probe, &past);
+    print(&match args.output {
+        PlanOutput::Text => report::plan_text(&plan, if verbose { Detail::Verbose } else { Detail::Normal }),
+        PlanOutput::Json => report::plan_json(&plan),
+        PlanOutput::Markdown => report::plan_markdown(&plan),
+    })?;
+    Ok(verdict(&plan))
+}
+
+/// The exit code that a plan stands for.
+pub(super) fn verdict(plan: &Plan) -> u8 {
+    if plan.blocked() {
+        code::ERROR
+    } else if plan.entries.iter().any(|e| matches!(e.diff, Diff::Change(_)))
+        || plan.order.iter().any(|i| !matches!(i, crate::plan::Item::Reboot { .. }))
+    {
+        code::CHANGES
+    } else if plan.entries.iter().any(|e| matches!(e.diff, Diff::Waits { .. })) {
+        code::WAITS
+    } else {
+        code::OK
+    }
+}

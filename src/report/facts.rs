@@ -1,0 +1,61 @@
+//! Facts as text: what gpuvm saw of the host, and what it could not see.
+
+use std::fmt::Write;
+
+use crate::facts::{HostFacts, Iommu, Known};
+
+/// The facts that a person asks for first; `--output json` has all.
+pub fn facts_text(facts: &HostFacts) -> String {
+    let mut out = String::new();
+    let _ = render(facts, &mut out);
+    out
+}
+
+fn render(facts: &HostFacts, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "host      {}", facts.hostname)?;
+    writeln!(out, "system    {} ({}), Linux {}", facts.os.name, facts.os.arch, facts.kernel.release)?;
+    let kvm = match (&facts.cpu.virtualisation, facts.cpu.kvm_device) {
+        (Some(flag), true) => format!("{flag}, /dev/kvm"),
+        (Some(flag), false) => format!("{flag}, no /dev/kvm"),
+        (None, _) => "no hardware virtualisation".to_owned(),
+    };
+    writeln!(out, "cpu       {} × {}, {} MiB, {kvm}", facts.cpu.count, facts.cpu.model, facts.cpu.memory.mib())?;
+    match &facts.iommu {
+        Iommu::On { kind, groups } => writeln!(out, "iommu     on ({kind}), {} groups", groups.len())?,
+        Iommu::Off { why, help } => writeln!(out, "iommu     off: {why}\n          {help}")?,
+        Iommu::Missing { why, help } => writeln!(out, "iommu     missing: {why}\n          {help}")?,
+        Iommu::Unknown(why) => writeln!(out, "iommu     not known: {why}")?,
+    }
+    for gpu in facts.pci.values().filter(|f| f.is_gpu() && !f.is_management()) {
+        let group = gpu.group.map_or("no group".to_owned(), |g| format!("group {g}"));
+        let driver = gpu.driver.as_deref().unwrap_or("no driver");
+        writeln!(out, "gpu       {} {} [{}] {driver}, {group}, {}", gpu.address, gpu.name, gpu.id, gpu.path)?;
+        for f in facts.slot(gpu.address.slot).filter(|f| f.address != gpu.address) {
+            writeln!(out, "            .{} {} [{}] {}", f.address.function, f.name, f.id, f.driver.as_deref().unwrap_or("no driver"))?;
+        }
+    }
+    for f in facts.pci.values().filter(|f| !f.carries.is_empty()) {
+        let what = f.carries.iter().map(|c| format!("{c:?}")).collect::<Vec<_>>().join(", ");
+        writeln!(out, "carries   {} {}: {what}", f.address, f.name)?;
+    }
+    match &facts.network {
+        Known::Unknown(why) => writeln!(out, "network   not known: {why}")?,
+        Known::Value(network) => {
+            let uplink = network.uplink.as_ref().map_or("none", |u| u.as_str());
+            let managers = network.managers.iter().map(|m| format!("{m:?}")).collect::<Vec<_>>().join(", ");
+            writeln!(out, "network   uplink {uplink}, managed by {managers}")?;
+            for link in network.links.values().filter(|l| l.name != "lo") {
+                let addresses = link.addresses.iter().map(|a| format!("{}/{}", a.address, a.prefix)).collect::<Vec<_>>().join(" ");
+                writeln!(out, "            {} {} {addresses}", link.name, link.state)?;
+            }
+        }
+    }
+    match &facts.packages {
+        Known::Unknown(why) => writeln!(out, "packages  not known: {why}")?,
+        Known::Value(all) => writeln!(out, "packages  {} installed", all.values().filter(|p| p.installed).count())?,
+    }
+    if !facts.root {
+        writeln!(out, "\nnot root: some answers may be missing")?;
+    }
+    Ok(())
+}
