@@ -1,1 +1,261 @@
-//! stub
+//! A recorded directory that plays a machine: `DIR/gpuvm-record.json` and the files below `DIR/root`.
+//!
+//! Steps really write files in the copy; what programs would do (apt, the boot loader, a reboot) is played from plain
+//! rules below. What cannot be played is refused, never passed over in silence.
+
+mod play;
+mod record_file;
+
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+pub use record_file::{RECORD_FORMAT, Record, RecordedLibvirt, RecordedQuery, RecordedStat};
+
+use super::{Answer, FileKind, Host, HostError, Output, Probe, Program, Running, Stat, Virtualisation};
+use crate::plan::{Content, FileWrite, Step};
+use crate::types::Mode;
+
+/// A copy of a recorded host.
+#[derive(Debug)]
+pub struct Fixture {
+    dir: PathBuf,
+    record: RefCell<Record>,
+}
+
+/// More links in one path than this is a loop (the kernel's own limit, path_resolution(7)).
+const MOST_LINKS: u32 = 40;
+
+impl Fixture {
+    /// Opens a recorded host.
+    pub fn open(dir: &Path) -> Result<Self, HostError> {
+        let record = Record::load(&dir.join(Record::NAME))?;
+        Ok(Self { dir: dir.to_owned(), record: RefCell::new(record) })
+    }
+
+    /// Where a path of the machine lies in the copy, whatever the links in it say: an absolute link starts again at
+    /// the copy's root, and `..` stops there. With `follow`, the last component is followed too.
+    fn place(&self, path: &Path, follow: bool) -> Result<PathBuf, HostError> {
+        let root = self.dir.join("root");
+        let mut links = 0;
+        let mut todo: Vec<OsString> = parts(path);
+        let mut at: Vec<OsString> = Vec::new();
+        while let Some(part) = todo.pop() {
+            if part == ".." {
+                at.pop();
+                continue;
+            }
+            at.push(part);
+            let here: PathBuf = root.iter().map(OsString::from).chain(at.iter().cloned()).collect();
+            if todo.is_empty() && !follow {
+                break;
+            }
+            if let Ok(target) = fs::read_link(&here) {
+                links += 1;
+                if links > MOST_LINKS {
+                    return Err(HostError::Refused(format!("`{}` goes through too many links", path.display())));
+                }
+                at.pop();
+                if target.is_absolute() {
+                    at.clear();
+                }
+                todo.extend(parts(&target));
+            }
+        }
+        Ok(root.iter().map(OsString::from).chain(at).collect())
+    }
+
+    fn denied(&self, path: &Path) -> bool {
+        self.record.borrow().denied.iter().any(|d| path.starts_with(d))
+    }
+
+    /// Asks the copy about a path, unless the record says that its user was not allowed to.
+    fn ask<T>(&self, path: &Path, follow: bool, ask: impl FnOnce(&Path) -> io::Result<T>) -> Result<Answer<T>, HostError> {
+        if self.denied(path) {
+            return Ok(Answer::Denied);
+        }
+        match ask(&self.place(path, follow)?) {
+            Ok(value) => Ok(Answer::Value(value)),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Answer::Absent),
+            Err(source) => Err(HostError::File { path: path.to_owned(), source }),
+        }
+    }
+
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), HostError> {
+        let place = self.place(path, true)?;
+        let write = || {
+            if let Some(parent) = place.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            fs::write(&place, bytes)
+        };
+        write().map_err(HostError::file(path))
+    }
+
+    /// The text of a file; empty where it is not there.
+    fn old(&self, path: &str) -> Result<String, HostError> {
+        Ok(self.text(Path::new(path))?.value().unwrap_or_default())
+    }
+
+    fn write_file(&self, file: &FileWrite, running: &Running<'_>) -> Result<(), HostError> {
+        let bytes = match &file.content {
+            Content::Text(text) => text.as_bytes(),
+            Content::Secret(digest) => running
+                .secrets
+                .get(digest)
+                .ok_or_else(|| HostError::Refused(format!("the secret for `{}` is not at hand", file.path.display())))?,
+        };
+        self.write(&file.path, bytes)?;
+        let stat = RecordedStat { mode: file.mode, uid: self.number("/etc/passwd", &file.owner)?, gid: self.number("/etc/group", &file.group)? };
+        self.record.borrow_mut().stats.insert(file.path.clone(), stat);
+        Ok(())
+    }
+
+    /// The number of a user or group of the recorded host; a number stands for itself.
+    fn number(&self, file: &str, name: &str) -> Result<u32, HostError> {
+        if let Ok(number) = name.parse() {
+            return Ok(number);
+        }
+        let text = self.old(file)?;
+        let found = text.lines().map(|l| l.split(':').collect::<Vec<_>>()).find(|f| f.first() == Some(&name));
+        match found.and_then(|f| f.get(2).and_then(|n| n.parse().ok())) {
+            Some(number) => Ok(number),
+            None if name == "root" => Ok(0),
+            None => Err(HostError::Refused(format!("`{name}` is not in {file}"))),
+        }
+    }
+
+    fn remove(&self, path: &Path) -> Result<(), HostError> {
+        self.record.borrow_mut().stats.remove(path);
+        match fs::remove_file(self.place(path, false)?) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(HostError::File { path: path.to_owned(), source: e }),
+            _ => Ok(()),
+        }
+    }
+
+    fn make_dir(&self, path: &Path) -> Result<(), HostError> {
+        fs::create_dir_all(self.place(path, true)?).map_err(HostError::file(path))
+    }
+
+    fn make_link(&self, path: &Path, target: &Path) -> Result<(), HostError> {
+        self.remove(path)?;
+        let place = self.place(path, false)?;
+        if let Some(parent) = place.parent() {
+            fs::create_dir_all(parent).map_err(HostError::file(path))?;
+        }
+        std::os::unix::fs::symlink(target, place).map_err(HostError::file(path))
+    }
+}
+
+/// The components of a path in reverse, so that the next one is popped.
+fn parts(path: &Path) -> Vec<OsString> {
+    path.components()
+        .rev()
+        .filter_map(|c| match c {
+            Component::Normal(part) => Some(part.to_owned()),
+            Component::ParentDir => Some(OsString::from("..")),
+            _ => None,
+        })
+        .collect()
+}
+
+impl Probe for Fixture {
+    fn read(&self, path: &Path) -> Result<Answer<Vec<u8>>, HostError> {
+        self.ask(path, true, fs::read)
+    }
+    fn stat(&self, path: &Path) -> Result<Answer<Stat>, HostError> {
+        let known = self.record.borrow().stats.get(path).copied();
+        self.ask(path, false, |place| {
+            let meta = fs::symlink_metadata(place)?;
+            let (kind, mode) = match meta.file_type() {
+                t if t.is_dir() => (FileKind::Directory, 0o755),
+                t if t.is_symlink() => (FileKind::Link, 0o777),
+                // A checkout keeps no more of a mode than whether the file can be run.
+                t if t.is_file() => (FileKind::File, if meta.permissions().mode() & 0o100 == 0 { 0o644 } else { 0o755 }),
+                _ => (FileKind::Other, 0o600),
+            };
+            Ok(match known {
+                Some(stat) => Stat { kind, mode: stat.mode, uid: stat.uid, gid: stat.gid },
+                None => Stat { kind, mode: Mode::new(mode), uid: 0, gid: 0 },
+            })
+        })
+    }
+    fn list(&self, dir: &Path) -> Result<Answer<Vec<OsString>>, HostError> {
+        self.ask(dir, true, |place| {
+            let mut names = fs::read_dir(place)?.map(|e| e.map(|e| e.file_name())).collect::<io::Result<Vec<_>>>()?;
+            names.sort();
+            Ok(names)
+        })
+    }
+    fn link(&self, path: &Path) -> Result<Answer<PathBuf>, HostError> {
+        self.ask(path, false, |place| match fs::read_link(place) {
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => Err(io::ErrorKind::NotFound.into()),
+            other => other,
+        })
+    }
+    fn query(&self, program: Program, args: &[&str]) -> Result<Answer<Output>, HostError> {
+        let record = self.record.borrow();
+        match record.queries.iter().find(|q| q.program == program && q.args == args) {
+            Some(known) => Ok(known.output.clone().map_or(Answer::Absent, Answer::Value)),
+            None => Err(HostError::NotRecorded(format!("`{} {}`", program.name(), args.join(" ")))),
+        }
+    }
+    fn virtualisation(&self) -> Result<Answer<Arc<Virtualisation>>, HostError> {
+        Ok(match &self.record.borrow().libvirt {
+            RecordedLibvirt::Absent => Answer::Absent,
+            RecordedLibvirt::Denied => Answer::Denied,
+            RecordedLibvirt::Known(known) => Answer::Value(Arc::new(known.clone())),
+        })
+    }
+}
+
+impl Host for Fixture {
+    fn execute(&mut self, step: &Step, running: &mut Running<'_>) -> Result<(), HostError> {
+        self.play(step, running)?;
+        self.record.borrow().save(&self.dir.join(Record::NAME))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture() -> (tempfile::TempDir, Fixture) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("root/etc")).unwrap();
+        fs::write(dir.path().join("root/etc/inside"), "inside").unwrap();
+        fs::write(dir.path().join("outside"), "outside").unwrap();
+        Record::default().save(&dir.path().join(Record::NAME)).unwrap();
+        let fixture = Fixture::open(dir.path()).unwrap();
+        (dir, fixture)
+    }
+
+    #[test]
+    fn no_link_leads_out_of_the_copy() {
+        let (dir, fixture) = fixture();
+        let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, dir.path().join("root/etc").join(name)).unwrap();
+        link("/etc/inside", "absolute");
+        link("../../../../../etc/inside", "up");
+        link("../../outside", "out");
+        link("/", "top");
+        link("loop", "loop");
+        let read = |path: &str| fixture.text(Path::new(path));
+        assert_eq!(read("/etc/absolute").unwrap(), Answer::Value("inside".to_owned()));
+        assert_eq!(read("/etc/up").unwrap(), Answer::Value("inside".to_owned()));
+        assert_eq!(read("/etc/top/etc/inside").unwrap(), Answer::Value("inside".to_owned()));
+        assert_eq!(read("/etc/out").unwrap(), Answer::Absent);
+        assert_eq!(read("/../outside").unwrap(), Answer::Absent);
+        assert!(read("/etc/loop").is_err());
+    }
+
+    #[test]
+    fn a_record_of_another_format_is_refused() {
+        let (dir, _) = fixture();
+        fs::write(dir.path().join(Record::NAME), "{\"format\":99}").unwrap();
+        assert!(Fixture::open(dir.path()).is_err());
+    }
+}
