@@ -2,6 +2,7 @@
 //! refused; names are keys of a map, so a name cannot be there twice.
 
 mod load;
+mod schema;
 mod short;
 mod validate;
 mod yaml_de;
@@ -14,7 +15,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use short::{CpuCount, FilePath, KernelArg, ModuleName, SlotOrFunction, UserName, WordError};
-pub use load::{Invalid, LoadError, Loaded, load, parse};
+pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse};
+pub use schema::schema;
 
 use crate::types::{
     ByteSize, DomainName, HostName, InterfaceName, MacAddress, Mode, PackageName, PciId, ResourceName, UnitName,

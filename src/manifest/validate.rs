@@ -1,1 +1,423 @@
-//! stub
+//! What the types cannot say: names that lead nowhere, devices with two owners, values that contradict each other. Each
+//! problem is shown under the wrong word.
+//!
+//! A manifest that has problems already is checked too, without the parts at fault. So the tree is asked which names
+//! there are: a GPU whose entry has a typo is not also an unknown name.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Component, Path};
+
+use super::load::stays_inside;
+use super::yaml_de::closest;
+use super::yaml_tree::{Node, Place, Problem, Span};
+use super::{DeviceEntry, DeviceUse, Manifest, StartWhen, Uplink, VmEntry, VmState};
+use crate::types::{ByteSize, ResourceName};
+
+/// Every rule that a manifest breaks.
+pub fn validate(manifest: &Manifest, root: &Node) -> Vec<Problem> {
+    let mut checks = Checks { manifest, root: Place::root(root), problems: Vec::new() };
+    checks.version();
+    checks.packages();
+    checks.files();
+    checks.kernel_args();
+    checks.devices();
+    checks.networks();
+    checks.paths();
+    checks.vms();
+    checks.shared_between_vms();
+    checks.problems
+}
+
+struct Checks<'a> {
+    manifest: &'a Manifest,
+    root: Place<'a>,
+    problems: Vec<Problem>,
+}
+
+/// The two sections of PCI devices, and what one of them is called.
+const DEVICE_SECTIONS: [(&str, &str); 2] = [("gpus", "GPU"), ("devices", "device")];
+
+impl<'a> Checks<'a> {
+    fn at(&self, path: &[&str]) -> Place<'a> {
+        // What was read from the tree is in the tree; the nearest place above stands in where it is not.
+        path.iter().fold(self.root.clone(), |place, name| place.get(name).unwrap_or(place))
+    }
+
+    fn wrong(&mut self, place: &Place<'_>, span: Span, message: String, label: &str, help: Option<String>) {
+        let labels = vec![(span, label.to_owned())];
+        self.problems.push(Problem { message, path: place.path.clone(), labels, help });
+    }
+
+    fn value(&mut self, place: &Place<'_>, message: String, label: &str, help: Option<&str>) {
+        self.wrong(place, place.span(), message, label, help.map(str::to_owned));
+    }
+
+    /// Two places that exclude each other; the second is where the problem is.
+    fn twice(&mut self, first: (Span, &str), again: (&Place<'_>, Span, &str), message: String, help: Option<&str>) {
+        let labels = vec![(again.1, again.2.to_owned()), (first.0, first.1.to_owned())];
+        self.problems.push(Problem { message, path: again.0.path.clone(), labels, help: help.map(str::to_owned) });
+    }
+
+    fn version(&mut self) {
+        if self.manifest.version != 1 {
+            let message = format!("version {} is not known", self.manifest.version);
+            self.value(&self.at(&["version"]), message, "this gpuvm reads version 1", Some("write `version: 1`"));
+        }
+    }
+
+    fn packages(&mut self) {
+        let mut seen: HashMap<&str, (bool, Span)> = HashMap::new();
+        for (entry, place) in self.manifest.packages.iter().zip(self.at(&["packages"]).items()) {
+            let span = place.get("name").unwrap_or_else(|| place.clone()).span();
+            let name = entry.name.as_str();
+            match seen.get(name) {
+                Some((absent, first)) if *absent != entry.absent => {
+                    let say = |absent| if absent { "to be removed here" } else { "wanted here" };
+                    let message = format!("package `{name}` is wanted and to be removed");
+                    self.twice((first.clone(), say(*absent)), (&place, span, say(entry.absent)), message, None);
+                }
+                Some(_) => {}
+                None => _ = seen.insert(name, (entry.absent, span)),
+            }
+        }
+    }
+
+    fn files(&mut self) {
+        for (name, entry) in &self.manifest.files {
+            let place = self.at(&["files", name.as_str()]);
+            let given: Vec<(&str, Span)> = ["content", "source", "template"]
+                .into_iter()
+                .filter_map(|field| Some((field, place.get(field)?.key_span())))
+                .collect();
+            match &given[..] {
+                [_] => {}
+                [] => {
+                    let help = "give one of `content`, `source` and `template`";
+                    let message = format!("`{name}` has no content");
+                    self.wrong(&place, place.key_span(), message, "what is to be in it?", Some(help.into()));
+                }
+                [(first, first_at), rest @ ..] => {
+                    for (again, again_at) in rest {
+                        let message = format!("`{name}` has both `{first}` and `{again}`");
+                        let (one, two) = ((first_at.clone(), "one content"), (&place, again_at.clone(), "another"));
+                        self.twice(one, two, message, Some("keep one of them"));
+                    }
+                }
+            }
+            for (field, path) in [("source", &entry.source), ("template", &entry.template)] {
+                let Some(path) = path.as_deref().filter(|path| !stays_inside(path)) else { continue };
+                let message = format!("`{}` does not lie beside the manifest", path.display());
+                let help = "write a path below the manifest's folder, relative and without `..`";
+                self.value(&self.at(&["files", name.as_str(), field]), message, "leads elsewhere", Some(help));
+            }
+        }
+    }
+
+    fn kernel_args(&mut self) {
+        let mut seen: HashMap<&str, Span> = HashMap::new();
+        for (arg, place) in self.manifest.kernel_args.iter().zip(self.at(&["kernelArgs"]).items()) {
+            let text = arg.as_str();
+            if let Some(first) = seen.get(text) {
+                let again = (&place, place.span(), "given again here");
+                self.twice((first.clone(), "first given here"), again, format!("`{text}` is given twice"), None);
+            } else {
+                seen.insert(text, place.span());
+            }
+            if let Some((reason, help)) = refused_arg(text) {
+                self.value(&place, format!("`{text}` is refused"), reason, Some(help));
+            }
+        }
+    }
+
+    fn entries(&self, section: &str) -> &'a BTreeMap<ResourceName, DeviceEntry> {
+        if section == "gpus" { &self.manifest.gpus } else { &self.manifest.devices }
+    }
+
+    fn devices(&mut self) {
+        let mut seen: HashMap<String, (String, Span)> = HashMap::new();
+        for (section, _) in DEVICE_SECTIONS {
+            for (name, entry) in self.entries(section) {
+                let place = self.at(&[section, name.as_str(), "match"]);
+                let wanted = &entry.matches;
+                let given = [
+                    wanted.address.map(|address| ("address", address.to_string())),
+                    wanted.slot.clone().map(|slot| ("slot", slot)),
+                    wanted.id.map(|id| ("id", id.to_string())),
+                ];
+                let given: Vec<_> = given.into_iter().flatten().collect();
+                match &given[..] {
+                    [(field, text)] => {
+                        let span = place.get(field).unwrap_or_else(|| place.clone()).span();
+                        let label = format!("{section}.{name}");
+                        if let Some((other, first)) = seen.get(&format!("{field} {text}")) {
+                            let message = format!("`{text}` is `{other}` already");
+                            let again = (&place, span, "the same device");
+                            let help = "name a device once and use it by that name";
+                            self.twice((first.clone(), "first named here"), again, message, Some(help));
+                        } else {
+                            seen.insert(format!("{field} {text}"), (label, span));
+                        }
+                    }
+                    [] => {
+                        // A field that is at fault itself was reported.
+                        if place.keys().next().is_none() {
+                            let help = "give one of `address`, `slot` and `id`";
+                            self.value(&place, "`match` names no device".into(), "empty", Some(help));
+                        }
+                    }
+                    [_, (second, _), ..] => {
+                        let span = place.get(second).map_or_else(|| place.span(), |p| p.key_span());
+                        let message = "`match` has more than one field".to_owned();
+                        let help = "keep one of `address`, `slot` and `id`; what the card has to be goes to `expect`";
+                        self.wrong(&place, span, message, "one too many", Some(help.into()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn networks(&mut self) {
+        let Some(bridge) = &self.manifest.bridge else { return };
+        let name = bridge.name.as_str();
+        if matches!(&bridge.uplink, Uplink::Name(uplink) if uplink == &bridge.name) {
+            let message = format!("bridge `{name}` has itself as its uplink");
+            let help = "write `uplink: auto`, or the link that becomes its port";
+            self.value(&self.at(&["bridge", "uplink"]), message, "the bridge's own name", Some(help));
+        }
+        if let Some(network) = self.at(&["networks"]).get(name).filter(|_| self.manifest.networks.contains_key(name)) {
+            let first = (self.at(&["bridge", "name"]).span(), "the bridge");
+            let again = (&network, network.key_span(), "a network of the same name");
+            self.twice(first, again, format!("`{name}` is a network and the bridge"), Some("rename one of them"));
+        }
+    }
+
+    fn absolute(&mut self, path: &Path, at: &[&str]) {
+        let fine = path.is_absolute()
+            && path.components().all(|part| !matches!(part, Component::ParentDir))
+            && !path.to_string_lossy().chars().any(char::is_control);
+        if !fine {
+            let message = format!("`{}` is not an absolute path without `..`", path.display());
+            self.value(&self.at(at), message, "write the whole path, from `/`", None);
+        }
+    }
+
+    fn paths(&mut self) {
+        let manifest = self.manifest;
+        if let Some(pool) = manifest.libvirt.as_ref().and_then(|libvirt| libvirt.pool.as_ref()) {
+            self.absolute(pool, &["libvirt", "pool"]);
+        }
+        for (name, storage) in &manifest.storage {
+            self.absolute(&storage.dir, &["storage", name.as_str(), "dir"]);
+        }
+        for (name, vm) in &manifest.vms {
+            let Some(boot) = &vm.boot else { continue };
+            self.absolute(&boot.kernel, &["vms", name.as_str(), "boot", "kernel"]);
+            if let Some(initrd) = &boot.initrd {
+                self.absolute(initrd, &["vms", name.as_str(), "boot", "initrd"]);
+            }
+        }
+    }
+
+    /// The names that a section has, also those whose entry has a problem.
+    fn names(&self, section: &str) -> Vec<&'a str> {
+        self.root.get(section).map(|place| place.keys().collect()).unwrap_or_default()
+    }
+
+    /// Whether a section is there but could not be read, or under a misspelt name: then its names are not known.
+    fn unreadable(&self, section: &str) -> bool {
+        const NAMING: [&str; 5] = ["gpus", "devices", "bridge", "networks", "storage"];
+        match self.root.get(section) {
+            Some(place) => place.is_pruned(),
+            None => self.root.entries().any(|(key, at)| at.is_pruned() && closest(key, NAMING) == Some(section)),
+        }
+    }
+
+    /// Reports a name that leads nowhere.
+    fn known(&mut self, place: &Place<'_>, name: &str, names: &[&str], what: &str, section: &str) {
+        if names.contains(&name) || self.unreadable(section) {
+            return;
+        }
+        let label = match closest(name, names.iter().copied()) {
+            Some(best) => format!("no {what} has this name; did you mean `{best}`?"),
+            None => format!("no {what} has this name"),
+        };
+        let elsewhere = DEVICE_SECTIONS.map(|(other, _)| other).into_iter().find(|other| {
+            *other != section && DEVICE_SECTIONS.iter().any(|(s, _)| *s == section) && self.names(other).contains(&name)
+        });
+        let help = match elsewhere {
+            Some(other) => format!("`{name}` is in `{other}`: write it in the VM's list `{other}`"),
+            None if names.is_empty() => format!("name it under `{section}`; there is none yet"),
+            None => {
+                let some: Vec<_> = names.iter().take(8).map(|name| format!("`{name}`")).collect();
+                let more = if names.len() > some.len() { " and others" } else { "" };
+                format!("known here: {}{more}", some.join(", "))
+            }
+        };
+        self.wrong(place, place.span(), format!("unknown {what} `{name}`"), &label, Some(help));
+    }
+
+    fn vms(&mut self) {
+        let manifest = self.manifest;
+        let mut networks = self.names("networks");
+        networks.extend(manifest.bridge.as_ref().map(|bridge| bridge.name.as_str()));
+        // With a bridge that could not be read, any name may be the bridge's.
+        let networks_known = !self.unreadable("bridge") && !self.unreadable("networks");
+        let pools = self.names("storage");
+        for (name, vm) in &manifest.vms {
+            let place = self.at(&["vms", name.as_str()]);
+            self.vm_devices(vm, &place);
+            self.memory(vm, &place);
+            if let (Some(nic), Some(at)) = (&vm.network, place.get("network")) {
+                if networks_known {
+                    let word = at.get("name").unwrap_or_else(|| at.clone());
+                    self.known(&word, nic.name.as_str(), &networks, "network", "bridge` or `networks");
+                }
+                if let (Some(mac), Some(at)) = (nic.mac.filter(|mac| mac.0[0] & 1 == 1), at.get("mac")) {
+                    let help = "take one that starts with `52:54:00:`, or leave `mac` out";
+                    self.value(&at, format!("`{mac}` is the address of a group"), "its first byte is odd", Some(help));
+                }
+            }
+            let disks = place.get("disks").map(|disks| disks.items()).unwrap_or_default();
+            for (disk, at) in vm.disks.iter().zip(disks) {
+                if disk.size < ByteSize::from_mib(1) {
+                    let word = at.get("size").unwrap_or_else(|| at.clone());
+                    self.value(&word, format!("a disk of {} is too small", disk.size), "at least 1MiB", None);
+                }
+                if let (Some(pool), Some(at)) = (&disk.pool, at.get("pool")) {
+                    self.known(&at, pool.as_str(), &pools, "pool", "storage");
+                }
+            }
+            self.life(name.as_str(), vm, &place);
+        }
+    }
+
+    fn vm_devices(&mut self, vm: &VmEntry, place: &Place<'a>) {
+        for ((section, what), list) in DEVICE_SECTIONS.into_iter().zip([&vm.gpus, &vm.devices]) {
+            let names = self.names(section);
+            let mut seen: HashMap<&str, Span> = HashMap::new();
+            let places = place.get(section).map(|list| list.items()).unwrap_or_default();
+            for (name, at) in list.iter().zip(places) {
+                let name = name.as_str();
+                self.known(&at, name, &names, what, section);
+                if let Some(first) = seen.get(name) {
+                    let again = (&at, at.span(), "named again here");
+                    let message = format!("{what} `{name}` is named twice in one VM");
+                    self.twice((first.clone(), "first named here"), again, message, None);
+                    continue;
+                }
+                seen.insert(name, at.span());
+                if self.entries(section).get(name).is_some_and(|entry| entry.usage == DeviceUse::Host) {
+                    let usage = self.at(&[section, name, "use"]).span();
+                    let again = (&at, at.span(), "given to a VM here");
+                    let help = format!("write `use: vfio` for `{name}`, or take it out of this list");
+                    let message = format!("{what} `{name}` stays with the host");
+                    self.twice((usage, "kept for the host here"), again, message, Some(&help));
+                }
+            }
+        }
+    }
+
+    fn memory(&mut self, vm: &VmEntry, place: &Place<'a>) {
+        let Some(at) = place.get("memory") else { return };
+        let size_at = at.get("size").unwrap_or_else(|| at.clone());
+        let size = vm.memory.size;
+        if size < ByteSize::from_mib(32) {
+            self.value(&size_at, format!("{size} of memory is too little"), "at least 32MiB", None);
+        }
+        let (Some(pages), Some(pages_at)) = (vm.memory.pages, at.get("pages")) else { return };
+        if pages != ByteSize::from_mib(2) && pages != ByteSize::from_gib(1) {
+            self.value(&pages_at, format!("there are no huge pages of {pages}"), "write `2MiB` or `1GiB`", None);
+        } else if !size.bytes().is_multiple_of(pages.bytes()) {
+            let first = (pages_at.span(), "the size of its pages");
+            let again = (&size_at, size_at.span(), "not a whole number of pages");
+            self.twice(first, again, format!("{size} of memory is not a multiple of {pages}"), None);
+        }
+    }
+
+    fn life(&mut self, name: &str, vm: &VmEntry, place: &Place<'a>) {
+        let span = |field: &str| place.get(field).map_or_else(|| place.key_span(), |at| at.span());
+        let state_at = place.get("state").unwrap_or_else(|| place.clone());
+        if vm.absent && vm.state == Some(VmState::Running) {
+            let again = (&state_at, span("state"), "cannot run then");
+            let message = format!("VM `{name}` is to be taken away and to run");
+            self.twice((span("absent"), "taken away"), again, message, Some("keep `absent: true` or `state: running`"));
+        }
+        if !vm.absent && vm.start == StartWhen::Boot && vm.state == Some(VmState::Stopped) {
+            let again = (&state_at, span("state"), "but has to be stopped");
+            let message = format!("VM `{name}` starts with the host and has to be stopped");
+            let help = "write `start: manual`, or leave `state` out";
+            self.twice((span("start"), "starts with the host"), again, message, Some(help));
+        }
+    }
+
+    fn shared_between_vms(&mut self) {
+        let manifest = self.manifest;
+        let mut owners: HashMap<(&str, &str), (&str, Span)> = HashMap::new();
+        let mut macs: HashMap<[u8; 6], (&str, Span)> = HashMap::new();
+        for (vm_name, vm) in manifest.vms.iter().filter(|(_, vm)| !vm.absent) {
+            let vm_name = vm_name.as_str();
+            let place = self.at(&["vms", vm_name]);
+            for ((section, what), list) in DEVICE_SECTIONS.into_iter().zip([&vm.gpus, &vm.devices]) {
+                let places = place.get(section).map(|list| list.items()).unwrap_or_default();
+                let mut own = HashSet::new();
+                for (name, at) in list.iter().zip(places).filter(|_| runs(vm)) {
+                    let name = name.as_str();
+                    if !own.insert(name) {
+                        continue;
+                    }
+                    if let Some((other, first)) = owners.get(&(section, name)) {
+                        let message = format!("{what} `{name}` is in VMs `{other}` and `{vm_name}`, which both run");
+                        let label = format!("in `{other}`");
+                        let help = "a device is in one running VM at a time: write `start: manual` for one of them";
+                        let again = (&at, at.span(), "and here");
+                        self.twice((first.clone(), &label), again, message, Some(help));
+                    } else {
+                        owners.insert((section, name), (vm_name, at.span()));
+                    }
+                }
+            }
+            let mac_at = place.get("network").and_then(|network| network.get("mac"));
+            if let (Some(mac), Some(at)) = (vm.network.as_ref().and_then(|nic| nic.mac), mac_at) {
+                if let Some((other, first)) = macs.get(&mac.0) {
+                    let message = format!("VMs `{other}` and `{vm_name}` have the same address `{mac}`");
+                    let again = (&at, at.span(), "and here");
+                    let help = "leave `mac` out for one that is made from host and VM name";
+                    self.twice((first.clone(), "first given here"), again, message, Some(help));
+                } else {
+                    macs.insert(mac.0, (vm_name, at.span()));
+                }
+            }
+        }
+    }
+}
+
+/// Whether the manifest makes a VM run.
+fn runs(vm: &VmEntry) -> bool {
+    !vm.absent
+        && vm.state != Some(VmState::Stopped)
+        && (vm.start == StartWhen::Boot || vm.state == Some(VmState::Running))
+}
+
+/// Why an argument of the kernel is refused, and what to do instead.
+fn refused_arg(arg: &str) -> Option<(&'static str, &'static str)> {
+    let (name, value) = arg.split_once('=').unwrap_or((arg, ""));
+    let off = value.split(',').any(|word| word == "off");
+    match name {
+        "intel_iommu" | "amd_iommu" | "iommu" if off => {
+            Some(("turns the IOMMU off", "take it out: without the IOMMU no device can be given to a VM"))
+        }
+        "amd_iommu" if value == "on" => Some((
+            "not an option of the kernel",
+            "take it out: AMD's IOMMU is on by default where the firmware has it on",
+        )),
+        "vfio-pci.ids" | "vfio_pci.ids" => Some((
+            "takes every card of that id, also the host's",
+            "name the device under `gpus` or `devices` with `use: vfio`: it is bound by its address",
+        )),
+        "pcie_acs_override" => Some((
+            "breaks the isolation between devices",
+            "take it out: stock kernels ignore it, and a patched one only claims an isolation that the hardware lacks",
+        )),
+        _ => None,
+    }
+}

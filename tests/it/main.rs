@@ -1,7 +1,9 @@
 //! One test binary: the program run as a person runs it, on copies of recorded hosts.
 #![allow(clippy::disallowed_methods)] // tests start the program itself
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
 mod cases;
 mod layers;
 mod machine;
+mod manifest;
 mod readme;

@@ -1,0 +1,360 @@
+//! Manifests: each rule with its message and place, the schema against another implementation, and hostile input.
+
+use std::path::{Path, PathBuf};
+
+use gpuvm::manifest::{LoadError, Manifest, load, parse, schema};
+use proptest::prelude::*;
+
+fn beside(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn shipped() -> Vec<PathBuf> {
+    let folder = std::fs::read_dir(beside("manifests")).unwrap();
+    let mut found: Vec<_> =
+        folder.map(|entry| entry.unwrap().path()).filter(|p| p.extension().unwrap() == "yaml").collect();
+    found.sort();
+    assert!(found.len() >= 3);
+    found
+}
+
+/// `line:column path: message`, one a problem; the drawing of the report must not fail either.
+fn problems(source: &str) -> Vec<String> {
+    let invalid = match parse("host.yaml", source) {
+        Ok(_) => return Vec::new(),
+        Err(invalid) => invalid,
+    };
+    let listed =
+        invalid.problems().iter().map(|p| format!("{}:{} {}: {}", p.line, p.column, p.path, p.message)).collect();
+    let mut drawn = String::new();
+    miette::GraphicalReportHandler::new_themed(miette::GraphicalTheme::unicode_nocolor())
+        .render_report(&mut drawn, &invalid)
+        .unwrap();
+    assert!(drawn.contains("host.yaml has "), "{drawn}");
+    listed
+}
+
+const GPUS: &str = "gpus: { render: { match: '01:00', use: host }, work: { match: '02:00', use: vfio } }\n";
+
+#[test]
+fn each_rule_names_the_thing_and_its_place() {
+    let vm = |rest: &str| format!("version: 1\n{GPUS}vms:\n  a:\n    cpus: 1\n    memory: 1GiB\n{rest}");
+    let memory = |memory: &str| format!("version: 1\nvms: {{ a: {{ cpus: 1, memory: {memory} }} }}\n");
+    let top = |rest: &str| format!("version: 1\n{rest}");
+    let cases = [
+        // The format itself.
+        ("version: 2\n".into(), "1:10 version: version 2 is not known"),
+        ("host: a\n".into(), "1:1 : missing field `version`"),
+        ("".into(), "1:1 : the file is empty"),
+        ("- 1\n".into(), "1:1 : expected a mapping, found a list"),
+        (top("version: 1\n"), "2:1 : `version` is given twice"),
+        (top("---\nversion: 1\n"), "2:1 : more than one YAML document"),
+        (top("bridge:\n  name: br0\n  uplnk: auto\n"), "4:3 bridge.uplnk: unknown field `uplnk`"),
+        (top("gpus:\n"), "2:1 gpus: expected a mapping, found nothing"),
+        // A section that cannot be read is one problem, not one more for each name in it.
+        (
+            top("gpuz: { w: { match: '02:00', use: vfio } }\nvms: { a: { cpus: 1, memory: 1GiB, gpus: [w] } }\n"),
+            "2:1 gpuz: unknown field `gpuz`",
+        ),
+        (
+            top("gpus: [w]\nvms: { a: { cpus: 1, memory: 1GiB, gpus: [w] } }\n"),
+            "2:7 gpus: expected a mapping, found a list",
+        ),
+        (
+            top("bridge: { nam: br0 }\nvms: { a: { cpus: 1, memory: 1GiB, network: br0 } }\n"),
+            "2:11 bridge.nam: unknown field `nam`",
+        ),
+        (memory("16G"), "2:30 vms.a.memory: `16G` is ambiguous; write `16GiB`"),
+        (vm("    start: boto\n"), "7:12 vms.a.start: unknown value `boto`"),
+        (vm("    absent: yes\n"), "7:13 vms.a.absent: expected `true` or `false`, found `yes`"),
+        (
+            top("vms: { a: { cpus: 0, memory: 1GiB } }\n"),
+            "2:19 vms.a.cpus: 0 virtual processors are not possible; write 1 to 1024",
+        ),
+        // Packages, files, kernel arguments.
+        (
+            top("packages: [vim, { name: vim, absent: true }]\n"),
+            "2:25 packages[1]: package `vim` is wanted and to be removed",
+        ),
+        (top("files:\n  /etc/a: { mode: '0600' }\n"), "3:3 files./etc/a: `/etc/a` has no content"),
+        (
+            top("files:\n  /etc/a: { content: x, source: y }\n"),
+            "3:25 files./etc/a: `/etc/a` has both `content` and `source`",
+        ),
+        (
+            top("files:\n  /etc/a: { source: ../y }\n"),
+            "3:21 files./etc/a.source: `../y` does not lie beside the manifest",
+        ),
+        (
+            top("files:\n  /etc/a: { template: /y }\n"),
+            "3:23 files./etc/a.template: `/y` does not lie beside the manifest",
+        ),
+        (top("kernelArgs: [quiet, quiet]\n"), "2:21 kernelArgs[1]: `quiet` is given twice"),
+        (top("kernelArgs: [intel_iommu=off]\n"), "2:14 kernelArgs[0]: `intel_iommu=off` is refused"),
+        (top("kernelArgs: [iommu=off]\n"), "2:14 kernelArgs[0]: `iommu=off` is refused"),
+        (top("kernelArgs: [amd_iommu=on]\n"), "2:14 kernelArgs[0]: `amd_iommu=on` is refused"),
+        (top("kernelArgs: ['vfio-pci.ids=10de:2684']\n"), "2:14 kernelArgs[0]: `vfio-pci.ids=10de:2684` is refused"),
+        (
+            top("kernelArgs: ['pcie_acs_override=downstream']\n"),
+            "2:14 kernelArgs[0]: `pcie_acs_override=downstream` is refused",
+        ),
+        // Devices.
+        (top("gpus: { a: { match: {}, use: vfio } }\n"), "2:21 gpus.a.match: `match` names no device"),
+        (
+            top("gpus: { a: { match: { address: '01:00', id: '10de:2684' }, use: vfio } }\n"),
+            "2:41 gpus.a.match: `match` has more than one field",
+        ),
+        (
+            top("gpus: { a: { match: '01:00', use: vfio }, b: { match: { address: '0000:01:00.0' }, use: host } }\n"),
+            "2:66 gpus.b.match: `0000:01:00` is `gpus.a` already",
+        ),
+        (
+            top("gpus: { a: { match: '01:00', use: vfio } }\ndevices: { b: { match: '01:00', use: vfio } }\n"),
+            "3:24 devices.b.match: `0000:01:00` is `gpus.a` already",
+        ),
+        // Networks and paths.
+        (top("bridge: { name: br0, uplink: br0 }\n"), "2:30 bridge.uplink: bridge `br0` has itself as its uplink"),
+        (
+            top("bridge: { name: br0 }\nnetworks: { br0: { libvirt: default } }\n"),
+            "3:13 networks.br0: `br0` is a network and the bridge",
+        ),
+        (top("libvirt: { pool: images }\n"), "2:18 libvirt.pool: `images` is not an absolute path without `..`"),
+        (
+            top("storage: { a: { dir: /srv/../x } }\n"),
+            "2:22 storage.a.dir: `/srv/../x` is not an absolute path without `..`",
+        ),
+        (
+            vm("    boot: { kernel: vmlinuz }\n"),
+            "7:21 vms.a.boot.kernel: `vmlinuz` is not an absolute path without `..`",
+        ),
+        (
+            vm("    boot: { kernel: /vmlinuz, initrd: ../initrd }\n"),
+            "7:39 vms.a.boot.initrd: `../initrd` is not an absolute path without `..`",
+        ),
+        // What a VM names.
+        (vm("    gpus: [worc]\n"), "7:12 vms.a.gpus[0]: unknown GPU `worc`"),
+        (vm("    devices: [work]\n"), "7:15 vms.a.devices[0]: unknown device `work`"),
+        (vm("    network: br0\n"), "7:14 vms.a.network: unknown network `br0`"),
+        (vm("    disks: [1GiB, { size: 1GiB, pool: fast }]\n"), "7:39 vms.a.disks[1].pool: unknown pool `fast`"),
+        (vm("    gpus: [work, work]\n"), "7:18 vms.a.gpus[1]: GPU `work` is named twice in one VM"),
+        (vm("    gpus: [render]\n"), "7:12 vms.a.gpus[0]: GPU `render` stays with the host"),
+        (
+            vm("    gpus: [work]\n    start: boot\n  b: { cpus: 1, memory: 1GiB, gpus: [work], state: running }\n"),
+            "9:38 vms.b.gpus[0]: GPU `work` is in VMs `a` and `b`, which both run",
+        ),
+        // Sizes, life, addresses.
+        (memory("16MiB"), "2:30 vms.a.memory: 16MiB of memory is too little"),
+        (memory("{ size: 1GiB, pages: 4MiB }"), "2:51 vms.a.memory.pages: there are no huge pages of 4MiB"),
+        (
+            memory("{ size: 1536MiB, pages: 1GiB }"),
+            "2:38 vms.a.memory.size: 1536MiB of memory is not a multiple of 1GiB",
+        ),
+        (vm("    disks: [512KiB]\n"), "7:13 vms.a.disks[0]: a disk of 512KiB is too small"),
+        (vm("    absent: true\n    state: running\n"), "8:12 vms.a.state: VM `a` is to be taken away and to run"),
+        (
+            vm("    start: boot\n    state: stopped\n"),
+            "8:12 vms.a.state: VM `a` starts with the host and has to be stopped",
+        ),
+        (
+            top(
+                "bridge: { name: br0 }\nvms:\n  a: &a { cpus: 1, memory: 1GiB, network: { name: br0, mac: '52:54:00:00:00:01' } }\n  b:\n    cpus: 1\n    memory: 1GiB\n    network: { name: br0, mac: '52:54:00:00:00:01' }\n",
+            ),
+            "8:32 vms.b.network.mac: VMs `a` and `b` have the same address `52:54:00:00:00:01`",
+        ),
+        (
+            top(
+                "bridge: { name: br0 }\nvms: { a: { cpus: 1, memory: 1GiB, network: { name: br0, mac: '53:54:00:00:00:01' } } }\n",
+            ),
+            "3:63 vms.a.network.mac: `53:54:00:00:00:01` is the address of a group",
+        ),
+    ];
+    let wrong: Vec<_> = cases.iter().filter(|(source, want)| problems(source) != [*want]).collect();
+    for (source, want) in &wrong {
+        eprintln!("{source}\n  want {want}\n  got  {:#?}\n", problems(source));
+    }
+    assert!(wrong.is_empty(), "{} of {} cases", wrong.len(), cases.len());
+}
+
+#[test]
+fn several_problems_are_told_at_once_and_none_twice() {
+    let source = "version: 1\n\
+        gpus:\n  work: { match: '02:00', uze: vfio }\n\
+        bridge: { name: br0, uplink: auto }\n\
+        vms:\n\
+        \x20 a:\n    cpus: many\n    memory: 1GiB\n    gpus: [work]\n\
+        \x20 b:\n    cpus: 1\n    memory: 16G\n    firmware: uefy\n\
+        \x20 c: { cpus: 1, memory: 1GiB, gpus: [worc], network: br1, cpus: 2 }\n";
+    assert_eq!(
+        problems(source),
+        [
+            "3:27 gpus.work.uze: unknown field `uze`",
+            "7:11 vms.a.cpus: expected a whole number, found `many`",
+            "12:13 vms.b.memory: `16G` is ambiguous; write `16GiB`",
+            "13:15 vms.b.firmware: unknown value `uefy`",
+            "14:38 vms.c.gpus[0]: unknown GPU `worc`",
+            "14:54 vms.c.network: unknown network `br1`",
+            "14:59 : `cpus` is given twice",
+        ]
+    );
+}
+
+#[test]
+fn two_vms_that_do_not_both_run_may_have_the_same_gpu() {
+    let vms = |b: &str| {
+        format!(
+            "version: 1\n{GPUS}vms:\n  a: {{ cpus: 1, memory: 1GiB, gpus: [work], start: boot }}\n  b: {{ cpus: 1, memory: 1GiB, gpus: [work], {b} }}\n"
+        )
+    };
+    for b in ["start: manual", "start: boot, absent: true", "accel: tcg"] {
+        assert_eq!(problems(&vms(b)), [""; 0], "{b}");
+    }
+}
+
+#[test]
+fn the_report_says_what_was_probably_meant() {
+    let source = format!("version: 1\n{GPUS}vms: {{ a: {{ cpus: 1, memory: 1GiB, gpus: [worc] }} }}\n");
+    let report = format!("{:?}", miette::Report::new(parse("host.yaml", &source).unwrap_err()));
+    for part in ["host.yaml has 1 problem", "host.yaml:3:43", "did you mean `work`?", "gpuvm::manifest"] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+}
+
+#[test]
+fn files_are_read_from_the_manifests_folder_only() {
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("secret"), "s").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("host.yaml");
+    std::fs::write(folder.path().join("motd"), "one").unwrap();
+    std::os::unix::fs::symlink(outside.path().join("secret"), folder.path().join("link")).unwrap();
+    let write = |source: &str| {
+        std::fs::write(&path, format!("version: 1\nfiles:\n  /etc/motd: {{ source: {source} }}\n")).unwrap();
+    };
+
+    write("motd");
+    let loaded = load(&path).unwrap();
+    assert_eq!(loaded.files[Path::new("motd")], b"one");
+    assert_eq!(loaded.digest.len(), 64);
+    assert_eq!(load(&path).unwrap().digest, loaded.digest);
+    std::fs::write(folder.path().join("motd"), "two").unwrap();
+    assert_ne!(load(&path).unwrap().digest, loaded.digest);
+
+    for (source, want) in [
+        ("mtod", "cannot read `mtod`: no such file"),
+        ("link", "`link` is a link that leads out of the manifest's folder"),
+        (".", "`.` is not a file"),
+        ("../host.yaml", "`../host.yaml` does not lie beside the manifest"),
+        ("/etc/passwd", "`/etc/passwd` does not lie beside the manifest"),
+    ] {
+        write(source);
+        let Err(LoadError::Invalid(invalid)) = load(&path) else { panic!("{source}") };
+        let problem = &invalid.problems()[0];
+        assert_eq!((problem.message.as_str(), problem.line, problem.column), (want, 3, 24));
+        assert_eq!(problem.path, "files./etc/motd.source");
+    }
+}
+
+#[test]
+fn what_is_no_manifest_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("host.yaml");
+    assert!(matches!(load(&path), Err(LoadError::Unreadable { .. })));
+    std::fs::write(&path, [b'a', 0xff]).unwrap();
+    assert!(matches!(load(&path), Err(LoadError::NotText { .. })));
+    let large = format!("version: 1\n{}", "#".repeat(1 << 20));
+    std::fs::write(&path, &large).unwrap();
+    assert!(matches!(load(&path), Err(LoadError::TooLarge { .. })));
+    assert_eq!(problems(&large), ["1:1 : larger than 1 MiB, which no manifest is"]);
+}
+
+#[test]
+fn bombs_and_depth_are_refused() {
+    let mut bomb = "version: 1\na0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+    for i in 1..10 {
+        bomb.push_str(&format!("a{i}: &a{i} [{}]\n", vec![format!("*a{}", i - 1); 10].join(",")));
+    }
+    assert!(problems(&bomb)[0].ends_with("too many values, or aliases that expand to too many"));
+    for text in ["[", "- ", "{a: "] {
+        assert!(problems(&text.repeat(100_000))[0].contains("not valid YAML"), "{text}");
+    }
+}
+
+#[test]
+fn the_schema_is_current() {
+    let want = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
+    let file = beside("schema/host.schema.json");
+    if std::env::var_os("UPDATE_SCHEMA").is_some() {
+        std::fs::write(&file, &want).unwrap();
+    }
+    let is = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(is == want, "schema/host.schema.json is stale: run UPDATE_SCHEMA=1 cargo test --test it manifest");
+}
+
+#[test]
+fn schema_and_reader_agree() {
+    let validator = jsonschema::draft7::new(&schema()).unwrap();
+    let by_schema = |source: &str| {
+        let value: serde_yaml::Value = serde_yaml::from_str(source).unwrap();
+        validator.is_valid(&serde_json::to_value(value).unwrap())
+    };
+    for path in shipped() {
+        let source = std::fs::read_to_string(&path).unwrap();
+        assert!(by_schema(&source), "{}", path.display());
+        let loaded = load(&path).unwrap();
+        // Another YAML reader sees the same, and what is written is read again as the same.
+        let other: Manifest = serde_yaml::from_str(&source).unwrap();
+        assert_eq!(loaded.manifest, other);
+        let written = serde_yaml::to_string(&other).unwrap();
+        assert_eq!(parse("written", &written).unwrap(), other, "{written}");
+        let json = serde_json::to_value(&other).unwrap();
+        assert!(validator.is_valid(&json), "{json:#}");
+
+        let typo = source.replacen("vms:", "vmz:", 1);
+        assert!(typo != source && !by_schema(&typo) && parse("typo", &typo).is_err(), "{}", path.display());
+    }
+    for (source, fine) in [
+        ("packages: [vim, { name: vim }]", true),
+        ("packages: [{ nmae: vim }]", false),
+        ("packages: [Vim!]", false),
+        ("vms: { a: { cpus: 1, memory: 1GiB } }", true),
+        ("vms: { a: { cpus: 1, memory: { size: 1GiB, pages: 2MiB } } }", true),
+        ("vms: { a: { cpus: 1, memory: 1G } }", false),
+        ("vms: { a: { cpus: 0, memory: 1GiB } }", false),
+        ("vms: { a: { cpus: 1 } }", false),
+        ("vms: { a: { cpus: 1, memory: 1GiB, start: later } }", false),
+        ("vms: { a b: { cpus: 1, memory: 1GiB } }", false),
+        ("gpus: { a: { match: { id: '10de:2684' }, use: vfio } }", true),
+        ("gpus: { a: { match: { id: '10de:2684', address: '01:00' }, use: vfio } }", false),
+        ("bridge: { name: br0, uplink: { mac: '52:54:00:00:00:01' } }", true),
+        ("bridge: { name: br0, uplink: { mac: 1 } }", false),
+        ("files: { /etc/a: { content: x } }", true),
+        ("files: { /etc/a: { content: x, source: y } }", false),
+        ("files: { etc/a: { content: x } }", false),
+    ] {
+        let source = format!("version: 1\n{source}\n");
+        assert_eq!((by_schema(&source), parse("x", &source).is_ok()), (fine, fine), "{source}");
+    }
+    assert!(!by_schema("version: 2\n"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_mutation_of_a_manifest_panics(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 0..3u8, any::<u8>(), any::<bool>()), 1..12)
+    ) {
+        let mut bytes = include_bytes!("../../manifests/twin.yaml").to_vec();
+        for (at, edit, byte, mark) in edits {
+            // Half of the bytes are those that mean something to YAML.
+            let byte = if mark { b"[]{}:,-&*!|>'\"%@`#?\t\n ~<"[byte as usize % 24] } else { byte };
+            let at = at.index(bytes.len());
+            match edit {
+                0 => bytes[at] = byte,
+                1 => bytes.insert(at, byte),
+                _ => _ = bytes.remove(at),
+            }
+        }
+        problems(&String::from_utf8_lossy(&bytes));
+    }
+}
