@@ -32,10 +32,6 @@ pub mod apply;
 
 pub mod report;
 
-pub mod net;
-
-pub mod vm;
-
 pub mod host;
 
 pub mod cli;

@@ -193,7 +193,12 @@ impl Apply<'_> {
 
     /// What was made in this run and is in sync now is ours; what is gone and no longer wanted is forgotten. A run
     /// that did nothing writes nothing.
-    fn adopt_in_sync(&mut self, plan: &Plan, wanted: &BTreeMap<Key, Wanted>, run: Option<u64>) -> Result<(), StateError> {
+    fn adopt_in_sync(
+        &mut self,
+        plan: &Plan,
+        wanted: &BTreeMap<Key, Wanted>,
+        run: Option<u64>,
+    ) -> Result<(), StateError> {
         if run.is_none() {
             return Ok(());
         }
@@ -253,5 +258,11 @@ pub fn blocked(plan: &Plan) -> Option<String> {
 
 /// The step that puts a kept original back.
 pub(crate) fn write_kept(path: &std::path::Path, text: String, mode: u32, owner: String, group: String) -> Step {
-    Step::WriteFile(FileWrite { path: path.to_owned(), content: Content::Text(text), mode: Mode::new(mode), owner, group })
+    Step::WriteFile(FileWrite {
+        path: path.to_owned(),
+        content: Content::Text(text),
+        mode: Mode::new(mode),
+        owner,
+        group,
+    })
 }

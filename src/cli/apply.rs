@@ -34,8 +34,7 @@ pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
     };
     let mut machine = host::recorded(dir)?;
     let mut state = StateDir::open(dir.join("root").join(host::STATE)).into_diagnostic()?;
-    let facts = facts::collect(&crate::host::Snapshot::new(&machine));
-    if let Err(other) = host::is_meant(&manifest, &facts) {
+    if let Err(other) = host::is_meant(&manifest, &machine) {
         anstream::eprintln!("{other}");
         return Ok(code::REFUSED);
     }
@@ -51,7 +50,7 @@ pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
         anstream::eprintln!("nothing was changed");
         return Ok(code::CHANGES);
     }
-    let secrets = desire::secrets(&manifest);
+    let secrets = desire::secrets(&manifest, &facts::hostname(&machine));
     let mut tell = |event: Event<'_>| {
         if quiet {
             return;
@@ -93,7 +92,10 @@ pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
 /// Asks on the terminal. Without one there is nobody to ask, and no answer is no.
 fn asked() -> miette::Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(miette!(help = "say `--yes` to apply without asking", "there is no terminal to ask on; nothing was changed"));
+        return Err(miette!(
+            help = "say `--yes` to apply without asking",
+            "there is no terminal to ask on; nothing was changed"
+        ));
     }
     anstream::eprint!("apply this? [y/N] ");
     std::io::stderr().flush().into_diagnostic()?;

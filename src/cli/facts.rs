@@ -51,7 +51,11 @@ pub(super) fn run(args: &FactsArgs) -> miette::Result<u8> {
         None => facts::collect(&Snapshot::new(probe)),
         Some(dir) => {
             if dir.exists() {
-                return Err(miette!(help = "name a folder that does not exist yet", "`{}` is there already", dir.display()));
+                return Err(miette!(
+                    help = "name a folder that does not exist yet",
+                    "`{}` is there already",
+                    dir.display()
+                ));
             }
             let recorder = Recorder::new(probe);
             let facts = facts::collect(&Snapshot::new(&recorder));

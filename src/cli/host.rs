@@ -6,10 +6,10 @@ use std::path::Path;
 use miette::miette;
 
 use crate::desire::{self, Desired};
-use crate::facts::{self, HostFacts};
+use crate::facts;
 use crate::host::fixture::Fixture;
 use crate::host::live::Live;
-use crate::host::{Probe, Snapshot};
+use crate::host::{Answer, HostError, Probe, Snapshot, Virtualisation};
 use crate::manifest::Loaded;
 use crate::plan::{self, Key, Past, Plan};
 use crate::resource::Wanted;
@@ -17,9 +17,18 @@ use crate::resource::Wanted;
 /// Where gpuvm keeps its state on a host.
 pub const STATE: &str = "var/lib/gpuvm";
 
+/// libvirt is not asked in this version: where it is installed, what it knows is unknown.
+fn not_asked() -> Result<Answer<Virtualisation>, HostError> {
+    let sockets = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"];
+    match sockets.iter().any(|s| Path::new(s).exists()) {
+        true => Err(HostError::Libvirt("it is not asked in this version".to_owned())),
+        false => Ok(Answer::Absent),
+    }
+}
+
 /// This machine, to look at.
 pub fn live() -> Live {
-    Live::new(crate::vm::libvirt::read)
+    Live::new(not_asked)
 }
 
 /// A recorded host.
@@ -30,12 +39,12 @@ pub fn recorded(dir: &Path) -> miette::Result<Fixture> {
 }
 
 /// The host guard: a manifest for another host is refused.
-pub fn is_meant(manifest: &Loaded, facts: &HostFacts) -> Result<(), String> {
+pub fn is_meant(manifest: &Loaded, probe: &dyn Probe) -> Result<(), String> {
+    let hostname = facts::hostname(probe);
     match &manifest.manifest.host {
-        Some(host) if host.as_str() != facts.hostname => Err(format!(
-            "`{}` is for the host `{host}`, and this is `{}`; nothing was changed",
-            manifest.path.display(),
-            facts.hostname
+        Some(host) if host.as_str() != hostname => Err(format!(
+            "`{}` is for the host `{host}`, and this is `{hostname}`; nothing was changed",
+            manifest.path.display()
         )),
         _ => Ok(()),
     }

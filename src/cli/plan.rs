@@ -42,8 +42,7 @@ pub(super) fn run(args: &PlanArgs, verbose: bool) -> miette::Result<u8> {
         }
     };
     let past = StateDir::open(state).and_then(|s| s.past()).into_diagnostic()?;
-    let facts = crate::facts::collect(&crate::host::Snapshot::new(probe));
-    if let Err(other) = host::is_meant(&manifest, &facts) {
+    if let Err(other) = host::is_meant(&manifest, probe) {
         anstream::eprintln!("{other}");
         return Ok(code::REFUSED);
     }

@@ -1,3 +1,116 @@
-//! stub
-use super::*;
-pub(super) fn desire(_: &Loaded, _: &HostFacts, _: &mut Desired, _: &mut Shared) {}
+//! `gpus` and `devices`: which device is meant, what it has to be, and what `use: vfio` implies.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Desired, Shared};
+use crate::facts::{HostFacts, InitramfsTool, PciFunction};
+use crate::manifest::{DeviceEntry, DeviceUse, Loaded};
+use crate::plan::{Content, FileWrite, Finding, Refresh, Severity};
+use crate::resource::{file, vfio_binding};
+use crate::types::{Mode, PciSlot};
+
+pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, shared: &mut Shared) {
+    let gpus = manifest.manifest.gpus.iter().map(|(n, d)| (format!("gpus.{n}"), n, d, true));
+    let devices = manifest.manifest.devices.iter().map(|(n, d)| (format!("devices.{n}"), n, d, false));
+    let mut found: BTreeMap<PciSlot, String> = BTreeMap::new();
+    let mut kept = Vec::new();
+    for (place, name, entry, gpu) in gpus.chain(devices) {
+        match resolve(entry, gpu, facts) {
+            Ok(slot) => {
+                if let Some(other) = found.insert(slot, place.clone()) {
+                    desired.findings.push(error(
+                        "same-device",
+                        &place,
+                        format!("it is {slot}, and so is {other}"),
+                        "name each device once",
+                    ));
+                }
+                if entry.usage == DeviceUse::Vfio {
+                    kept.push((place, name.to_string(), slot));
+                }
+            }
+            Err((message, help)) => desired.findings.push(error("no-device", &place, message, &help)),
+        }
+    }
+    if kept.is_empty() {
+        return;
+    }
+    let slots: BTreeSet<PciSlot> = kept.iter().map(|(_, _, slot)| *slot).collect();
+    for module in ["vfio", "vfio_iommu_type1", "vfio_pci"] {
+        shared.modules.entry(module.to_owned()).or_insert_with(|| "use: vfio".to_owned());
+    }
+    let hook = (facts.boot.initramfs == InitramfsTool::InitramfsTools).then(|| {
+        let write = FileWrite {
+            path: vfio_binding::INITRAMFS_HOOK.into(),
+            content: Content::Text(vfio_binding::INITRAMFS_HOOK_TEXT.to_owned()),
+            mode: Mode::new(0o755),
+            owner: "root".to_owned(),
+            group: "root".to_owned(),
+        };
+        let file = file::File { write, take_over: false, refreshes: BTreeSet::from([Refresh::Initramfs]) };
+        desired.want("use: vfio", [], file)
+    });
+    for (place, name, slot) in kept {
+        let companions = slots.iter().copied().filter(|s| *s != slot).collect();
+        desired.want(&place, hook.clone(), vfio_binding::VfioBinding { name, slot, companions });
+    }
+}
+
+fn error(code: &str, place: &str, message: String, help: &str) -> Finding {
+    Finding {
+        severity: Severity::Error,
+        code: code.to_owned(),
+        place: place.to_owned(),
+        message,
+        help: help.to_owned(),
+    }
+}
+
+/// The one slot that a match fits, guarded by `expect`; else why not, and what to write.
+fn resolve(entry: &DeviceEntry, gpu: bool, facts: &HostFacts) -> Result<PciSlot, (String, String)> {
+    let wanted = &entry.matches;
+    let fits = |f: &&PciFunction| {
+        wanted.address.is_none_or(|a| a.0 == f.address.slot)
+            && wanted.slot.as_ref().is_none_or(|s| *s == f.path)
+            && wanted.id.is_none_or(|id| id == f.id)
+            && !f.is_bridge()
+            && (!gpu || f.is_gpu())
+    };
+    let candidates = || {
+        let all = facts.pci.values().filter(|f| if gpu { f.is_gpu() && !f.is_management() } else { !f.is_bridge() });
+        all.map(|f| format!("{} {} [{}] {}", f.address.slot, f.name, f.id, f.path)).collect::<Vec<_>>().join("\n      ")
+    };
+    let fitting: BTreeMap<PciSlot, &PciFunction> =
+        facts.pci.values().rev().filter(fits).map(|f| (f.address.slot, f)).collect();
+    let (slot, first) = match (fitting.len(), fitting.iter().next()) {
+        (1, Some((slot, first))) => (*slot, *first),
+        (0, _) => {
+            return Err((
+                format!("no {} fits the match", if gpu { "GPU" } else { "device" }),
+                format!("there are:\n      {}", candidates()),
+            ));
+        }
+        (n, _) => {
+            return Err((
+                format!("{n} devices fit the match"),
+                format!("match by address or slot; there are:\n      {}", candidates()),
+            ));
+        }
+    };
+    if let Some(expect) = &entry.expect {
+        if let Some(id) = expect.id.filter(|id| *id != first.id) {
+            return Err((
+                format!("{slot} is {} [{}], and `expect` says {id}", first.name, first.id),
+                "another card is in this slot: correct `match` or `expect`".to_owned(),
+            ));
+        }
+        if let Some(id) = expect.subsystem.filter(|id| Some(*id) != first.subsystem) {
+            let is = first.subsystem.map_or("none".to_owned(), |s| s.to_string());
+            return Err((
+                format!("{slot} has the subsystem {is}, and `expect` says {id}"),
+                "another card is in this slot: correct `match` or `expect`".to_owned(),
+            ));
+        }
+    }
+    Ok(slot)
+}

@@ -1,3 +1,122 @@
-//! stub
-use super::*;
-pub(super) fn desire(_: &Loaded, _: &HostFacts, _: &mut Desired, _: Shared) {}
+//! `packages`, `files`, `kernelArgs`, `modules`, `iommu`, `libvirt.operators`, and the lists that other sections added to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Desired, Shared};
+use crate::facts::HostFacts;
+use crate::manifest::{FileEntry, Loaded};
+use crate::plan::{Content, FileWrite, Finding, Key, Severity};
+use crate::resource::{file, group_member, kernel_arg, module, package};
+use crate::types::sha256_hex;
+
+pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, mut shared: Shared) {
+    let m = &manifest.manifest;
+    for package in &m.packages {
+        if package.absent {
+            shared.absent_packages.insert(package.name.to_string());
+        } else {
+            shared.packages.entry(package.name.to_string()).or_default().insert("packages".to_owned());
+        }
+    }
+    for arg in &m.kernel_args {
+        shared.kernel_args.entry(arg.to_string()).or_insert_with(|| "kernelArgs".to_owned());
+    }
+    if m.iommu.as_ref().is_some_and(|i| i.passthrough) {
+        shared.kernel_args.entry("iommu=pt".to_owned()).or_insert_with(|| "iommu".to_owned());
+    }
+    for name in &m.modules {
+        shared.modules.entry(name.to_string()).or_insert_with(|| "modules".to_owned());
+    }
+    for user in m.libvirt.iter().flat_map(|l| &l.operators) {
+        for group in ["libvirt", "kvm"] {
+            shared
+                .members
+                .entry((group.to_owned(), user.to_string()))
+                .or_insert_with(|| "libvirt.operators".to_owned());
+        }
+    }
+
+    let packages = Key::new("package", "");
+    if !shared.packages.is_empty() || !shared.absent_packages.is_empty() {
+        let from = shared.packages.values().flatten().collect::<BTreeSet<_>>();
+        let from = from.into_iter().cloned().collect::<Vec<_>>().join(", ");
+        let wanted = shared.packages.into_iter().filter_map(|(n, f)| Some((n.parse().ok()?, f))).collect();
+        let absent = shared.absent_packages.iter().filter_map(|n| n.parse().ok()).collect();
+        desired.want(if from.is_empty() { "packages" } else { &from }, [], package::PackageSet { wanted, absent });
+    }
+    if !shared.kernel_args.is_empty() {
+        let from =
+            shared.kernel_args.values().cloned().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ");
+        desired.want(&from, [], kernel_arg::KernelArgs { wanted: shared.kernel_args });
+    }
+    if !shared.modules.is_empty() {
+        let from = shared.modules.values().cloned().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ");
+        desired.want(&from, [], module::Modules { wanted: shared.modules });
+    }
+    for ((group, user), from) in shared.members {
+        desired.want(&from, [packages.clone()], group_member::GroupMember { group, user });
+    }
+    for (path, entry) in &m.files {
+        match content(manifest, entry, facts.hostname.as_str()) {
+            Ok(text) => {
+                let content =
+                    if entry.secret { Content::Secret(sha256_hex(text.as_bytes())) } else { Content::Text(text) };
+                let write = FileWrite {
+                    path: path.as_str().into(),
+                    content,
+                    mode: entry.mode.unwrap_or_else(|| file::usual_mode(entry.secret)),
+                    owner: entry.owner.clone().unwrap_or_else(|| "root".to_owned()),
+                    group: entry.group.clone().unwrap_or_else(|| "root".to_owned()),
+                };
+                let wanted = file::File { write, take_over: entry.take_over, refreshes: BTreeSet::new() };
+                desired.want(&format!("files.{path}"), [packages.clone()], wanted);
+            }
+            Err(why) => desired.findings.push(Finding {
+                severity: Severity::Error,
+                code: "file-content".to_owned(),
+                place: format!("files.{path}"),
+                message: why,
+                help: "correct the file or the template".to_owned(),
+            }),
+        }
+        if !entry.restart.is_empty() {
+            desired.findings.push(Finding {
+                severity: Severity::Error,
+                code: "not-yet".to_owned(),
+                place: format!("files.{path}.restart"),
+                message: "this version does not restart units".to_owned(),
+                help: "take `restart` out".to_owned(),
+            });
+        }
+    }
+}
+
+/// The text of a declared file, its template filled in.
+fn content(manifest: &Loaded, entry: &FileEntry, host: &str) -> Result<String, String> {
+    let read = |path: &std::path::Path| {
+        let bytes = manifest.files.get(path).ok_or_else(|| format!("`{}` was not read", path.display()))?;
+        String::from_utf8(bytes.clone()).map_err(|_| format!("`{}` is not UTF-8 text", path.display()))
+    };
+    match (&entry.content, &entry.source, &entry.template) {
+        (Some(text), _, _) => Ok(text.clone()),
+        (_, Some(path), _) => read(path),
+        (_, _, Some(path)) => {
+            let mut engine = minijinja::Environment::new();
+            engine.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
+            engine.set_fuel(Some(100_000));
+            let template = read(path)?;
+            let text = engine
+                .render_str(&template, minijinja::context! { host, vars => entry.vars.clone() })
+                .map_err(|e| format!("`{}`: {e}", path.display()))?;
+            // The engine drops the line end of the last line; a file keeps it.
+            Ok(if template.ends_with('\n') && !text.ends_with('\n') { text + "\n" } else { text })
+        }
+        _ => Err("it has no content".to_owned()),
+    }
+}
+
+/// The payloads of secret files by their sha256, for the run that writes them.
+pub fn secrets(manifest: &Loaded, host: &str) -> BTreeMap<String, Vec<u8>> {
+    let secret = manifest.manifest.files.values().filter(|e| e.secret);
+    secret.filter_map(|e| content(manifest, e, host).ok()).map(|t| (sha256_hex(t.as_bytes()), t.into_bytes())).collect()
+}

@@ -1,10 +1,9 @@
 //! What the manifest wants of this host: one section a file, each a pure function from manifest and facts to resources
 //! and the edges between them. What a section implies (packages, modules, groups, a pool) is wanted here, once.
 
-mod bridge;
 mod gpus;
 mod host_basics;
-mod vms;
+mod not_yet;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +23,8 @@ pub struct Node {
     pub after: BTreeSet<Key>,
 }
 
+pub use host_basics::secrets;
+
 /// Everything that is wanted of the host, by key.
 #[derive(Debug, Default)]
 pub struct Desired {
@@ -38,10 +39,11 @@ impl Desired {
     pub fn want(&mut self, from: &str, after: impl IntoIterator<Item = Key>, wanted: impl Into<Wanted>) -> Key {
         let wanted = wanted.into();
         let key = wanted.key();
-        let node = self
-            .nodes
-            .entry(key.clone())
-            .or_insert_with(|| Node { wanted, from: from.to_owned(), after: BTreeSet::new() });
+        let node = self.nodes.entry(key.clone()).or_insert_with(|| Node {
+            wanted,
+            from: from.to_owned(),
+            after: BTreeSet::new(),
+        });
         node.after.extend(after);
         key
     }
@@ -68,8 +70,7 @@ pub fn desire(manifest: &Loaded, facts: &HostFacts) -> Desired {
     let mut desired = Desired::default();
     let mut shared = Shared::default();
     gpus::desire(manifest, facts, &mut desired, &mut shared);
-    bridge::desire(manifest, facts, &mut desired, &mut shared);
-    vms::desire(manifest, facts, &mut desired, &mut shared);
+    not_yet::desire(manifest, &mut desired);
     host_basics::desire(manifest, facts, &mut desired, shared);
     desired.findings.sort();
     desired

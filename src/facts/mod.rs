@@ -1,12 +1,21 @@
 //! `HostFacts`: what is read of the machine and never changed. Plain data, collected by one pure parser a file; they
 //! can come from a recorded directory in place of the machine.
 
+mod boot;
+mod carries;
+mod iommu;
+mod os;
+mod packages;
+mod pci;
+mod users;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::types::{ByteSize, InterfaceName, MacAddress, PciAddress, PciId, PciSlot};
+use crate::host::{Answer, Probe};
+use crate::types::{ByteSize, PciAddress, PciId, PciSlot};
 
 /// A fact, or the reason why it is not known. What is not known counts as unsafe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -46,8 +55,6 @@ pub struct HostFacts {
     pub iommu: Iommu,
     /// Every PCI function, by address.
     pub pci: BTreeMap<PciAddress, PciFunction>,
-    /// Links, addresses, routes and who manages them.
-    pub network: Known<NetworkFacts>,
     /// Installed packages, by name (`name:arch` for foreign architectures).
     pub packages: Known<BTreeMap<String, Package>>,
     /// Local groups with their members.
@@ -60,6 +67,39 @@ pub struct HostFacts {
     pub reboot_required: Option<Vec<String>>,
     /// Whether gpuvm runs as root; without it, some answers are `Unknown`.
     pub root: bool,
+}
+
+/// The host's name without domain, from hostname(5).
+pub fn hostname(probe: &dyn Probe) -> String {
+    os::text(probe, "/etc/hostname").trim().split('.').next().unwrap_or_default().to_owned()
+}
+
+/// Reads everything. Never fails: what could not be read is unknown, with the reason.
+pub fn collect(probe: &dyn Probe) -> HostFacts {
+    let kernel = os::kernel(probe);
+    let packages = packages::packages(probe);
+    let mut pci = pci::inventory(probe);
+    carries::mark(probe, &mut pci);
+    let status = os::text(probe, "/proc/self/status");
+    HostFacts {
+        hostname: hostname(probe),
+        os: os::os(probe),
+        cpu: os::cpu(probe),
+        boot: boot::boot(probe, &packages),
+        iommu: iommu::iommu(probe, &kernel),
+        pci,
+        packages,
+        groups: users::groups(&os::text(probe, "/etc/group")),
+        users: users::users(&os::text(probe, "/etc/passwd")),
+        modules: os::modules(probe, &kernel.release),
+        reboot_required: match probe.text("/run/reboot-required.pkgs".as_ref()) {
+            Ok(Answer::Value(list)) => Some(list.lines().map(str::to_owned).collect()),
+            _ => os::exists(probe, "/run/reboot-required").then(Vec::new),
+        },
+        // proc_pid_status(5): real, effective, saved and file system user.
+        root: status.lines().any(|l| l.strip_prefix("Uid:").is_some_and(|v| v.split_whitespace().nth(1) == Some("0"))),
+        kernel,
+    }
 }
 
 /// Distribution and release, from os-release(5).
@@ -102,8 +142,6 @@ pub struct Kernel {
     pub release: String,
     /// /proc/cmdline, cut into arguments; quotes kept together.
     pub cmdline: Vec<String>,
-    /// Installed kernels, from the names in /lib/modules.
-    pub installed: Vec<String>,
 }
 
 /// What starts the kernel.
@@ -293,110 +331,4 @@ pub struct User {
     pub uid: u32,
     /// Primary group.
     pub gid: u32,
-}
-
-/// The network as it is now.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NetworkFacts {
-    /// Links by name.
-    pub links: BTreeMap<String, Link>,
-    /// Routes of the main table, IPv4 and IPv6.
-    pub routes: Vec<Route>,
-    /// Name servers that the host uses.
-    pub name_servers: Vec<String>,
-    /// The link of the best default route.
-    pub uplink: Option<InterfaceName>,
-    /// The peer of the ssh connection that gpuvm runs in (`SSH_CONNECTION`), where there is one.
-    pub ssh_peer: Option<String>,
-    /// Who configures the network: more than one can be in use.
-    pub managers: BTreeSet<NetworkManager>,
-    /// Every netplan file in merge order (by file name; /run, /etc, /lib), with its text. Values of `password`,
-    /// `auth` and `key` are never in it.
-    pub netplan: Vec<NetplanFile>,
-    /// Whether cloud-init is installed and its network configuration is not disabled: it writes 50-cloud-init.yaml again.
-    pub cloud_init_writes: bool,
-}
-
-/// A program that configures links.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum NetworkManager {
-    /// netplan with systemd-networkd as renderer.
-    NetplanNetworkd,
-    /// netplan with NetworkManager as renderer, or NetworkManager alone.
-    NetworkManager,
-    /// /etc/network/interfaces.
-    Ifupdown,
-    /// systemd-networkd with files of its own.
-    Networkd,
-}
-
-/// One netplan file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NetplanFile {
-    /// Its path.
-    pub path: PathBuf,
-    /// Its text; `Unknown` where it could not be read.
-    #[serde(skip)]
-    pub text: Known<String>,
-}
-
-/// One link, from `ip -json -details address` and sysfs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Link {
-    /// Its name.
-    pub name: String,
-    /// Ethernet address now.
-    pub mac: Option<MacAddress>,
-    /// The address that the hardware came with, where it differs or is known.
-    pub permanent_mac: Option<MacAddress>,
-    /// `bridge`, `bond`, `vlan`, `veth`, …; `None` for a physical link.
-    pub kind: Option<String>,
-    /// `UP`, `DOWN`, `UNKNOWN` (operational state).
-    pub state: String,
-    /// Bytes.
-    pub mtu: u32,
-    /// The bridge or bond that it is a port of.
-    pub master: Option<String>,
-    /// The link below a VLAN.
-    pub parent: Option<String>,
-    /// Addresses with prefix length, `dynamic` where a lease or router gave it.
-    pub addresses: Vec<Address>,
-    /// The PCI function that it is a port of.
-    pub pci: Option<PciAddress>,
-    /// Whether it is wireless: such a link cannot be a bridge's port.
-    pub wireless: bool,
-    /// Who configures it, as far as files tell: more than one is a conflict.
-    pub managed_by: BTreeSet<NetworkManager>,
-}
-
-/// One address of a link.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Address {
-    /// Without prefix length.
-    pub address: std::net::IpAddr,
-    /// Prefix length in bits.
-    pub prefix: u8,
-    /// Whether a DHCP lease or a router advertisement gave it.
-    pub dynamic: bool,
-}
-
-/// One route.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Route {
-    /// `default`, or a prefix.
-    pub to: String,
-    /// The next hop.
-    pub via: Option<std::net::IpAddr>,
-    /// The link.
-    pub link: String,
-    /// `dhcp`, `static`, `kernel`, `ra`, …
-    pub protocol: String,
-    /// Metric.
-    pub metric: Option<u32>,
 }

@@ -74,7 +74,12 @@ impl Fixture {
     }
 
     /// Asks the copy about a path, unless the record says that its user was not allowed to.
-    fn ask<T>(&self, path: &Path, follow: bool, ask: impl FnOnce(&Path) -> io::Result<T>) -> Result<Answer<T>, HostError> {
+    fn ask<T>(
+        &self,
+        path: &Path,
+        follow: bool,
+        ask: impl FnOnce(&Path) -> io::Result<T>,
+    ) -> Result<Answer<T>, HostError> {
         if self.denied(path) {
             return Ok(Answer::Denied);
         }
@@ -104,13 +109,16 @@ impl Fixture {
     fn write_file(&self, file: &FileWrite, running: &Running<'_>) -> Result<(), HostError> {
         let bytes = match &file.content {
             Content::Text(text) => text.as_bytes(),
-            Content::Secret(digest) => running
-                .secrets
-                .get(digest)
-                .ok_or_else(|| HostError::Refused(format!("the secret for `{}` is not at hand", file.path.display())))?,
+            Content::Secret(digest) => running.secrets.get(digest).ok_or_else(|| {
+                HostError::Refused(format!("the secret for `{}` is not at hand", file.path.display()))
+            })?,
         };
         self.write(&file.path, bytes)?;
-        let stat = RecordedStat { mode: file.mode, uid: self.number("/etc/passwd", &file.owner)?, gid: self.number("/etc/group", &file.group)? };
+        let stat = RecordedStat {
+            mode: file.mode,
+            uid: self.number("/etc/passwd", &file.owner)?,
+            gid: self.number("/etc/group", &file.group)?,
+        };
         self.record.borrow_mut().stats.insert(file.path.clone(), stat);
         Ok(())
     }
@@ -165,7 +173,7 @@ fn parts(path: &Path) -> Vec<OsString> {
 
 impl Probe for Fixture {
     fn read(&self, path: &Path) -> Result<Answer<Vec<u8>>, HostError> {
-        self.ask(path, true, fs::read)
+        self.ask(path, true, |place| fs::read(place))
     }
     fn stat(&self, path: &Path) -> Result<Answer<Stat>, HostError> {
         let known = self.record.borrow().stats.get(path).copied();
@@ -175,7 +183,9 @@ impl Probe for Fixture {
                 t if t.is_dir() => (FileKind::Directory, 0o755),
                 t if t.is_symlink() => (FileKind::Link, 0o777),
                 // A checkout keeps no more of a mode than whether the file can be run.
-                t if t.is_file() => (FileKind::File, if meta.permissions().mode() & 0o100 == 0 { 0o644 } else { 0o755 }),
+                t if t.is_file() => {
+                    (FileKind::File, if meta.permissions().mode() & 0o100 == 0 { 0o644 } else { 0o755 })
+                }
                 _ => (FileKind::Other, 0o600),
             };
             Ok(match known {
@@ -237,7 +247,9 @@ mod tests {
     #[test]
     fn no_link_leads_out_of_the_copy() {
         let (dir, fixture) = fixture();
-        let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, dir.path().join("root/etc").join(name)).unwrap();
+        let link = |target: &str, name: &str| {
+            std::os::unix::fs::symlink(target, dir.path().join("root/etc").join(name)).unwrap()
+        };
         link("/etc/inside", "absolute");
         link("../../../../../etc/inside", "up");
         link("../../outside", "out");

@@ -19,6 +19,9 @@ use crate::types::Mode;
 /// How long a program that only looks may take; then it is left behind.
 const QUERY_LIMIT: Duration = Duration::from_secs(10);
 
+/// apt's simulation reads all package lists, which takes a slow machine longer.
+const APT_LIMIT: Duration = Duration::from_secs(60);
+
 /// Programs are looked for here and nowhere else, whatever PATH says.
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
@@ -69,7 +72,8 @@ impl Probe for Live {
         }))
     }
     fn list(&self, dir: &Path) -> Result<Answer<Vec<OsString>>, HostError> {
-        let names = fs::read_dir(dir).and_then(|all| all.map(|e| e.map(|e| e.file_name())).collect::<io::Result<Vec<_>>>());
+        let names =
+            fs::read_dir(dir).and_then(|all| all.map(|e| e.map(|e| e.file_name())).collect::<io::Result<Vec<_>>>());
         Ok(answered(dir, names)?.map(|mut names| {
             names.sort();
             names
@@ -86,7 +90,10 @@ impl Probe for Live {
         let name = program.name();
         match FOLDERS.iter().map(|f| Path::new(f).join(name)).find(|p| p.is_file()) {
             None => Ok(Answer::Absent),
-            Some(path) => ask(&path, args, QUERY_LIMIT).map(Answer::Value),
+            Some(path) => {
+                let limit = if program == Program::AptGet { APT_LIMIT } else { QUERY_LIMIT };
+                ask(&path, args, limit).map(Answer::Value)
+            }
         }
     }
     fn virtualisation(&self) -> Result<Answer<Arc<Virtualisation>>, HostError> {

@@ -1,1 +1,308 @@
-//! stub
+//! Writes a host down to a folder, so that it can be planned and rehearsed elsewhere: everything that was looked at,
+//! with stand-ins for what identifies it. Secrets are never looked at by facts; files that hold them are refused here too.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::fixture::{Record, RecordedLibvirt, RecordedQuery, RecordedStat};
+use super::{Answer, FileKind, HostError, Output, Probe, Program, Stat, Virtualisation};
+use crate::types::sha256_hex;
+
+/// Remembers every answer of the probe below.
+pub struct Recorder<'a> {
+    below: &'a dyn Probe,
+    files: RefCell<BTreeMap<PathBuf, Vec<u8>>>,
+    links: RefCell<BTreeMap<PathBuf, PathBuf>>,
+    dirs: RefCell<BTreeSet<PathBuf>>,
+    record: RefCell<Record>,
+}
+
+/// Never written down, whoever asked.
+const SECRET: [&str; 5] = ["/etc/shadow", "/etc/gshadow", "/etc/ssh", "/root/.ssh", "/etc/ssl/private"];
+
+impl<'a> Recorder<'a> {
+    /// An empty record of a host.
+    pub fn new(below: &'a dyn Probe) -> Self {
+        Self {
+            below,
+            files: RefCell::default(),
+            links: RefCell::default(),
+            dirs: RefCell::default(),
+            record: RefCell::default(),
+        }
+    }
+
+    /// The path without links on the way, each of which is remembered. The last component stays as it is.
+    fn real(&self, path: &Path) -> Result<PathBuf, HostError> {
+        let mut at = PathBuf::from("/");
+        let mut todo: Vec<OsString> = path.iter().skip(1).map(OsString::from).collect::<Vec<_>>();
+        todo.reverse();
+        let mut links = 0;
+        while let Some(part) = todo.pop() {
+            if part == ".." {
+                at.pop();
+                continue;
+            }
+            at.push(&part);
+            if todo.is_empty() {
+                break;
+            }
+            if let Answer::Value(target) = self.below.link(&at)? {
+                links += 1;
+                if links > 40 {
+                    return Err(HostError::Refused(format!("`{}` goes through too many links", path.display())));
+                }
+                self.links.borrow_mut().insert(at.clone(), target.clone());
+                at.pop();
+                if target.is_absolute() {
+                    at = PathBuf::from("/");
+                }
+                todo.extend(
+                    target.iter().filter(|p| *p != "/").map(OsString::from).collect::<Vec<_>>().into_iter().rev(),
+                );
+            }
+        }
+        Ok(at)
+    }
+
+    /// The real place of a file, its last link followed and remembered too.
+    fn followed(&self, path: &Path) -> Result<PathBuf, HostError> {
+        let mut at = self.real(path)?;
+        for _ in 0..40 {
+            let Answer::Value(target) = self.below.link(&at)? else { return Ok(at) };
+            self.links.borrow_mut().insert(at.clone(), target.clone());
+            at = self.real(&at.parent().unwrap_or(Path::new("/")).join(target))?;
+        }
+        Err(HostError::Refused(format!("`{}` goes through too many links", path.display())))
+    }
+
+    fn denied<T>(&self, path: &Path, answer: &Answer<T>) {
+        if answer.is_denied() {
+            self.record.borrow_mut().denied.insert(path.to_owned());
+        }
+    }
+
+    /// Writes the record to a new folder.
+    pub fn write(&self, dir: &Path) -> Result<(), HostError> {
+        let root = dir.join("root");
+        let at = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+        let make = |path: &Path| fs::create_dir_all(path).map_err(HostError::file(path));
+        make(&root)?;
+        for path in self.dirs.borrow().iter() {
+            make(&at(path))?;
+        }
+        for (path, bytes) in self.files.borrow().iter() {
+            let place = at(path);
+            make(place.parent().unwrap_or(&root))?;
+            fs::write(&place, redacted(path, bytes)).map_err(HostError::file(&place))?;
+        }
+        for (path, target) in self.links.borrow().iter() {
+            let place = at(path);
+            make(place.parent().unwrap_or(&root))?;
+            std::os::unix::fs::symlink(target, &place).map_err(HostError::file(&place))?;
+        }
+        let mut record = self.record.borrow().clone();
+        for query in &mut record.queries {
+            if let Some(output) = &mut query.output {
+                output.stdout = stand_ins(&output.stdout);
+                output.stderr = stand_ins(&output.stderr);
+            }
+        }
+        record.save(&dir.join(Record::NAME))
+    }
+}
+
+impl Probe for Recorder<'_> {
+    fn read(&self, path: &Path) -> Result<Answer<Vec<u8>>, HostError> {
+        let answer = self.below.read(path)?;
+        self.denied(path, &answer);
+        if let Answer::Value(bytes) = &answer
+            && !SECRET.iter().any(|s| path.starts_with(s))
+        {
+            let real = self.followed(path)?;
+            self.files.borrow_mut().insert(real, bytes.clone());
+        }
+        Ok(answer)
+    }
+    fn stat(&self, path: &Path) -> Result<Answer<Stat>, HostError> {
+        let answer = self.below.stat(path)?;
+        self.denied(path, &answer);
+        if let Answer::Value(stat) = &answer {
+            let real = self.real(path)?;
+            match stat.kind {
+                FileKind::Directory => {
+                    self.dirs.borrow_mut().insert(real.clone());
+                }
+                FileKind::Link => {}
+                FileKind::File | FileKind::Other => {
+                    self.files.borrow_mut().entry(real.clone()).or_default();
+                }
+            }
+            let plain = if stat.kind == FileKind::Directory { 0o755 } else { 0o644 };
+            if stat.kind != FileKind::Link && (stat.mode.bits(), stat.uid, stat.gid) != (plain, 0, 0) {
+                let known = RecordedStat { mode: stat.mode, uid: stat.uid, gid: stat.gid };
+                self.record.borrow_mut().stats.insert(real, known);
+            }
+        }
+        Ok(answer)
+    }
+    fn list(&self, dir: &Path) -> Result<Answer<Vec<OsString>>, HostError> {
+        let answer = self.below.list(dir)?;
+        self.denied(dir, &answer);
+        if let Answer::Value(names) = &answer {
+            let real = self.followed(dir)?;
+            for name in names {
+                // What a name is has to be known for the name to be in the record.
+                let path = real.join(name);
+                match self.below.link(&path)? {
+                    Answer::Value(target) => {
+                        self.links.borrow_mut().insert(path, target);
+                    }
+                    _ => {
+                        self.stat(&path)?;
+                    }
+                }
+            }
+            self.dirs.borrow_mut().insert(real);
+        }
+        Ok(answer)
+    }
+    fn link(&self, path: &Path) -> Result<Answer<PathBuf>, HostError> {
+        let answer = self.below.link(path)?;
+        self.denied(path, &answer);
+        if let Answer::Value(target) = &answer {
+            let real = self.real(path)?;
+            self.links.borrow_mut().insert(real, target.clone());
+        }
+        Ok(answer)
+    }
+    fn query(&self, program: Program, args: &[&str]) -> Result<Answer<Output>, HostError> {
+        let answer = self.below.query(program, args)?;
+        let args = args.iter().map(|a| (*a).to_owned()).collect();
+        self.record.borrow_mut().queries.push(RecordedQuery { program, args, output: answer.clone().value() });
+        Ok(answer)
+    }
+    fn virtualisation(&self) -> Result<Answer<Arc<Virtualisation>>, HostError> {
+        let answer = self.below.virtualisation()?;
+        self.record.borrow_mut().libvirt = match &answer {
+            Answer::Absent => RecordedLibvirt::Absent,
+            Answer::Denied => RecordedLibvirt::Denied,
+            Answer::Value(known) => RecordedLibvirt::Known(Virtualisation::clone(known)),
+        };
+        Ok(answer)
+    }
+}
+
+/// A file as it is written down.
+fn redacted(path: &Path, bytes: &[u8]) -> Vec<u8> {
+    if path == Path::new("/etc/machine-id") {
+        return format!("{}\n", &sha256_hex(bytes)[..32]).into_bytes();
+    }
+    // dpkg's status is large, and four fields of it are read.
+    if path == Path::new("/var/lib/dpkg/status") {
+        let wanted = ["Package: ", "Status: ", "Version: ", "Architecture: "];
+        let text = String::from_utf8_lossy(bytes);
+        let lines = text.lines().filter(|l| l.is_empty() || wanted.iter().any(|w| l.starts_with(w)));
+        return lines.flat_map(|l| [l, "\n"]).collect::<String>().into_bytes();
+    }
+    // The users' real names are nobody's business.
+    if path == Path::new("/etc/passwd") {
+        let text = String::from_utf8_lossy(bytes);
+        let line = |l: &str| {
+            let mut f: Vec<&str> = l.split(':').collect();
+            if let Some(name) = f.get_mut(4) {
+                *name = "";
+            }
+            f.join(":") + "\n"
+        };
+        return text.lines().map(line).collect::<String>().into_bytes();
+    }
+    match std::str::from_utf8(bytes) {
+        Ok(text) => stand_ins(text).into_bytes(),
+        Err(_) => bytes.to_vec(),
+    }
+}
+
+/// Stable stand-ins: MAC addresses keep their form (02 marks a local one), public addresses become documentation ones
+/// (RFC 5737), hosts of URLs become `host-….example`.
+fn stand_ins(text: &str) -> String {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || ":.-_/".contains(c);
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while !rest.is_empty() {
+        let word = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+        if word == 0 {
+            let one = rest.chars().next().map_or(1, char::len_utf8);
+            out.push_str(&rest[..one]);
+            rest = &rest[one..];
+        } else {
+            out.push_str(&stand_in(&rest[..word]));
+            rest = &rest[word..];
+        }
+    }
+    out
+}
+
+fn stand_in(word: &str) -> String {
+    let digest = sha256_hex(word.as_bytes());
+    if let Some((scheme, after)) = word.split_once("://") {
+        let (_, path) = after.split_once('/').map_or((after, String::new()), |(h, p)| (h, format!("/{p}")));
+        let host = after.split('/').next().unwrap_or_default();
+        return format!("{scheme}://host-{}.example{path}", &sha256_hex(host.as_bytes())[..8]);
+    }
+    if let Ok(mac) = word.parse::<crate::types::MacAddress>()
+        && mac.0 != [0; 6]
+        && mac.0 != [0xff; 6]
+    {
+        let d = |i: usize| &digest[i * 2..i * 2 + 2];
+        return format!("02:{}:{}:{}:{}:{}", d(0), d(1), d(2), d(3), d(4));
+    }
+    let (address, prefix) = word.split_once('/').map_or((word, String::new()), |(a, p)| (a, format!("/{p}")));
+    match address.parse::<std::net::IpAddr>() {
+        Ok(std::net::IpAddr::V4(a))
+            if !(a.is_private()
+                || a.is_loopback()
+                || a.is_link_local()
+                || a.is_unspecified()
+                || a.is_broadcast()
+                || a.octets()[0] >= 224
+                || a.octets()[0] < 4) =>
+        {
+            format!("192.0.2.{}{prefix}", u8::from_str_radix(&digest[..2], 16).unwrap_or(1))
+        }
+        Ok(std::net::IpAddr::V6(a)) if a.segments()[0] & 0xe000 == 0x2000 => {
+            format!("2001:db8::{}{prefix}", &digest[..4])
+        }
+        _ => word.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_identifies_becomes_a_stable_stand_in() {
+        let text =
+            "mac 52:54:00:12:34:56 via 203.0.114.7/24 at 2a01:4f8::1 from http://mirror.corp.test/debian x 10.0.0.1";
+        let out = stand_ins(text);
+        for secret in ["52:54:00:12:34:56", "203.0.114.7", "2a01:4f8", "mirror.corp.test"] {
+            assert!(!out.contains(secret), "{out}");
+        }
+        assert!(out.contains("10.0.0.1") && out.contains("/debian") && out.contains("192.0.2."), "{out}");
+        assert_eq!(out, stand_ins(text));
+        assert_eq!(stand_ins("ordinary text: 0000:01:00.0\n"), "ordinary text: 0000:01:00.0\n");
+    }
+
+    #[test]
+    fn the_machine_id_and_real_names_are_not_written_down() {
+        let id = b"0123456789abcdef0123456789abcdef\n";
+        assert!(!String::from_utf8(redacted(Path::new("/etc/machine-id"), id)).unwrap().contains("0123456789abcdef"));
+        let passwd = redacted(Path::new("/etc/passwd"), b"alice:x:1000:1000:Alice Example,,,:/home/alice:/bin/bash\n");
+        assert_eq!(passwd, b"alice:x:1000:1000::/home/alice:/bin/bash\n");
+    }
+}

@@ -4,12 +4,14 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
-use serde::Deserialize;
 
 use super::{DeviceMatch, DiskEntry, Memory, NicEntry, PackageEntry, Uplink};
-use crate::types::{ByteSize, InterfaceName, MacAddress, PackageName, PciAddress, PciId, PciSlot, ResourceName, as_string};
+use crate::types::{
+    ByteSize, InterfaceName, MacAddress, PackageName, PciAddress, PciId, PciSlot, ResourceName, as_string,
+};
 
 /// A text that failed a rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

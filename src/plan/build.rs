@@ -67,7 +67,8 @@ fn unknown(error: &dyn std::fmt::Display) -> Diff {
 }
 
 fn host_line(probe: &dyn Probe, facts: &HostFacts) -> HostLine {
-    let gpus: BTreeSet<_> = facts.pci.values().filter(|f| f.is_gpu() && !f.is_management()).map(|f| f.address.slot).collect();
+    let gpus: BTreeSet<_> =
+        facts.pci.values().filter(|f| f.is_gpu() && !f.is_management()).map(|f| f.address.slot).collect();
     let machine_id = probe.text("/etc/machine-id".as_ref()).ok().and_then(Answer::value).unwrap_or_default();
     HostLine {
         hostname: facts.hostname.clone(),

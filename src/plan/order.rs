@@ -52,14 +52,16 @@ pub fn order(entries: &[Entry], kinds: &[&str], pending: &BTreeSet<Refresh>) -> 
     let mut late = vec![false; entries.len()];
     for &i in &sorted {
         let entry = &entries[i];
-        let waits_itself = matches!(&entry.diff, Diff::Waits { on: WaitFor::Reboot, promise, .. } if !promise.steps.is_empty());
-        late[i] = waits_itself
-            || entry.after.iter().filter_map(|k| at.get(k)).any(|&d| late[d] || needs_reboot(&entries[d]));
+        let waits_itself =
+            matches!(&entry.diff, Diff::Waits { on: WaitFor::Reboot, promise, .. } if !promise.steps.is_empty());
+        late[i] =
+            waits_itself || entry.after.iter().filter_map(|k| at.get(k)).any(|&d| late[d] || needs_reboot(&entries[d]));
     }
 
     let mut items = Vec::new();
     phase(entries, &sorted, |i| !late[i], pending, &mut items);
-    let due: Vec<Key> = sorted.iter().filter(|&&i| needs_reboot(&entries[i])).map(|&i| entries[i].key.clone()).collect();
+    let due: Vec<Key> =
+        sorted.iter().filter(|&&i| needs_reboot(&entries[i])).map(|&i| entries[i].key.clone()).collect();
     if !due.is_empty() {
         items.push(Item::Reboot { due });
     }

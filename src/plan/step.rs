@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Refresh;
-use crate::types::{ByteSize, DomainName, InterfaceName, MacAddress, Mode, PackageName, PciAddress, ResourceName, UnitName};
+use crate::types::{
+    ByteSize, DomainName, InterfaceName, MacAddress, Mode, PackageName, PciAddress, ResourceName, UnitName,
+};
 
 /// What is written to a file.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -288,13 +290,9 @@ impl Step {
             Step::RemoveFile { path } | Step::Link { path, .. } | Step::RestoreFile { path } => {
                 vec![path.display().to_string()]
             }
-            Step::SwitchNetwork(switch) => switch
-                .write
-                .iter()
-                .map(|f| &f.path)
-                .chain(&switch.remove)
-                .map(|p| p.display().to_string())
-                .collect(),
+            Step::SwitchNetwork(switch) => {
+                switch.write.iter().map(|f| &f.path).chain(&switch.remove).map(|p| p.display().to_string()).collect()
+            }
             Step::DefineDomain { name, .. } | Step::UndefineDomain { name } => vec![format!("domain {name}")],
             Step::Volume(volume) => vec![format!("volume {}/{}", volume.pool, volume.name)],
             Step::BindSlot(binding) => binding.functions.iter().map(|(a, _)| format!("function {a}")).collect(),

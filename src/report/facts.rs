@@ -31,24 +31,19 @@ fn render(facts: &HostFacts, out: &mut String) -> std::fmt::Result {
         let driver = gpu.driver.as_deref().unwrap_or("no driver");
         writeln!(out, "gpu       {} {} [{}] {driver}, {group}, {}", gpu.address, gpu.name, gpu.id, gpu.path)?;
         for f in facts.slot(gpu.address.slot).filter(|f| f.address != gpu.address) {
-            writeln!(out, "            .{} {} [{}] {}", f.address.function, f.name, f.id, f.driver.as_deref().unwrap_or("no driver"))?;
+            writeln!(
+                out,
+                "            .{} {} [{}] {}",
+                f.address.function,
+                f.name,
+                f.id,
+                f.driver.as_deref().unwrap_or("no driver")
+            )?;
         }
     }
     for f in facts.pci.values().filter(|f| !f.carries.is_empty()) {
         let what = f.carries.iter().map(|c| format!("{c:?}")).collect::<Vec<_>>().join(", ");
         writeln!(out, "carries   {} {}: {what}", f.address, f.name)?;
-    }
-    match &facts.network {
-        Known::Unknown(why) => writeln!(out, "network   not known: {why}")?,
-        Known::Value(network) => {
-            let uplink = network.uplink.as_ref().map_or("none", |u| u.as_str());
-            let managers = network.managers.iter().map(|m| format!("{m:?}")).collect::<Vec<_>>().join(", ");
-            writeln!(out, "network   uplink {uplink}, managed by {managers}")?;
-            for link in network.links.values().filter(|l| l.name != "lo") {
-                let addresses = link.addresses.iter().map(|a| format!("{}/{}", a.address, a.prefix)).collect::<Vec<_>>().join(" ");
-                writeln!(out, "            {} {} {addresses}", link.name, link.state)?;
-            }
-        }
     }
     match &facts.packages {
         Known::Unknown(why) => writeln!(out, "packages  not known: {why}")?,

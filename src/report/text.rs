@@ -19,7 +19,9 @@ pub enum Detail {
 
 /// Text of others must not steer the terminal: control characters are shown as escapes.
 fn safe(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() && c != '\n' && c != '\t' { c.escape_default().collect() } else { vec![c] }).collect()
+    text.chars()
+        .flat_map(|c| if c.is_control() && c != '\n' && c != '\t' { c.escape_default().collect() } else { vec![c] })
+        .collect()
 }
 
 /// The whole plan.
@@ -54,14 +56,17 @@ fn render(plan: &Plan, detail: Detail, out: &mut String) -> std::fmt::Result {
             writeln!(out, "      {}", safe(&finding.help).dimmed())?;
         }
     }
-    let unable: Vec<_> = plan.entries.iter().filter(|e| matches!(e.diff, Diff::Blocked { .. } | Diff::Unknown { .. })).collect();
+    let unable: Vec<_> =
+        plan.entries.iter().filter(|e| matches!(e.diff, Diff::Blocked { .. } | Diff::Unknown { .. })).collect();
     for entry in &unable {
         match &entry.diff {
             Diff::Blocked { why, help } => {
                 writeln!(out, "\n  {} {}   {}", "×".red(), entry.key.bold(), safe(why))?;
                 writeln!(out, "      {}", safe(help).dimmed())?;
             }
-            Diff::Unknown { why } => writeln!(out, "\n  {} {}   not known: {}", "?".yellow(), entry.key.bold(), safe(why))?,
+            Diff::Unknown { why } => {
+                writeln!(out, "\n  {} {}   not known: {}", "?".yellow(), entry.key.bold(), safe(why))?
+            }
             _ => {}
         }
     }
@@ -84,7 +89,11 @@ fn render(plan: &Plan, detail: Detail, out: &mut String) -> std::fmt::Result {
             Item::Reboot { due } => {
                 let of = due.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 let line = format!("── reboot, for {of} ");
-                writeln!(out, "{}", format!("{line}{}", "─".repeat(78usize.saturating_sub(line.chars().count()))).yellow())?;
+                writeln!(
+                    out,
+                    "{}",
+                    format!("{line}{}", "─".repeat(78usize.saturating_sub(line.chars().count()))).yellow()
+                )?;
             }
         }
     }
@@ -171,7 +180,12 @@ fn summary(plan: &Plan, out: &mut String) -> std::fmt::Result {
     if plan.blocked() {
         let errors = plan.findings.iter().filter(|f| f.severity == Severity::Error).count()
             + plan.entries.iter().filter(|e| matches!(e.diff, Diff::Blocked { .. } | Diff::Unknown { .. })).count();
-        return writeln!(out, "\n{}: {}; nothing is changed while it stands", "blocked".red().bold(), count(errors, "problem"));
+        return writeln!(
+            out,
+            "\n{}: {}; nothing is changed while it stands",
+            "blocked".red().bold(),
+            count(errors, "problem")
+        );
     }
     let mut actions: BTreeMap<Action, usize> = BTreeMap::new();
     let changes: Vec<&Change> = plan

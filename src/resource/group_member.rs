@@ -1,15 +1,75 @@
-//! stub
+//! A user's membership in a local group.
+
 use serde::{Deserialize, Serialize};
+
 use super::Resource;
-use crate::{facts::HostFacts, host::{HostError, Probe}, plan::Diff};
-/// stub
+use crate::facts::HostFacts;
+use crate::host::{HostError, Probe};
+use crate::plan::{Action, Change, Diff, Step};
+
+/// One user in one group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct GroupMember {}
+#[serde(rename_all = "camelCase")]
+pub struct GroupMember {
+    /// The group.
+    pub group: String,
+    /// The user.
+    pub user: String,
+}
+
+impl GroupMember {
+    fn step(&self, present: bool) -> Step {
+        Step::GroupMember { group: self.group.clone(), user: self.user.clone(), present }
+    }
+    /// Listed in the group, or it is the user's primary one.
+    fn is_member(&self, facts: &HostFacts) -> bool {
+        facts.groups.get(&self.group).is_some_and(|g| {
+            g.members.contains(&self.user) || facts.users.get(&self.user).is_some_and(|u| u.gid == g.gid)
+        })
+    }
+}
+
 impl Resource for GroupMember {
     const KIND: &'static str = "group-member";
+    /// Groups and users are facts.
     type State = ();
-    fn name(&self) -> String { String::new() }
-    fn probe(&self, _: &dyn Probe) -> Result<(), HostError> { Ok(()) }
-    fn diff(&self, (): &(), _: Option<&Self>, _: &HostFacts) -> Diff { Diff::InSync { evidence: String::new() } }
-    fn remove(&self, (): &(), _: &HostFacts) -> Diff { Diff::InSync { evidence: String::new() } }
+
+    fn name(&self) -> String {
+        format!("{}/{}", self.group, self.user)
+    }
+
+    fn probe(&self, _: &dyn Probe) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    fn diff(&self, (): &(), _: Option<&Self>, facts: &HostFacts) -> Diff {
+        if !facts.users.contains_key(&self.user) {
+            return Diff::Blocked {
+                why: format!("there is no local user `{}`", self.user),
+                help: format!("make it first: adduser {}", self.user),
+            };
+        }
+        if !facts.groups.contains_key(&self.group) {
+            return Diff::Blocked {
+                why: format!("there is no group `{}`", self.group),
+                help: "install the package that brings it (libvirt-daemon-system) by listing it under `packages`".to_owned(),
+            };
+        }
+        if self.is_member(facts) {
+            return Diff::InSync { evidence: "member".to_owned() };
+        }
+        let mut change = Change::new(Action::Create, format!("{} joins {}", self.user, self.group));
+        change.notes.push("takes effect at the user's next login".to_owned());
+        change.steps.push(self.step(true));
+        Diff::Change(change)
+    }
+
+    fn remove(&self, (): &(), facts: &HostFacts) -> Diff {
+        if !facts.groups.get(&self.group).is_some_and(|g| g.members.contains(&self.user)) {
+            return Diff::InSync { evidence: "no member".to_owned() };
+        }
+        let mut change = Change::new(Action::Remove, format!("{} leaves {}", self.user, self.group));
+        change.steps.push(self.step(false));
+        Diff::Change(change)
+    }
 }

@@ -78,11 +78,6 @@ kinds! {
     file::File,
     kernel_arg::KernelArgs,
     module::Modules,
-    service::Service,
     group_member::GroupMember,
     vfio_binding::VfioBinding,
-    bridge::Bridge,
-    pool::Pool,
-    volume::Volume,
-    libvirt_domain::LibvirtDomain,
 }

@@ -1,15 +1,190 @@
-//! stub
+//! A slot kept for VMs: all of its functions on vfio-pci, from early boot. By address, never by id, so that an equal
+//! card beside it is not taken. A slot that carries anything of the host is never bound.
+//!
+//! The override is written by a udev rule, which initramfs-tools copies into the initramfs, where it runs before any
+//! driver that a rule or a list loads.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
+
 use super::Resource;
-use crate::{facts::HostFacts, host::{HostError, Probe}, plan::Diff};
-/// stub
+use crate::facts::{HostFacts, InitramfsTool, Iommu, PciFunction};
+use crate::host::{HostError, Probe};
+use crate::plan::{Action, BindTarget, Change, Diff, FieldDiff, FileWrite, Refresh, Risk, SlotBinding, Step, WaitFor};
+use crate::types::PciSlot;
+
+/// A slot that is kept for VMs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct VfioBinding {}
+#[serde(rename_all = "camelCase")]
+pub struct VfioBinding {
+    /// The name that the manifest gives it.
+    pub name: String,
+    /// The slot.
+    pub slot: PciSlot,
+    /// Slots that the manifest gives to VMs too: they may share the group.
+    pub companions: BTreeSet<PciSlot>,
+}
+
+impl VfioBinding {
+    fn path(&self) -> PathBuf {
+        format!("/etc/udev/rules.d/61-gpuvm-vfio-{}.rules", self.name).into()
+    }
+
+    /// One rule a function. `gpuvm.off` on the kernel's command line jumps over them.
+    fn rules(&self, functions: &[&PciFunction]) -> String {
+        let mut text = format!(
+            "# Written by gpuvm: {} is kept for VMs. `gpuvm.off` on the kernel's command line switches this off.\n\
+             IMPORT{{cmdline}}=\"gpuvm.off\"\nENV{{gpuvm.off}}==\"?*\", GOTO=\"gpuvm_end\"\n",
+            self.slot
+        );
+        for f in functions {
+            text += &format!(
+                "ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"{}\", ATTR{{driver_override}}=\"vfio-pci\"\n",
+                f.address
+            );
+        }
+        text + "LABEL=\"gpuvm_end\"\n"
+    }
+
+    /// Why the slot must not be given away, or `None`.
+    fn forbidden(&self, functions: &[&PciFunction], facts: &HostFacts) -> Option<(String, String)> {
+        let blocked = |why: String, help: &str| Some((why, help.to_owned()));
+        match &facts.iommu {
+            Iommu::On { .. } => {}
+            Iommu::Off { why, help } => return blocked(format!("the IOMMU is off: {why}"), help),
+            Iommu::Missing { why, help } => return blocked(format!("there is no IOMMU: {why}"), help),
+            Iommu::Unknown(why) => return blocked(format!("it is not known whether the IOMMU is on: {why}"), "run it as root"),
+        }
+        if facts.boot.initramfs != InitramfsTool::InitramfsTools {
+            return blocked(
+                "early binding is written for initramfs-tools only, which is not installed here".to_owned(),
+                "with dracut a udev rule comes too late for drivers that are forced in; this version does not bind there",
+            );
+        }
+        if let Some(f) = functions.iter().find(|f| f.is_bridge()) {
+            return blocked(format!("{} is a bridge ({})", f.address, f.name), "name the slot of the card itself");
+        }
+        let shown = |f: &PciFunction| {
+            let carries: Vec<String> = f.carries.iter().map(|c| format!("{c:?}")).collect();
+            let carries = if carries.is_empty() { String::new() } else { format!(" carries {}", carries.join(", ")) };
+            format!("{} {}{carries}", f.address, f.name)
+        };
+        let critical: Vec<String> = functions.iter().filter(|f| !f.carries.is_empty()).map(|f| shown(f)).collect();
+        if !critical.is_empty() {
+            return blocked(format!("the host needs this slot: {}", critical.join("; ")), "it is never given away");
+        }
+        let groups: BTreeSet<u32> = functions.iter().filter_map(|f| f.group).collect();
+        if functions.iter().any(|f| f.group.is_none()) {
+            return blocked("a function has no IOMMU group".to_owned(), "look at dmesg for IOMMU errors");
+        }
+        let foreign: Vec<String> = groups
+            .iter()
+            .flat_map(|g| facts.group_neighbours(*g, self.slot))
+            .filter(|f| !self.companions.contains(&f.address.slot))
+            .map(shown)
+            .collect();
+        if !foreign.is_empty() {
+            return blocked(
+                format!("it shares its IOMMU group with {}", foreign.join("; ")),
+                "a group moves as a whole: try another slot, or ACS in the firmware; or name the neighbours under `devices` with `use: vfio`",
+            );
+        }
+        let other = functions.iter().find_map(|f| f.driver_override.as_ref().filter(|o| *o != "vfio-pci").map(|o| (f, o)));
+        other.and_then(|(f, o)| blocked(format!("{} has driver_override `{o}`, set by something else", f.address), "find and remove what sets it"))
+    }
+}
+
 impl Resource for VfioBinding {
     const KIND: &'static str = "vfio-binding";
-    type State = ();
-    fn name(&self) -> String { String::new() }
-    fn probe(&self, _: &dyn Probe) -> Result<(), HostError> { Ok(()) }
-    fn diff(&self, (): &(), _: Option<&Self>, _: &HostFacts) -> Diff { Diff::InSync { evidence: String::new() } }
-    fn remove(&self, (): &(), _: &HostFacts) -> Diff { Diff::InSync { evidence: String::new() } }
+    /// The text of our rules, where they are there.
+    type State = Option<String>;
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn probe(&self, host: &dyn Probe) -> Result<Option<String>, HostError> {
+        Ok(host.text(&self.path())?.value())
+    }
+
+    fn diff(&self, state: &Option<String>, _: Option<&Self>, facts: &HostFacts) -> Diff {
+        let functions: Vec<&PciFunction> = facts.slot(self.slot).collect();
+        let Some(first) = functions.first() else {
+            return Diff::Blocked { why: format!("there is no device at {}", self.slot), help: "see what is there: gpuvm facts".to_owned() };
+        };
+        if let Some((why, help)) = self.forbidden(&functions, facts) {
+            return Diff::Blocked { why, help };
+        }
+        let bound = |f: &&PciFunction| f.driver.as_deref() == Some("vfio-pci");
+        let rules = self.rules(&functions);
+        let written = state.as_deref() == Some(rules.as_str());
+        let all_bound = functions.iter().all(bound);
+        if written && all_bound {
+            return Diff::InSync { evidence: format!("{} functions on vfio-pci", functions.len()) };
+        }
+        let group = first.group.map_or(String::new(), |g| format!(", group {g}"));
+        let mut change = Change::new(
+            if state.is_some() { Action::Change } else { Action::Create },
+            format!("{} {}{group}", self.slot, first.name),
+        );
+        for f in functions.iter().filter(|f| !bound(f)) {
+            let driver = f.driver.clone().unwrap_or_else(|| "no driver".to_owned());
+            change.fields.push(FieldDiff::new(format!(".{}", f.address.function), Some(driver), Some("vfio-pci".to_owned())));
+        }
+        let twins = facts.pci.values().filter(|f| f.id == first.id && f.address.slot != self.slot && f.address.function == 0);
+        for twin in twins.filter(|t| !self.companions.contains(&t.address.slot)) {
+            let driver = twin.driver.as_deref().unwrap_or("no driver");
+            change.notes.push(format!("stays: {} {} on {driver}", twin.address.slot, twin.name));
+        }
+        if functions.iter().any(|f| f.boot_display) {
+            change.risks.insert(Risk::DisplayLoss);
+            change.notes.push("it is the boot display: the screen on it goes dark".to_owned());
+        }
+        if written {
+            change.risks.insert(Risk::Reboot);
+            return Diff::Waits {
+                on: WaitFor::Reboot,
+                why: "the early binding is written; its drivers still hold it".to_owned(),
+                promise: Change { steps: Vec::new(), ..change },
+            };
+        }
+        change.fields.push(FieldDiff::text(self.path().display().to_string(), state.as_deref(), Some(&rules)));
+        change.steps.push(Step::WriteFile(FileWrite::root(self.path(), rules, 0o644)));
+        change.refreshes.extend([Refresh::Udev, Refresh::Initramfs]);
+        change.risks.insert(Risk::BootConfig);
+        if !all_bound {
+            if functions.iter().all(|f| f.driver.is_none() || bound(f)) {
+                let functions = functions.iter().map(|f| (f.address, f.driver.clone())).collect();
+                change.steps.push(Step::BindSlot(SlotBinding { functions, target: BindTarget::Vfio }));
+            } else {
+                change.risks.insert(Risk::Reboot);
+                change.complete_after = Some(WaitFor::Reboot);
+            }
+        }
+        Diff::Change(change)
+    }
+
+    fn remove(&self, state: &Option<String>, facts: &HostFacts) -> Diff {
+        let Some(text) = state else { return Diff::InSync { evidence: "gone".to_owned() } };
+        let mut change = Change::new(Action::Remove, format!("{} goes back to the host at the next boot", self.slot));
+        change.fields.push(FieldDiff::text(self.path().display().to_string(), Some(text), None));
+        change.steps.push(Step::RemoveFile { path: self.path() });
+        change.refreshes.extend([Refresh::Udev, Refresh::Initramfs]);
+        change.risks.insert(Risk::BootConfig);
+        if facts.slot(self.slot).any(|f| f.driver.as_deref() == Some("vfio-pci")) {
+            change.risks.insert(Risk::Reboot);
+        }
+        Diff::Change(change)
+    }
 }
+
+/// The hook of initramfs-tools that puts vfio into the initramfs.
+pub const INITRAMFS_HOOK: &str = "/etc/initramfs-tools/hooks/gpuvm";
+
+/// Its text: `manual_add_modules` is initramfs-tools' own word for it (initramfs-tools(7)).
+pub const INITRAMFS_HOOK_TEXT: &str = "#!/bin/sh\n# Written by gpuvm: the drivers that keep devices for VMs, in the initramfs.\n\
+case \"$1\" in prereqs) exit 0 ;; esac\n. /usr/share/initramfs-tools/hook-functions\n\
+manual_add_modules vfio vfio_iommu_type1 vfio_pci\n";
+

@@ -159,6 +159,9 @@ mod tests {
         assert!("desktop-1".parse::<DomainName>().is_ok());
         assert!("libstdc++6".parse::<PackageName>().is_ok());
         assert!("serial-getty@ttyS0.service".parse::<UnitName>().is_ok());
-        assert_eq!("52:54:00:AB:cd:01".parse::<MacAddress>().map(|m| m.to_string()), Ok("52:54:00:ab:cd:01".to_owned()));
+        assert_eq!(
+            "52:54:00:AB:cd:01".parse::<MacAddress>().map(|m| m.to_string()),
+            Ok("52:54:00:ab:cd:01".to_owned())
+        );
     }
 }

@@ -118,12 +118,7 @@ impl fmt::Display for PciId {
     }
 }
 
-super::as_string!(
-    PciSlot,
-    "a PCI slot",
-    "^([0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F]$",
-    "0000:01:00"
-);
+super::as_string!(PciSlot, "a PCI slot", "^([0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F]$", "0000:01:00");
 super::as_string!(
     PciAddress,
     "a PCI address",
@@ -151,7 +146,8 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for text in ["", "01:00", "0000:01:00.8", "0000:01:20.0", "0:1:0.0", "+000:01:00.0", "0000:01:00.0 ", "zz:00.0"] {
+        for text in ["", "01:00", "0000:01:00.8", "0000:01:20.0", "0:1:0.0", "+000:01:00.0", "0000:01:00.0 ", "zz:00.0"]
+        {
             assert!(text.parse::<PciAddress>().is_err(), "{text}");
         }
     }

@@ -37,7 +37,8 @@ fn modules_use_only_what_is_below_them() {
             for module in above.iter().filter(|_| file.starts_with(layer)) {
                 let path = format!("crate::{module}");
                 let named = |line: &str| {
-                    line.match_indices(&path).any(|(at, _)| !line[at + path.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_'))
+                    line.match_indices(&path)
+                        .any(|(at, _)| !line[at + path.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_'))
                 };
                 if code.lines().any(|l| !l.trim_start().starts_with("//") && named(l)) {
                     wrong.push(format!("{file} uses {path}"));
