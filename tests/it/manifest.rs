@@ -309,7 +309,7 @@ fn schema_and_reader_agree() {
         let json = serde_json::to_value(&other).unwrap();
         assert!(validator.is_valid(&json), "{json:#}");
 
-        let typo = source.replacen("vms:", "vmz:", 1);
+        let typo = source.replacen("version:", "versoin:", 1);
         assert!(typo != source && !by_schema(&typo) && parse("typo", &typo).is_err(), "{}", path.display());
     }
     for (source, fine) in [
