@@ -9,7 +9,6 @@ pub(super) fn desire(manifest: &Loaded, desired: &mut Desired) {
     let m = &manifest.manifest;
     let sections = [
         ("services", !m.services.is_empty()),
-        ("bridge", m.bridge.is_some()),
         ("networks", !m.networks.is_empty()),
         ("storage", !m.storage.is_empty()),
         ("vms", !m.vms.is_empty()),

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 pub use build::{Past, build};
 pub use order::{OrderError, order};
 pub use step::{
-    AptPackage, BindTarget, Content, FileWrite, NetworkSwitch, Proof, ServiceAction, SlotBinding, Step, VolumeStep,
+    AptPackage, BindTarget, Content, FileEdit, FileWrite, NetworkSwitch, Proof, ServiceAction, SlotBinding, Step,
+    VolumeStep,
 };
 
 /// The number of the saved plan's format; another one is refused.

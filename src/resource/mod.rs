@@ -80,4 +80,5 @@ kinds! {
     module::Modules,
     group_member::GroupMember,
     vfio_binding::VfioBinding,
+    bridge::Bridge,
 }
