@@ -229,16 +229,16 @@ impl Config {
 
     /// The renderer of all links, where a file names one.
     pub fn renderer(&self) -> Option<&str> {
-        self.files.iter().filter_map(|f| network(f)?.value.get("renderer")?.value.scalar()).last()
+        self.files.iter().filter_map(|f| network(f)?.value.get("renderer")?.value.scalar()).next_back()
     }
 
     /// The renderer of an entry: its own, its section's, or that of all.
     pub fn renderer_of<'a>(&'a self, entry: &'a EntryName) -> Option<&'a str> {
         let own = self.last(entry, "renderer").and_then(Node::scalar);
         let of_section = || {
-            let all =
+            let mut all =
                 self.files.iter().filter_map(|f| section(f, &entry.section)?.value.get("renderer")?.value.scalar());
-            all.last()
+            all.next_back()
         };
         own.or_else(of_section).or_else(|| self.renderer())
     }

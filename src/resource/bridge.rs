@@ -91,9 +91,32 @@ pub struct BridgeState {
     leases: Vec<(IpAddr, u32)>,
 }
 
+/// Why no change can be planned.
+enum Stop {
+    /// It must not be done; with the next step.
+    Blocked { why: String, help: String },
+    /// It could not be told.
+    Unknown(String),
+}
+
+impl From<Stop> for Diff {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Blocked { why, help } => Diff::Blocked { why, help },
+            Stop::Unknown(why) => Diff::Unknown { why },
+        }
+    }
+}
+
+impl From<netplan::Refused> for Stop {
+    fn from(refused: netplan::Refused) -> Self {
+        Stop::Blocked { why: refused.why, help: refused.help }
+    }
+}
+
 /// Blocked, with the next step.
-fn blocked(why: impl Into<String>, help: impl Into<String>) -> Diff {
-    Diff::Blocked { why: why.into(), help: help.into() }
+fn blocked(why: impl Into<String>, help: impl Into<String>) -> Stop {
+    Stop::Blocked { why: why.into(), help: help.into() }
 }
 
 impl Bridge {
@@ -109,7 +132,7 @@ impl Bridge {
     }
 
     /// The link that the manifest means, on a host where the bridge is not there yet.
-    fn find_uplink<'a>(&self, net: &'a NetworkFacts) -> Result<(InterfaceName, &'a Link), Diff> {
+    fn find_uplink<'a>(&self, net: &'a NetworkFacts) -> Result<(InterfaceName, &'a Link), Stop> {
         let known = || {
             let cards = net.links.iter().filter(|(_, l)| l.kind != LinkKind::Other);
             let shown = |(n, l): (&String, &Link)| format!("{n} {}", l.permanent_mac.map_or(String::new(), |m| m.to_string()));
@@ -137,7 +160,7 @@ impl Bridge {
     }
 
     /// Everything about a link that keeps it from becoming the bridge's port.
-    fn unfit(&self, name: &InterfaceName, link: &Link, net: &NetworkFacts) -> Option<Diff> {
+    fn unfit(&self, name: &InterfaceName, link: &Link, net: &NetworkFacts) -> Option<Stop> {
         let existing = format!("make the bridge `{}` yourself and write `existing: true`", self.name);
         match link.kind {
             LinkKind::Physical | LinkKind::Bond | LinkKind::Vlan => {}
@@ -157,7 +180,7 @@ impl Bridge {
         if let Some(master) = &link.master {
             return Some(blocked(
                 format!("`{name}` is a port of `{master}` already"),
-                format!("use that one: name it as `uplink` (a bond), or with `existing: true` (a bridge)"),
+                "use that one: name it as `uplink` (a bond), or with `existing: true` (a bridge)",
             ));
         }
         let managers: Vec<Manager> = link.managers.iter().copied().collect();
@@ -193,7 +216,7 @@ impl Bridge {
         (!net.netplan_installed).then(|| blocked("netplan is not installed, although its files are there", "install netplan.io"))
     }
 
-    fn create(&self, state: &BridgeState, net: &NetworkFacts) -> Result<Diff, Diff> {
+    fn create(&self, state: &BridgeState, net: &NetworkFacts) -> Result<Diff, Stop> {
         if let Some(link) = net.links.get(self.name.as_str()) {
             let what = if link.kind == LinkKind::Bridge { "a bridge" } else { "a link" };
             return Err(blocked(
@@ -207,6 +230,8 @@ impl Bridge {
                 "take it away, with the network as it was before, and plan again",
             ));
         }
+        let files = net.netplan_texts().map_err(Stop::Unknown)?;
+        netplan::Config::read(&files)?;
         let (uplink, link) = self.find_uplink(net)?;
         if let Some(unfit) = self.unfit(&uplink, link, net) {
             return Err(unfit);
@@ -242,12 +267,12 @@ impl Bridge {
         Ok(Diff::Change(change))
     }
 
-    fn moved(&self, uplink: &InterfaceName, link: &Link, net: &NetworkFacts) -> Result<Moved, Diff> {
-        let files = net.netplan_texts().map_err(|why| Diff::Unknown { why })?;
+    fn moved(&self, uplink: &InterfaceName, link: &Link, net: &NetworkFacts) -> Result<Moved, Stop> {
+        let files = net.netplan_texts().map_err(Stop::Unknown)?;
         let (Some(id), Some(mac)) = (net.link_id(uplink.as_str()), link.mac) else {
             return Err(blocked(format!("`{uplink}` has no Ethernet address"), "name another link as `uplink`"));
         };
-        netplan::to_bridge(&files, &self.ours(), &id, &net.link_ids(), &self.name, mac).map_err(|r| blocked(r.why, r.help))
+        netplan::to_bridge(&files, &self.ours(), &id, &net.link_ids(), &self.name, mac).map_err(Stop::from)
     }
 
     /// The step without files: from the link that has the network now to the bridge.
@@ -277,7 +302,7 @@ impl Bridge {
         state: &BridgeState,
         memory: &Memory,
         moved: &Moved,
-    ) -> Result<(), Diff> {
+    ) -> Result<(), Stop> {
         for edit in &moved.edits {
             let wrong = |e| blocked(format!("`{}`: {e}", edit.path.display()), "write its entries in plain block style");
             switch.edit.push(FileEdit::new(&edit.path, &edit.before, edit.splices.clone()).map_err(wrong)?);
@@ -301,12 +326,12 @@ impl Bridge {
             write(self.drop_in(), state.drop_in.as_deref(), text, 0o644);
         }
         if state.memory.value().and_then(Option::as_ref) != Some(memory) {
-            let text = serde_json::to_string_pretty(memory).map_err(|e| Diff::Unknown { why: e.to_string() })?;
+            let text = serde_json::to_string_pretty(memory).map_err(|e| Stop::Unknown(e.to_string()))?;
             switch.write.push(FileWrite::root(self.memory(), text + "\n", 0o600));
         }
         change.notes.push(guarded(&switch));
         if !moved.edits.is_empty() {
-            change.notes.push("the originals are kept".to_owned());
+            change.notes.push("the originals are kept; no other entry of any file changes".to_owned());
         }
         change.risks.insert(Risk::NetworkLoss);
         change.steps.push(Step::SwitchNetwork(switch));
@@ -314,7 +339,7 @@ impl Bridge {
     }
 
     /// It was made once: what differs now.
-    fn compare(&self, memory: &Memory, state: &BridgeState, net: &NetworkFacts) -> Result<Diff, Diff> {
+    fn compare(&self, memory: &Memory, state: &BridgeState, net: &NetworkFacts) -> Result<Diff, Stop> {
         let (uplink, link) = remembered(memory, net)?;
         let other = match &self.uplink {
             UplinkChoice::Auto => None,
@@ -328,9 +353,9 @@ impl Bridge {
             ));
         }
         // An entry of the uplink that came back, by a hand or by another program.
-        let files = net.netplan_texts().map_err(|why| Diff::Unknown { why })?;
+        let files = net.netplan_texts().map_err(Stop::Unknown)?;
         let foreign: Vec<_> = files.iter().filter(|(path, _)| *path != self.ours()).cloned().collect();
-        let config = netplan::Config::read(&foreign).map_err(|r| blocked(r.why, r.help))?;
+        let config = netplan::Config::read(&foreign).map_err(Stop::from)?;
         let id = net.link_id(uplink.as_str());
         let back_again = id.is_some_and(|id| !config.entries_of(&id).is_empty());
         let mut memory = memory.clone();
@@ -382,7 +407,7 @@ impl Bridge {
 }
 
 /// The link that a bridge was made over: a card by its address, since its name changes when a card is added.
-fn remembered<'a>(memory: &Memory, net: &'a NetworkFacts) -> Result<(InterfaceName, &'a Link), Diff> {
+fn remembered<'a>(memory: &Memory, net: &'a NetworkFacts) -> Result<(InterfaceName, &'a Link), Stop> {
     let found = match memory.card {
         Some(mac) => net.links.iter().find(|(_, l)| l.is_card() && l.permanent_mac == Some(mac)),
         None => net.links.get_key_value(memory.uplink.as_str()),
@@ -447,17 +472,17 @@ fn guarded(switch: &NetworkSwitch) -> String {
             Proof::Address(a) | Proof::Gateway(a) => words.push(a.to_string()),
             Proof::DefaultRoute { v6: false } => words.push("route".to_owned()),
             Proof::DefaultRoute { v6: true } => words.push("IPv6 route".to_owned()),
-            Proof::NameServer(a) => words.push(format!("name server {a}")),
+            Proof::NameServer(a) => words.push(format!("DNS {a}")),
             Proof::Peer(_) => {}
         }
     }
-    format!("guarded: goes back by itself within {} s unless {} and your ssh peer answer, as far as they do now", switch.patience_s, words.join(", "))
+    format!("guarded: goes back unless what answers now does so again: {}, ssh peer", words.join(", "))
 }
 
 /// What puts the texts back.
-fn back(moved: &Moved) -> Result<Vec<FileEdit>, Diff> {
+fn back(moved: &Moved) -> Result<Vec<FileEdit>, Stop> {
     let edit = |e: &netplan::Edit| FileEdit::new(&e.path, &e.after, inverse(&e.before, &e.splices)?);
-    moved.edits.iter().map(|e| edit(e).map_err(|e| Diff::Unknown { why: e.to_string() })).collect()
+    moved.edits.iter().map(|e| edit(e).map_err(|e| Stop::Unknown(e.to_string()))).collect()
 }
 
 fn cuts_cloud_init(moved: &Moved) -> bool {
@@ -517,19 +542,20 @@ impl Resource for Bridge {
                 Some(link) if link.kind == LinkKind::Bridge => Diff::InSync {
                     evidence: format!("there, with {} ports; not gpuvm's", net.ports(self.name.as_str()).count()),
                 },
-                Some(_) => blocked(format!("`{}` is there, and is no bridge", self.name), "name a bridge"),
+                Some(_) => blocked(format!("`{}` is there, and is no bridge", self.name), "name a bridge").into(),
                 None => blocked(
                     format!("`existing: true`, and there is no bridge `{}`", self.name),
                     "make it first, or take `existing` out so that gpuvm makes it",
-                ),
+                )
+                .into(),
             };
         }
         let result = match &state.memory {
-            Known::Unknown(why) => Err(Diff::Unknown { why: why.clone() }),
+            Known::Unknown(why) => Err(Stop::Unknown(why.clone())),
             Known::Value(None) => self.create(state, net),
             Known::Value(Some(memory)) => self.compare(memory, state, net),
         };
-        result.unwrap_or_else(|other| other)
+        result.unwrap_or_else(Diff::from)
     }
 
     fn remove(&self, state: &BridgeState, facts: &HostFacts) -> Diff {
@@ -538,7 +564,7 @@ impl Resource for Bridge {
             Known::Value(Some(memory)) => memory,
             Known::Value(None) if state.ours.is_none() => return Diff::InSync { evidence: "gone".to_owned() },
             Known::Value(None) => {
-                return blocked(format!("what was moved to {} is not known any more", self.ours().display()), "move it back by hand");
+                return blocked(format!("what was moved to {} is not known any more", self.ours().display()), "move it back by hand").into();
             }
             Known::Unknown(why) => return Diff::Unknown { why: why.clone() },
         };
@@ -546,12 +572,12 @@ impl Resource for Bridge {
             Known::Value(net) => net,
             Known::Unknown(why) => return Diff::Unknown { why: why.clone() },
         };
-        self.take_back(memory, state, net).unwrap_or_else(|other| other)
+        self.take_back(memory, state, net).unwrap_or_else(Diff::from)
     }
 }
 
 impl Bridge {
-    fn take_back(&self, memory: &Memory, state: &BridgeState, net: &NetworkFacts) -> Result<Diff, Diff> {
+    fn take_back(&self, memory: &Memory, state: &BridgeState, net: &NetworkFacts) -> Result<Diff, Stop> {
         let (uplink, _) = remembered(memory, net)?;
         let guests: Vec<&str> = net.ports(self.name.as_str()).map(|(n, _)| n.as_str()).filter(|n| *n != uplink.as_str()).collect();
         if !guests.is_empty() {
@@ -568,7 +594,7 @@ impl Bridge {
             delete_links: vec![self.name.clone()],
             ..self.switch(from, &uplink, memory, net)
         };
-        let texts = net.netplan_texts().map_err(|why| Diff::Unknown { why })?;
+        let texts = net.netplan_texts().map_err(Stop::Unknown)?;
         for edit in &memory.back {
             let text = texts.iter().find(|(path, _)| *path == edit.path).map_or("", |(_, t)| t.as_str());
             let Some(after) = edit.apply(text) else {
