@@ -354,10 +354,15 @@ pub fn to_bridge(
     for pair in &moving {
         yaml::write_pair(&mut moved, pair, 3);
     }
+    // A bridge takes the smallest size of its ports, which a VM's tap would make 1500, unless it has one of its own.
+    let mut size = String::new();
+    if let Some(mtu) = whole.iter().find(|p| p.key == "mtu") {
+        yaml::write_pair(&mut size, mtu, 3);
+    }
     let uplink = (!stays_in_place).then(|| uplink_entry(&entry.id, &whole, link));
     let addresses = moving.iter().filter(|p| p.key == "addresses").flat_map(|p| p.value.items()).filter_map(address_of);
     Ok(Moved {
-        ours: our_text(bridge, &entry, uplink.as_deref(), mac, &moved),
+        ours: our_text(bridge, &entry, uplink.as_deref(), mac, &(moved.clone() + &size)),
         addresses: addresses.collect(),
         keys: moving.iter().map(|p| p.key.clone()).collect(),
         entry,
@@ -407,7 +412,9 @@ fn may_move(
             "write `existing: true` to use it, or name the bridge otherwise",
         );
     }
-    if let Some(port) = config.named_by(entry).into_iter().find(|e| matches!(e.section.as_str(), "bridges" | "bonds")) {
+    if let Some(port) =
+        config.named_by(entry).into_iter().find(|e| matches!(e.section.as_str(), "bridges" | "bonds" | "vrfs"))
+    {
         return refused(
             format!("`{}` is a port of `{port}` already", entry.id),
             "name that one as `uplink`, or use it with `existing: true`",
@@ -738,7 +745,7 @@ mod tests {
             "network:\n  version: 2\n  ethernets:\n    enp5s0:\n      match:\n        macaddress: \"52:54:00:00:00:01\"\n      \
              dhcp4: false\n      dhcp6: false\n      mtu: 9000\n  bridges:\n    br0:\n      interfaces:\n        - enp5s0\n      \
              macaddress: \"52:54:00:00:00:01\"\n      parameters:\n        stp: false\n        forward-delay: 0\n      \
-             dhcp4: true\n      dhcp-identifier: mac"
+             dhcp4: true\n      dhcp-identifier: mac\n      mtu: 9000"
         );
         assert_eq!(m.keys, ["dhcp4", "dhcp-identifier"]);
     }
