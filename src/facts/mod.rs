@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-pub use network::{Address, Link, LinkKind, Manager, NetplanFile, NetworkFacts, Route};
+pub use network::{Address, Lease, Link, LinkKind, Manager, NetplanFile, NetworkFacts, Route};
 
 use crate::host::{Answer, Probe};
 use crate::types::{ByteSize, PciAddress, PciId, PciSlot};

@@ -31,6 +31,20 @@ pub struct NetworkFacts {
     pub renderer: Option<String>,
     /// Whether netplan itself is installed.
     pub netplan_installed: bool,
+    /// Whether cloud-init is installed, which writes netplan's files again.
+    pub cloud_init: bool,
+    /// IPv4 leases of systemd-networkd.
+    pub leases: Vec<Lease>,
+}
+
+/// An IPv4 lease of systemd-networkd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Lease {
+    /// The address.
+    pub address: IpAddr,
+    /// The number that the client named its link by (IAID).
+    pub association: u32,
 }
 
 /// A program that configures a link.
@@ -212,8 +226,23 @@ fn collect(probe: &dyn Probe) -> Result<NetworkFacts, String> {
     facts.name_servers = name_servers(probe);
     facts.netplan = netplan_files(probe);
     facts.netplan_installed = ["/usr/sbin/netplan", "/sbin/netplan"].iter().any(|p| exists(probe, p));
+    facts.cloud_init = exists(probe, "/etc/cloud");
+    facts.leases = leases(probe);
     mark_managers(probe, &mut facts);
     Ok(facts)
+}
+
+/// `CLIENTID` is `ff`, four bytes of association, and the machine's own identity, which is not looked at (RFC 4361).
+fn leases(probe: &dyn Probe) -> Vec<Lease> {
+    const FOLDER: &str = "/run/systemd/netif/leases";
+    let lease = |name: String| {
+        let text = text(probe, &format!("{FOLDER}/{name}"));
+        let value = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('='));
+        let address = value("ADDRESS")?.parse().ok()?;
+        let id = value("CLIENTID")?.strip_prefix("ff")?;
+        Some(Lease { address, association: u32::from_str_radix(id.get(..8)?, 16).ok()? })
+    };
+    names(probe, FOLDER).into_iter().filter_map(lease).collect()
 }
 
 fn ask(probe: &dyn Probe, args: &[&str]) -> Result<String, String> {

@@ -3,7 +3,6 @@
 //! What the uplink had moves to the bridge in one guarded step. What was taken out of which file is remembered beside
 //! gpuvm's ledger, so that it can be put back; secrets in netplan's files never get into a plan.
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -84,11 +83,8 @@ network: {config: disabled}\n";
 pub struct BridgeState {
     memory: Known<Option<Memory>>,
     ours: Option<(String, Mode)>,
-    cloud_init: bool,
     cloud_init_off: Option<String>,
     drop_in: Option<String>,
-    /// IPv4 leases of systemd-networkd: the address, and the association that the client named itself by.
-    leases: Vec<(IpAddr, u32)>,
 }
 
 /// Why no change can be planned.
@@ -240,8 +236,8 @@ impl Bridge {
         let mac = link.mac.ok_or_else(|| blocked(format!("`{uplink}` has no Ethernet address"), "name another link as `uplink`"))?;
         let dhcp4 = says_true(&moved.moved, "dhcp4");
         let by_mac = moved.moved.lines().any(|l| l.trim() == "dhcp-identifier: mac");
-        let lease = state.leases.iter().find(|(address, _)| link.addresses.iter().any(|a| a.address == *address));
-        let drop_in = lease.filter(|_| dhcp4 && !by_mac).map(|(_, iaid)| drop_in_text(&self.name, &uplink, *iaid));
+        let lease = net.leases.iter().find(|lease| link.addresses.iter().any(|a| a.address == lease.address));
+        let drop_in = lease.filter(|_| dhcp4 && !by_mac).map(|lease| drop_in_text(&self.name, &uplink, lease.association));
         let memory = Memory {
             format: MEMORY_FORMAT,
             uplink: uplink.clone(),
@@ -252,7 +248,7 @@ impl Bridge {
             addresses: moved.addresses.clone(),
             dhcp4,
             back: back(&moved)?,
-            cloud_init: state.cloud_init && cuts_cloud_init(&moved),
+            cloud_init: net.cloud_init && cuts_cloud_init(&moved),
             drop_in,
         };
         let kept = if dhcp4 { "DHCP kept" } else { "addresses kept" };
@@ -525,10 +521,8 @@ impl Resource for Bridge {
                 (Answer::Value(stat), Answer::Value(text)) => Some((text, stat.mode)),
                 _ => None,
             },
-            cloud_init: host.stat(Path::new("/etc/cloud"))?.value().is_some(),
             cloud_init_off: host.text(Path::new(CLOUD_INIT))?.value(),
             drop_in: host.text(&self.drop_in())?.value(),
-            leases: leases(host)?,
         })
     }
 
@@ -624,21 +618,6 @@ impl Bridge {
         change.steps.push(Step::SwitchNetwork(switch));
         Ok(Diff::Change(change))
     }
-}
-
-/// systemd-networkd's leases. `CLIENTID` is `ff`, four bytes of association, and the machine's own identity, which is
-/// not looked at further (RFC 4361).
-fn leases(host: &dyn Probe) -> Result<Vec<(IpAddr, u32)>, HostError> {
-    const FOLDER: &str = "/run/systemd/netif/leases";
-    let mut all = Vec::new();
-    for name in host.list(Path::new(FOLDER))?.value().unwrap_or_default() {
-        let text = host.text(&Path::new(FOLDER).join(name))?.value().unwrap_or_default();
-        let value = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('='));
-        let address = value("ADDRESS").and_then(|a| a.parse().ok());
-        let iaid = value("CLIENTID").and_then(|c| c.strip_prefix("ff")).and_then(|c| u32::from_str_radix(c.get(..8)?, 16).ok());
-        all.extend(address.zip(iaid));
-    }
-    Ok(all)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods)] // tests start the program itself
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
+mod bridge;
 mod layers;
 #[allow(dead_code)]
 mod machine;
