@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use envelope::Envelope;
 pub use state::{Ending, LEDGER_FORMAT, Order, StateDir, StateError};
 
-use crate::host::{Host, HostError, Running};
+use crate::host::{Host, HostError, Probe, Running};
 use crate::plan::{Content, Diff, FileWrite, Item, Key, Past, Plan, Step};
 use crate::resource::Wanted;
 use crate::types::Mode;
@@ -85,10 +85,13 @@ pub struct Outcome {
     pub left: Plan,
 }
 
+/// A plan, with what it wants of each thing.
+pub type Planned = (Plan, BTreeMap<Key, Wanted>);
+
 /// What an apply needs beside the host.
 pub struct Apply<'a> {
     /// Makes a plan of the host as it is now.
-    pub plan: &'a dyn Fn(&dyn crate::host::Probe, &Past) -> (Plan, BTreeMap<Key, Wanted>),
+    pub plan: &'a dyn Fn(&dyn Probe, &Past) -> Planned,
     /// gpuvm's own state, locked.
     pub state: &'a mut StateDir,
     /// The run that was made for this.

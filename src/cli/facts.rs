@@ -7,8 +7,9 @@ use miette::{IntoDiagnostic, miette};
 
 use super::{Output, code, host, print};
 use crate::host::record::Recorder;
-use crate::host::{Probe, Snapshot};
+use crate::host::{Probe, Program, Snapshot};
 use crate::plan::{Past, Selection};
+use crate::resource::service;
 use crate::{facts, manifest, report};
 
 /// Arguments of `gpuvm facts`.
@@ -53,6 +54,10 @@ pub(super) fn run(args: &FactsArgs) -> miette::Result<u8> {
             }
             let recorder = Recorder::new(probe);
             let facts = facts::collect(&Snapshot::new(&recorder));
+            // What any manifest may ask.
+            for question in [service::UNIT_FILES, service::UNITS] {
+                let _ = recorder.query(Program::Systemctl, &question);
+            }
             if let Some(file) = &args.file {
                 host::plan_now(&manifest::load(file)?, &Selection::default(), &recorder, &Past::default());
             }

@@ -8,7 +8,6 @@ use crate::plan::{Finding, Severity};
 pub(super) fn desire(manifest: &Loaded, desired: &mut Desired) {
     let m = &manifest.manifest;
     let sections = [
-        ("services", !m.services.is_empty()),
         ("bridge", m.bridge.is_some()),
         ("networks", !m.networks.is_empty()),
         ("storage", !m.storage.is_empty()),

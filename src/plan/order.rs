@@ -172,7 +172,7 @@ mod tests {
     }
     fn with(mut entry: Entry, refreshes: &[Refresh], complete_after: Option<WaitFor>) -> Entry {
         if let Diff::Change(change) = &mut entry.diff {
-            change.refreshes = refreshes.iter().copied().collect();
+            change.refreshes = refreshes.iter().cloned().collect();
             change.complete_after = complete_after;
         }
         entry

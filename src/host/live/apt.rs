@@ -167,12 +167,12 @@ mod tests {
 
     #[test]
     fn another_transaction_than_the_planned_one_is_seen() {
-        let planned = [package("a", "1"), package("b", "1")];
+        let planned = [package("aa", "1"), package("bb", "1")];
         let gone: Vec<PackageName> = vec!["old".parse().unwrap()];
         let says = |now: &[AptPackage], going: &[PackageName]| difference(&planned, &gone, now, going);
         assert_eq!(says(&planned, &gone), None);
-        assert_eq!(says(&[package("a", "1"), package("b", "2")], &gone).unwrap(), "install b 2");
-        assert_eq!(says(&planned[..1], &gone).unwrap(), "not install b");
+        assert_eq!(says(&[package("aa", "1"), package("bb", "2")], &gone).unwrap(), "install bb 2");
+        assert_eq!(says(&planned[..1], &gone).unwrap(), "not install bb");
         assert_eq!(says(&planned, &[]).unwrap(), "not remove old");
         assert_eq!(says(&planned, &["old".parse().unwrap(), "new".parse().unwrap()]).unwrap(), "remove new");
     }
