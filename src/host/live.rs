@@ -5,6 +5,7 @@
 
 mod apt;
 mod files;
+mod network;
 mod pci;
 mod program;
 mod runner;
@@ -147,6 +148,7 @@ impl Host for Live {
                 let word = if *present { "-a" } else { "-d" };
                 program::perform(Program::Gpasswd, &[word, user, group], SHORT_LIMIT, progress)
             }
+            Step::SwitchNetwork(switch) => network::switch(switch, running),
             Step::BindSlot(binding) => pci::bind(binding, progress),
             Step::Refresh { refresh } => self.refresh(refresh, progress),
             Step::Reboot => runner::reboot(running.run_dir, progress),

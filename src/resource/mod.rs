@@ -81,4 +81,5 @@ kinds! {
     service::Service,
     group_member::GroupMember,
     vfio_binding::VfioBinding,
+    bridge::Bridge,
 }
