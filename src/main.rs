@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use gpuvm::cli::{Cli, LogFormat, code, run};
+use gpuvm::cli::{Cli, Command, LogFormat, code, run};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -18,6 +18,8 @@ fn main() -> ExitCode {
     };
     let level = match (cli.quiet, cli.verbose) {
         (true, _) => "error",
+        // A run has no terminal: what it logs is its log file.
+        _ if matches!(cli.command, Command::Run(_)) => "info",
         (_, 0) => "warn",
         (_, 1) => "debug",
         _ => "trace",

@@ -6,11 +6,13 @@ mod state;
 
 use std::collections::BTreeMap;
 
-pub use envelope::Envelope;
-pub use state::{LEDGER_FORMAT, StateDir, StateError};
+use serde::{Deserialize, Serialize};
 
-use crate::host::{Host, HostError, Running};
-use crate::plan::{Content, Diff, FileWrite, Item, Key, Past, Plan, Refresh, Step};
+pub use envelope::Envelope;
+pub use state::{Ending, LEDGER_FORMAT, Order, StateDir, StateError};
+
+use crate::host::{Host, HostError, Probe, Running};
+use crate::plan::{Content, Diff, FileWrite, Item, Key, Past, Plan, Step};
 use crate::resource::Wanted;
 use crate::types::Mode;
 
@@ -40,13 +42,20 @@ pub enum ApplyError {
     /// Something cannot or must not be done.
     #[error("blocked: {0}")]
     Blocked(String),
+    /// A change was made, and the host is as if it had not been.
+    #[error("`{0}` was changed, and is still not as wanted: the same change is due again")]
+    NoEffect(Key),
+    /// The host booted as often as was approved, and something still waits for a boot.
+    #[error("the host was booted, and {0}")]
+    RebootInVain(String),
     /// Rounds did not come to an end.
     #[error("no end after {MOST_ROUNDS} rounds; the next plan shows what keeps changing")]
     NoEnd,
 }
 
 /// What the person allowed.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Allowed {
     /// Reboots that the plan asks for.
     pub reboot: bool,
@@ -55,14 +64,12 @@ pub struct Allowed {
 /// What happens while an apply runs, for whoever shows it.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A thing is being changed.
+    /// A thing is being changed, or refreshed (`refresh[initramfs]`).
     Begins(&'a Key),
     /// How far it is.
     Progress(&'a str),
     /// It is done.
     Done(&'a Key),
-    /// A refresh is done.
-    Refreshed(Refresh),
     /// The host boots again.
     Rebooting,
 }
@@ -70,20 +77,25 @@ pub enum Event<'a> {
 /// How an apply ended.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The run's number; `None` where nothing was to do and no run was made.
-    pub run: Option<u64>,
+    /// The run's number.
+    pub run: u64,
     /// What was changed, in order.
     pub done: Vec<Key>,
     /// The plan after the last round: what still waits.
     pub left: Plan,
 }
 
+/// A plan, with what it wants of each thing.
+pub type Planned = (Plan, BTreeMap<Key, Wanted>);
+
 /// What an apply needs beside the host.
 pub struct Apply<'a> {
     /// Makes a plan of the host as it is now.
-    pub plan: &'a dyn Fn(&dyn crate::host::Probe, &Past) -> (Plan, BTreeMap<Key, Wanted>),
-    /// gpuvm's own state.
+    pub plan: &'a dyn Fn(&dyn Probe, &Past) -> Planned,
+    /// gpuvm's own state, locked.
     pub state: &'a mut StateDir,
+    /// The run that was made for this.
+    pub run: u64,
     /// What the person allowed.
     pub allowed: Allowed,
     /// Payloads of secrets, by sha256.
@@ -93,14 +105,17 @@ pub struct Apply<'a> {
 }
 
 impl Apply<'_> {
-    /// Carries out what `approved` says, and what it promises for later rounds, on the host.
+    /// Carries out what `approved` says, and what it promises for later rounds, on the host. A run that was booted in
+    /// the middle goes on here: it is not stale for that, and may do what is left of what was approved.
     pub fn run(mut self, host: &mut dyn Host, approved: &Plan) -> Result<Outcome, ApplyError> {
         let envelope = Envelope::of(approved);
+        let boots_approved = approved.order.iter().filter(|i| matches!(i, Item::Reboot { .. })).count() as u64;
+        let begun = self.state.has_begun(self.run);
         let mut done = Vec::new();
-        let mut run = None;
+        let mut made: BTreeMap<Key, Diff> = BTreeMap::new();
         for round in 0..MOST_ROUNDS {
             let (plan, wanted) = (self.plan)(host, &self.state.past()?);
-            if round == 0 && plan != *approved {
+            if round == 0 && !begun && plan != *approved {
                 return Err(ApplyError::Stale(envelope::first_difference(approved, &plan)));
             }
             if let Some(why) = blocked(&plan) {
@@ -109,23 +124,26 @@ impl Apply<'_> {
             envelope.holds(&plan).map_err(ApplyError::BeyondApproved)?;
             let (now, reboot) = due_now(&plan);
             if now.is_empty() && !(reboot && self.allowed.reboot) {
-                self.adopt_in_sync(&plan, &wanted, run)?;
-                if let Some(run) = run {
-                    self.state.finish(run)?;
-                }
-                return Ok(Outcome { run, done, left: plan });
+                self.forget_what_is_gone(&plan, &wanted)?;
+                return Ok(Outcome { run: self.run, done, left: plan });
             }
-            let number = match run {
-                Some(number) => number,
-                None => *run.insert(self.state.begin(approved)?),
-            };
             for item in &now {
-                self.item(host, &plan, item, &wanted, number, &mut done)?;
+                if let Item::Entry { index } = item
+                    && let Some(entry) = plan.entries.get(*index)
+                    && made.insert(entry.key.clone(), entry.diff.clone()).is_some_and(|before| before == entry.diff)
+                {
+                    return Err(ApplyError::NoEffect(entry.key.clone()));
+                }
+                self.item(host, &plan, item, &wanted, &mut done)?;
             }
             // A reboot comes only when a round has nothing left that can be done before it.
             if now.is_empty() && reboot {
+                if self.state.boots(self.run) >= boots_approved {
+                    return Err(ApplyError::RebootInVain(still_waiting(&plan)));
+                }
+                self.state.count_boot(self.run)?;
                 (self.tell)(Event::Rebooting);
-                self.step(host, &Key::new("reboot", ""), &Step::Reboot, number)?;
+                self.step(host, &Key::new("reboot", ""), &Step::Reboot)?;
             }
         }
         Err(ApplyError::NoEnd)
@@ -137,15 +155,15 @@ impl Apply<'_> {
         plan: &Plan,
         item: &Item,
         wanted: &BTreeMap<Key, Wanted>,
-        run: u64,
         done: &mut Vec<Key>,
     ) -> Result<(), ApplyError> {
         match item {
             Item::Refresh { refresh, .. } => {
                 let key = Key::new("refresh", refresh.name());
-                self.step(host, &key, &Step::Refresh { refresh: *refresh }, run)?;
-                self.state.refreshed(*refresh)?;
-                (self.tell)(Event::Refreshed(*refresh));
+                (self.tell)(Event::Begins(&key));
+                self.step(host, &key, &Step::Refresh { refresh: refresh.clone() })?;
+                self.state.refreshed(refresh)?;
+                (self.tell)(Event::Done(&key));
             }
             Item::Entry { index } => {
                 let Some(entry) = plan.entries.get(*index) else { return Ok(()) };
@@ -157,7 +175,7 @@ impl Apply<'_> {
                     self.state.own(&entry.key, wanted)?;
                 }
                 for step in &change.steps {
-                    self.step(host, &entry.key, step, run)?;
+                    self.step(host, &entry.key, step)?;
                 }
                 (self.tell)(Event::Done(&entry.key));
                 done.push(entry.key.clone());
@@ -168,7 +186,7 @@ impl Apply<'_> {
     }
 
     /// One step: journalled before and after, with the originals of the files that it replaces kept first.
-    fn step(&mut self, host: &mut dyn Host, key: &Key, step: &Step, run: u64) -> Result<(), ApplyError> {
+    fn step(&mut self, host: &mut dyn Host, key: &Key, step: &Step) -> Result<(), ApplyError> {
         let failed = |source| ApplyError::Step { key: key.clone(), source };
         let restored;
         let step = match step {
@@ -181,27 +199,18 @@ impl Apply<'_> {
         for path in replaced(step) {
             self.state.keep(host, path).map_err(failed)?;
         }
-        self.state.journal(run, key, step, "begins")?;
+        self.state.journal(self.run, key, step, "begins")?;
         let tell = &mut *self.tell;
         let mut progress = |line: &str| tell(Event::Progress(line));
-        let run_dir = self.state.run_dir(run);
+        let run_dir = self.state.run_dir(self.run);
         let mut running = Running { secrets: self.secrets, progress: &mut progress, run_dir: &run_dir };
         let result = host.execute(step, &mut running);
-        self.state.journal(run, key, step, if result.is_ok() { "done" } else { "failed" })?;
+        self.state.journal(self.run, key, step, if result.is_ok() { "done" } else { "failed" })?;
         result.map_err(failed)
     }
 
-    /// What was made in this run and is in sync now is ours; what is gone and no longer wanted is forgotten. A run
-    /// that did nothing writes nothing.
-    fn adopt_in_sync(
-        &mut self,
-        plan: &Plan,
-        wanted: &BTreeMap<Key, Wanted>,
-        run: Option<u64>,
-    ) -> Result<(), StateError> {
-        if run.is_none() {
-            return Ok(());
-        }
+    /// What is gone and no longer wanted is not ours any more.
+    fn forget_what_is_gone(&mut self, plan: &Plan, wanted: &BTreeMap<Key, Wanted>) -> Result<(), StateError> {
         for entry in plan.entries.iter().filter(|e| matches!(e.diff, Diff::InSync { .. })) {
             if !wanted.contains_key(&entry.key) {
                 self.state.disown(&entry.key)?;
@@ -209,6 +218,17 @@ impl Apply<'_> {
         }
         Ok(())
     }
+}
+
+/// What waits for a boot, and why.
+fn still_waiting(plan: &Plan) -> String {
+    let waits = plan.entries.iter().filter_map(|e| match &e.diff {
+        Diff::Waits { on: crate::plan::WaitFor::Reboot, why, .. } => {
+            Some(format!("`{}` still waits for one: {why}", e.key))
+        }
+        _ => None,
+    });
+    waits.collect::<Vec<_>>().join("; ")
 }
 
 /// The files whose present content a step replaces or takes away.

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::write_kept;
+use super::{Allowed, write_kept};
 use crate::host::{Answer, HostError, Probe};
-use crate::plan::{Key, Past, Plan, Refresh, Step};
+use crate::plan::{Key, Past, Refresh, SavedPlan, Step};
 use crate::resource::Wanted;
 use crate::types::sha256_hex;
 
@@ -78,6 +78,26 @@ struct JournalLine<'a> {
     state: &'a str,
 }
 
+/// What a run is to do: what was approved, and what was allowed with it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Order {
+    /// What was approved.
+    pub saved: SavedPlan,
+    /// What was allowed.
+    pub allowed: Allowed,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Ending {
+    /// The exit code that it stands for.
+    pub code: u8,
+    /// What was done and what waits, or what failed.
+    pub text: String,
+}
+
 /// The state directory. Reading needs no lock and makes nothing; the first write makes the directory (0700).
 #[derive(Debug)]
 pub struct StateDir {
@@ -117,8 +137,11 @@ impl StateDir {
         Ok(Past { owned: self.ledger.owned.iter().cloned().collect(), pending: self.ledger.pending.clone() })
     }
 
-    /// Begins a run: takes the lock for as long as this value lives, and writes down what was approved.
-    pub fn begin(&mut self, approved: &Plan) -> Result<u64, StateError> {
+    /// Takes the lock, which holds until [`Self::unlock`] or the end of the process, and reads the state again under it.
+    pub fn lock(&mut self) -> Result<(), StateError> {
+        if self.lock.is_some() {
+            return Ok(());
+        }
         make_private(&self.dir)?;
         let path = self.dir.join("lock");
         let lock = OpenOptions::new()
@@ -133,18 +156,74 @@ impl StateDir {
             Err(std::fs::TryLockError::WouldBlock) => return Err(StateError::Locked(path)),
             Err(std::fs::TryLockError::Error(source)) => return Err(StateError::File { path, source }),
         }
-        self.lock = Some(lock);
+        *self = Self { lock: Some(lock), ..Self::open(&self.dir)? };
+        Ok(())
+    }
+
+    /// Gives the lock to whoever comes next.
+    pub fn unlock(&mut self) {
+        self.lock = None;
+    }
+
+    /// Whether a run is at work. Makes nothing.
+    pub fn at_work(&self) -> bool {
+        let held = |lock: File| matches!(lock.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock));
+        self.lock.is_some() || File::open(self.dir.join("lock")).is_ok_and(held)
+    }
+
+    /// Makes a run: what was approved, with all that is needed to carry it out, in a directory of its own.
+    pub fn new_run(&mut self, order: &Order) -> Result<u64, StateError> {
         self.ledger.last_run += 1;
         let run = self.ledger.last_run;
         make_private(&self.run_dir(run))?;
-        write_whole(&self.run_dir(run).join("plan.json"), &json(approved))?;
+        write_whole(&self.run_dir(run).join("order.json"), &json(order))?;
         self.save()?;
         Ok(run)
     }
 
-    /// Marks a run as complete.
-    pub fn finish(&mut self, run: u64) -> Result<(), StateError> {
-        write_whole(&self.run_dir(run).join("complete"), b"")
+    /// What a run was made for.
+    pub fn order(&self, run: u64) -> Result<Order, StateError> {
+        let path = self.run_dir(run).join("order.json");
+        let bytes = fs::read(&path).map_err(|source| StateError::File { path: path.clone(), source })?;
+        serde_json::from_slice(&bytes).map_err(|e| StateError::Corrupt { path, why: e.to_string() })
+    }
+
+    /// The number of the last run; 0 where there was none.
+    pub fn last_run(&self) -> u64 {
+        self.ledger.last_run
+    }
+
+    /// Whether a step of the run began.
+    pub fn has_begun(&self, run: u64) -> bool {
+        self.run_dir(run).join("journal.jsonl").exists()
+    }
+
+    /// How often the run booted the host.
+    pub fn boots(&self, run: u64) -> u64 {
+        fs::read_to_string(self.run_dir(run).join("boots")).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Counts a boot before it happens.
+    pub fn count_boot(&self, run: u64) -> Result<(), StateError> {
+        write_whole(&self.run_dir(run).join("boots"), (self.boots(run) + 1).to_string().as_bytes())
+    }
+
+    /// Writes down how a run ended. What only a going-on run needs (its program, its order with secrets) is dropped.
+    pub fn finish(&mut self, run: u64, ending: &Ending) -> Result<(), StateError> {
+        write_whole(&self.run_dir(run).join("ended.json"), &json(ending))?;
+        for name in ["gpuvm", "order.json"] {
+            let path = self.run_dir(run).join(name);
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(StateError::File { path, source: e }),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// How a run ended; `None` for one that is at work, waits for a boot or was cut off.
+    pub fn ending(&self, run: u64) -> Option<Ending> {
+        serde_json::from_slice(&fs::read(self.run_dir(run).join("ended.json")).ok()?).ok()
     }
 
     /// The directory of a run.
@@ -171,13 +250,13 @@ impl StateDir {
         if refreshes.is_subset(&self.ledger.pending) {
             return Ok(());
         }
-        self.ledger.pending.extend(refreshes);
+        self.ledger.pending.extend(refreshes.iter().cloned());
         self.save()
     }
 
     /// A refresh is done.
-    pub fn refreshed(&mut self, refresh: Refresh) -> Result<(), StateError> {
-        self.ledger.pending.remove(&refresh);
+    pub fn refreshed(&mut self, refresh: &Refresh) -> Result<(), StateError> {
+        self.ledger.pending.remove(refresh);
         self.save()
     }
 
@@ -286,7 +365,7 @@ mod tests {
         assert!(!dir.path().join("state").exists(), "reading makes nothing");
         state().owe(&BTreeSet::from([Refresh::Initramfs])).unwrap();
         assert_eq!(state().past().unwrap().pending, BTreeSet::from([Refresh::Initramfs]));
-        state().refreshed(Refresh::Initramfs).unwrap();
+        state().refreshed(&Refresh::Initramfs).unwrap();
         assert!(state().past().unwrap().pending.is_empty());
     }
 }

@@ -1,92 +1,200 @@
-//! `gpuvm apply`: plan → shown → asked → carried out → verified by planning again.
+//! `gpuvm apply`: plan → shown → asked → carried out in a process of its own → told.
 
 use std::io::{BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use miette::{IntoDiagnostic, miette};
 
-use super::{Target, code, host, plan::verdict, print};
-use crate::apply::{Allowed, Apply, ApplyError, Event, StateDir};
+use super::progress::Screen;
+use super::run::{EVENTS, carry_out as carry_out_here};
+use super::status::{Standing, cut_off, follow, standing};
+use super::{SelectArgs, Target, code, host, plan::verdict, print};
+use crate::apply::{Allowed, Ending, Order, StateDir};
+use crate::host::{Host, live};
+use crate::manifest;
+use crate::plan::{Plan, SavedPlan, Severity};
 use crate::report::{self, Detail};
-use crate::{desire, facts, manifest};
 
 /// Arguments of `gpuvm apply`.
 #[derive(Debug, Args)]
 pub struct ApplyArgs {
+    /// A plan that `gpuvm plan --out` saved: exactly that is done, or nothing.
+    #[arg(conflicts_with_all = ["file", "only", "skip"])]
+    plan: Option<PathBuf>,
     #[command(flatten)]
     target: Target,
+    #[command(flatten)]
+    select: SelectArgs,
     /// Do not ask.
     #[arg(short, long)]
     yes: bool,
     /// Boot the host again where the plan needs it, and go on afterwards.
     #[arg(long)]
     reboot: bool,
+    /// Go on with a run that was cut off, within what was approved then.
+    #[arg(long, conflicts_with_all = ["plan", "abandon"])]
+    resume: bool,
+    /// Close a run that was cut off or waits for a boot; what it did stays done.
+    #[arg(long, conflicts_with = "plan")]
+    abandon: bool,
+}
+
+/// The host that an apply changes.
+enum Machine {
+    /// This one, by a process apart.
+    This,
+    /// A recorded one, here.
+    Recorded(Box<dyn Host>),
 }
 
 pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
-    let manifest = manifest::load(&args.target.file)?;
-    let Some(dir) = &args.target.root else {
-        return Err(miette!(
-            help = "see what would happen here: gpuvm plan -f host.yaml\n\
-                    rehearse it:                gpuvm facts --record DIR; gpuvm apply -f host.yaml --root DIR",
-            "this version changes recorded hosts only; nothing was changed"
-        ));
+    let (mut machine, dir) = match &args.target.root {
+        Some(dir) => (Machine::Recorded(Box::new(host::recorded(dir)?)), dir.join("root").join(host::STATE)),
+        None => (Machine::This, Path::new("/").join(host::STATE)),
     };
-    let mut machine = host::recorded(dir)?;
-    let mut state = StateDir::open(dir.join("root").join(host::STATE)).into_diagnostic()?;
-    if let Err(other) = host::is_meant(&manifest, &machine) {
-        anstream::eprintln!("{other}");
-        return Ok(code::REFUSED);
+    let mut state = StateDir::open(dir).into_diagnostic()?;
+    if !args.abandon && !args.resume && matches!(machine, Machine::This) && !nix::unistd::geteuid().is_root() {
+        // The plan is shown all the same: that needs no rights.
+        anstream::eprintln!("apply needs root: this shows the plan only");
     }
-    let (approved, _) = host::plan_now(&manifest, &machine, &state.past().into_diagnostic()?);
-    print(&report::plan_text(&approved, Detail::Normal))?;
-    match verdict(&approved) {
-        code::ERROR => return Ok(code::ERROR),
-        code::OK => return Ok(code::OK),
-        code::WAITS if !args.reboot => return Ok(code::WAITS),
+    let waits = matches!(machine, Machine::This) && live::waits_for_boot();
+    match standing(&state, waits) {
+        Standing::AtWork(run) => {
+            return Err(miette!(help = "see what it does: gpuvm status --follow", "run {run} is at work"));
+        }
+        Standing::WaitsForBoot(run) | Standing::CutOff(run) if args.abandon => {
+            need_root(&machine)?;
+            state.lock().into_diagnostic()?;
+            if matches!(machine, Machine::This) {
+                live::stay().into_diagnostic()?;
+            }
+            let text = format!("run {run} was abandoned; what it did stays done\n");
+            state.finish(run, &Ending { code: code::ERROR, text: text.clone() }).into_diagnostic()?;
+            print(&text)?;
+            return Ok(code::OK);
+        }
+        Standing::WaitsForBoot(run) => {
+            return Err(miette!(
+                help = "boot it:     systemctl reboot\nor close it: gpuvm apply --abandon",
+                "run {run} waits for the host to boot, and goes on then"
+            ));
+        }
+        Standing::CutOff(run) if args.resume => {
+            need_root(&machine)?;
+            return carry_out(&mut state, run, &mut machine, quiet);
+        }
+        Standing::CutOff(run) => return Err(miette!("{}", cut_off(run).trim_end())),
+        _ if args.resume || args.abandon => return Err(miette!("no run was cut off; nothing was changed")),
         _ => {}
     }
+
+    let order = match &args.plan {
+        Some(path) => {
+            let saved = SavedPlan::read(path).into_diagnostic()?;
+            if let Some(why) = manifest_changed(&saved)? {
+                anstream::eprintln!("{why}");
+                return Ok(code::REFUSED);
+            }
+            saved
+        }
+        None => {
+            let loaded = manifest::load(&args.target.file)?;
+            let selection = args.select.selection();
+            let live = host::live();
+            let probe: &dyn crate::host::Probe = match &machine {
+                Machine::Recorded(host) => host.as_ref(),
+                Machine::This => &live,
+            };
+            if let Err(other) = host::is_meant(&loaded, probe) {
+                anstream::eprintln!("{other}");
+                return Ok(code::REFUSED);
+            }
+            let (plan, _) = host::plan_now(&loaded, &selection, probe, &state.past().into_diagnostic()?);
+            SavedPlan::new(plan, selection, host::saved_manifest(&loaded)?)
+        }
+    };
+    let approved = &order.plan;
+    print(&report::plan_text(approved, Detail::Normal))?;
+    match verdict(approved) {
+        code::ERROR => return Ok(code::ERROR),
+        code::OK => return Ok(code::OK),
+        code::WAITS if !(args.reboot && waits_for_a_boot(approved)) => return Ok(code::WAITS),
+        _ => {}
+    }
+    need_root(&machine)?;
     if !args.yes && !asked()? {
         anstream::eprintln!("nothing was changed");
         return Ok(code::CHANGES);
     }
-    let secrets = desire::secrets(&manifest, &facts::hostname(&machine));
-    let mut tell = |event: Event<'_>| {
-        if quiet {
-            return;
+    state.lock().into_diagnostic()?;
+    let order = Order { saved: order, allowed: Allowed { reboot: args.reboot } };
+    let number = state.new_run(&order).into_diagnostic()?;
+    carry_out(&mut state, number, &mut machine, quiet)
+}
+
+/// Carries a run out: a recorded host's here, this machine's in a process that outlives the terminal.
+fn carry_out(state: &mut StateDir, number: u64, machine: &mut Machine, quiet: bool) -> miette::Result<u8> {
+    let ending = match machine {
+        Machine::Recorded(host) => {
+            state.lock().into_diagnostic()?;
+            let order = state.order(number).into_diagnostic()?;
+            let mut screen = Screen::new(quiet);
+            let ending = carry_out_here(state, number, &order, host.as_mut(), &mut |told| screen.show(told));
+            state.finish(number, &ending).into_diagnostic()?;
+            Some(ending)
         }
-        match event {
-            Event::Begins(_) => {}
-            Event::Progress(line) => anstream::eprintln!("    {line}"),
-            Event::Done(key) => anstream::eprintln!("  done  {key}"),
-            Event::Refreshed(refresh) => anstream::eprintln!("  done  {}", refresh.name()),
-            Event::Rebooting => anstream::eprintln!("── reboot ──"),
+        Machine::This => {
+            let dir = state.run_dir(number);
+            live::keep_program(&dir).into_diagnostic()?;
+            let seen = std::fs::metadata(dir.join(EVENTS)).map_or(0, |m| m.len());
+            state.unlock();
+            live::launch(&dir, number).into_diagnostic()?;
+            anstream::eprintln!("run {number}; it goes on without this terminal: gpuvm status --follow");
+            follow(&dir, seen, quiet).into_diagnostic()?
         }
     };
-    let apply = Apply {
-        plan: &|probe, past| host::plan_now(&manifest, probe, past),
-        state: &mut state,
-        allowed: Allowed { reboot: args.reboot },
-        secrets: &secrets,
-        tell: &mut tell,
-    };
-    match apply.run(&mut machine, &approved) {
-        Ok(outcome) => {
-            print(&report::outcome(&outcome))?;
-            Ok(match verdict(&outcome.left) {
-                code::CHANGES => code::ERROR,
-                other => other,
-            })
+    match ending {
+        Some(ending) if ending.code == code::ERROR || ending.code == code::REFUSED => {
+            anstream::eprint!("{}", ending.text);
+            Ok(ending.code)
         }
-        Err(refused @ (ApplyError::Stale(_) | ApplyError::BeyondApproved(_))) => {
-            anstream::eprintln!("{refused}\nsee what it is now: gpuvm plan -f {}", args.target.file.display());
-            Ok(code::REFUSED)
+        Some(ending) => {
+            print(&ending.text)?;
+            Ok(ending.code)
         }
-        Err(e) => Err(miette!(
-            help = "what was done stays done; `gpuvm plan` shows what is left, and the next apply goes on from there",
-            "{e}"
-        )),
+        None if live::waits_for_boot() => {
+            print(&format!("run {number} goes on after the reboot: gpuvm status --follow\n"))?;
+            Ok(code::WAITS)
+        }
+        None => Err(miette!("{}", cut_off(number).trim_end())),
     }
+}
+
+fn need_root(machine: &Machine) -> miette::Result<()> {
+    if matches!(machine, Machine::This) && !nix::unistd::geteuid().is_root() {
+        return Err(miette!(
+            help = "sudo gpuvm apply …",
+            "changing this host needs root: it writes below /etc and /sys; nothing was changed"
+        ));
+    }
+    Ok(())
+}
+
+fn waits_for_a_boot(plan: &Plan) -> bool {
+    plan.order.iter().any(|i| matches!(i, crate::plan::Item::Reboot { .. }))
+        && !plan.findings.iter().any(|f| f.severity == Severity::Error)
+}
+
+/// Why a saved plan's manifest is not what lies there now. One that is gone is no contradiction.
+fn manifest_changed(saved: &SavedPlan) -> miette::Result<Option<String>> {
+    let path = &saved.manifest.path;
+    if !path.exists() {
+        return Ok(None);
+    }
+    let same = manifest::load(path).is_ok_and(|now| now.digest == saved.plan.manifest);
+    let said = format!("`{}` changed since this plan was saved; plan again; nothing was changed", path.display());
+    Ok((!same).then_some(said))
 }
 
 /// Asks on the terminal. Without one there is nobody to ask, and no answer is no.

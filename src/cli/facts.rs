@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use miette::{IntoDiagnostic, miette};
 
-use super::{code, host, print};
+use super::{Output, code, host, print};
 use crate::host::record::Recorder;
-use crate::host::{Probe, Snapshot};
-use crate::plan::Past;
+use crate::host::{Probe, Program, Snapshot};
+use crate::plan::{Past, Selection};
+use crate::resource::service;
 use crate::{facts, manifest, report};
 
 /// Arguments of `gpuvm facts`.
@@ -25,13 +26,7 @@ pub struct FactsArgs {
     file: Option<PathBuf>,
     /// How facts are written.
     #[arg(long, value_enum, default_value = "text")]
-    output: FactsOutput,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum FactsOutput {
-    Text,
-    Json,
+    output: Output,
 }
 
 pub(super) fn run(args: &FactsArgs) -> miette::Result<u8> {
@@ -59,8 +54,12 @@ pub(super) fn run(args: &FactsArgs) -> miette::Result<u8> {
             }
             let recorder = Recorder::new(probe);
             let facts = facts::collect(&Snapshot::new(&recorder));
+            // What any manifest may ask.
+            for question in [service::UNIT_FILES, service::UNITS] {
+                let _ = recorder.query(Program::Systemctl, &question);
+            }
             if let Some(file) = &args.file {
-                host::plan_now(&manifest::load(file)?, &recorder, &Past::default());
+                host::plan_now(&manifest::load(file)?, &Selection::default(), &recorder, &Past::default());
             }
             recorder.write(dir).into_diagnostic()?;
             anstream::eprintln!("recorded to {}; look through it before you give it away", dir.display());
@@ -68,8 +67,8 @@ pub(super) fn run(args: &FactsArgs) -> miette::Result<u8> {
         }
     };
     print(&match args.output {
-        FactsOutput::Text => report::facts_text(&facts),
-        FactsOutput::Json => serde_json::to_string_pretty(&facts).into_diagnostic()? + "\n",
+        Output::Text => report::facts_text(&facts),
+        Output::Json => serde_json::to_string_pretty(&facts).into_diagnostic()? + "\n",
     })?;
     Ok(code::OK)
 }

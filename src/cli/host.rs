@@ -1,7 +1,7 @@
 //! Opens the host that a command is about: this machine, or a recorded one.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use miette::miette;
 
@@ -10,8 +10,8 @@ use crate::facts;
 use crate::host::fixture::Fixture;
 use crate::host::live::Live;
 use crate::host::{Answer, HostError, Probe, Snapshot, Virtualisation};
-use crate::manifest::Loaded;
-use crate::plan::{self, Key, Past, Plan};
+use crate::manifest::{self, Loaded};
+use crate::plan::{self, Key, Past, Plan, SavedManifest, Selection};
 use crate::resource::Wanted;
 
 /// Where gpuvm keeps its state on a host.
@@ -51,10 +51,36 @@ pub fn is_meant(manifest: &Loaded, probe: &dyn Probe) -> Result<(), String> {
 }
 
 /// One planning pass over a host as it is now.
-pub fn plan_now(manifest: &Loaded, probe: &dyn Probe, past: &Past) -> (Plan, BTreeMap<Key, Wanted>) {
+pub fn plan_now(
+    manifest: &Loaded,
+    selection: &Selection,
+    probe: &dyn Probe,
+    past: &Past,
+) -> (Plan, BTreeMap<Key, Wanted>) {
     let snapshot = Snapshot::new(probe);
     let facts = facts::collect(&snapshot);
-    let desired: Desired = desire::desire(manifest, &facts);
-    let plan = plan::build(&desired, past, &snapshot, &facts, &manifest.digest);
+    let mut desired: Desired = desire::desire(manifest, &facts);
+    let mut past = past.clone();
+    selection.narrow(&mut desired, &mut past);
+    let plan = plan::build(&desired, &past, &snapshot, &facts, &manifest.digest);
     (plan, desired.nodes.into_iter().map(|(key, node)| (key, node.wanted)).collect())
+}
+
+/// A manifest as a saved plan holds it.
+pub fn saved_manifest(manifest: &Loaded) -> miette::Result<SavedManifest> {
+    let text = |(path, bytes): (&PathBuf, &Vec<u8>)| match String::from_utf8(bytes.clone()) {
+        Ok(text) => Ok((path.clone(), text)),
+        Err(_) => Err(miette!("`{}` is not text in UTF-8", path.display())),
+    };
+    Ok(SavedManifest {
+        path: std::path::absolute(&manifest.path).unwrap_or_else(|_| manifest.path.clone()),
+        text: manifest.text.clone(),
+        files: manifest.files.iter().map(text).collect::<miette::Result<_>>()?,
+    })
+}
+
+/// The manifest of a saved plan.
+pub fn restore(saved: &SavedManifest) -> Result<Loaded, manifest::LoadError> {
+    let files = saved.files.iter().map(|(path, text)| (path.clone(), text.clone().into_bytes())).collect();
+    manifest::reload(&saved.path, saved.text.clone(), files)
 }

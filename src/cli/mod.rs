@@ -4,8 +4,12 @@ mod apply;
 mod facts;
 mod host;
 mod plan;
+mod progress;
+mod run;
 mod schema;
+mod status;
 mod validate;
+mod write_attribute;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -60,14 +64,48 @@ pub enum LogFormat {
 pub enum Command {
     /// Show what would change on this host, in which order, and why. Changes nothing.
     Plan(plan::PlanArgs),
-    /// Carry the plan out. In this version on a recorded host only (`--root`): a rehearsal.
+    /// Carry the plan out, on this machine or, with `--root`, on a recorded one: a rehearsal.
     Apply(apply::ApplyArgs),
+    /// Show how the last run stands, or follow one that is at work.
+    Status(status::StatusArgs),
     /// Check a manifest without looking at any host.
     Validate(validate::ValidateArgs),
     /// Print the JSON Schema of the manifest, for editors.
     Schema,
     /// Show what gpuvm sees of a host, or record it to a folder.
     Facts(facts::FactsArgs),
+    /// Carry out an approved run; started by `apply` and after a reboot.
+    #[command(hide = true)]
+    Run(run::RunArgs),
+    /// Write an attribute of a PCI device, which may block for ever.
+    #[command(hide = true)]
+    WriteAttribute(write_attribute::WriteAttributeArgs),
+}
+
+/// How data is written to stdout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// A part of the manifest.
+#[derive(Debug, Args)]
+pub struct SelectArgs {
+    /// Only these and what they need: KIND or KIND/NAME, as in the plan.
+    #[arg(long, value_name = "KIND[/NAME]")]
+    pub only: Vec<crate::plan::Selector>,
+    /// Not these, and not what needs them.
+    #[arg(long, value_name = "KIND[/NAME]")]
+    pub skip: Vec<crate::plan::Selector>,
+}
+
+impl SelectArgs {
+    fn selection(&self) -> crate::plan::Selection {
+        crate::plan::Selection { only: self.only.clone(), skip: self.skip.clone() }
+    }
 }
 
 /// Which manifest, and which host.
@@ -89,6 +127,9 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Validate(args) => validate::run(&args),
         Command::Schema => schema::run(),
         Command::Facts(args) => facts::run(&args),
+        Command::Status(args) => status::run(&args, cli.quiet),
+        Command::Run(args) => run::run(&args),
+        Command::WriteAttribute(args) => write_attribute::run(&args),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -1,13 +1,15 @@
 //! `gpuvm plan`: manifest → facts → desired → compared → shown.
 
+use std::path::{Path, PathBuf};
+
 use clap::{Args, ValueEnum};
 use miette::IntoDiagnostic;
 
-use super::{Target, code, host, print};
+use super::{SelectArgs, Target, code, host, print};
 use crate::apply::StateDir;
 use crate::host::Probe;
 use crate::manifest;
-use crate::plan::{Diff, Plan};
+use crate::plan::{Diff, Plan, SavedPlan};
 use crate::report::{self, Detail};
 
 /// Arguments of `gpuvm plan`.
@@ -15,6 +17,11 @@ use crate::report::{self, Detail};
 pub struct PlanArgs {
     #[command(flatten)]
     target: Target,
+    #[command(flatten)]
+    select: SelectArgs,
+    /// Save the plan: `gpuvm apply FILE` does exactly that, or nothing.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
     /// How the plan is written to stdout.
     #[arg(long, value_enum, default_value = "text")]
     output: PlanOutput,
@@ -38,7 +45,7 @@ pub(super) fn run(args: &PlanArgs, verbose: bool) -> miette::Result<u8> {
         }
         None => {
             live = host::live();
-            (&live, std::path::Path::new("/").join(host::STATE))
+            (&live, Path::new("/").join(host::STATE))
         }
     };
     let past = StateDir::open(state).and_then(|s| s.past()).into_diagnostic()?;
@@ -46,13 +53,30 @@ pub(super) fn run(args: &PlanArgs, verbose: bool) -> miette::Result<u8> {
         anstream::eprintln!("{other}");
         return Ok(code::REFUSED);
     }
-    let (plan, _) = host::plan_now(&manifest, probe, &past);
+    let selection = args.select.selection();
+    let (plan, _) = host::plan_now(&manifest, &selection, probe, &past);
+    if let Some(out) = &args.out {
+        let saved = SavedPlan::new(plan.clone(), selection, host::saved_manifest(&manifest)?);
+        save(out, &serde_json::to_vec_pretty(&saved).into_diagnostic()?)?;
+    }
     print(&match args.output {
         PlanOutput::Text => report::plan_text(&plan, if verbose { Detail::Verbose } else { Detail::Normal }),
         PlanOutput::Json => report::plan_json(&plan),
         PlanOutput::Markdown => report::plan_markdown(&plan),
     })?;
     Ok(verdict(&plan))
+}
+
+/// Writes a saved plan for its owner alone: the manifest in it may hold secrets.
+fn save(path: &Path, bytes: &[u8]) -> miette::Result<()> {
+    use std::io::Write as _;
+    let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let write = || {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?; // 0600
+        file.write_all(bytes)?;
+        file.persist(path).map(drop).map_err(|e| e.error)
+    };
+    write().map_err(|e| miette::miette!("the plan could not be saved as `{}`: {e}", path.display()))
 }
 
 /// The exit code that a plan stands for.

@@ -1,8 +1,8 @@
 //! `gpuvm validate`: every problem of a manifest at once, without looking at any host.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::{code, print};
+use super::{Output, code, print};
 use crate::manifest::{self, LoadError};
 
 /// Arguments of `gpuvm validate`.
@@ -13,23 +13,17 @@ pub struct ValidateArgs {
     file: std::path::PathBuf,
     /// How problems are written.
     #[arg(long, value_enum, default_value = "text")]
-    output: ValidateOutput,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum ValidateOutput {
-    Text,
-    Json,
+    output: Output,
 }
 
 pub(super) fn run(args: &ValidateArgs) -> miette::Result<u8> {
     let problems = match manifest::load(&args.file) {
-        Ok(_) if args.output == ValidateOutput::Text => {
+        Ok(_) if args.output == Output::Text => {
             print(&format!("{} is valid\n", args.file.display()))?;
             return Ok(code::OK);
         }
         Ok(_) => Vec::new(),
-        Err(LoadError::Invalid(invalid)) if args.output == ValidateOutput::Json => invalid.problems(),
+        Err(LoadError::Invalid(invalid)) if args.output == Output::Json => invalid.problems(),
         Err(other) => return Err(other.into()),
     };
     let json = serde_json::json!({ "format": 1, "file": args.file, "problems": problems });

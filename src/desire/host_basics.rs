@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Desired, Shared};
 use crate::facts::HostFacts;
 use crate::manifest::{FileEntry, Loaded};
-use crate::plan::{Content, FileWrite, Finding, Key, Severity};
-use crate::resource::{file, group_member, kernel_arg, module, package};
-use crate::types::sha256_hex;
+use crate::plan::{Content, FileWrite, Finding, Key, Refresh, Severity};
+use crate::resource::{file, group_member, kernel_arg, module, package, service};
+use crate::types::{UnitName, sha256_hex};
 
 pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, mut shared: Shared) {
     let m = &manifest.manifest;
@@ -68,7 +68,11 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
                     owner: entry.owner.clone().unwrap_or_else(|| "root".to_owned()),
                     group: entry.group.clone().unwrap_or_else(|| "root".to_owned()),
                 };
-                let wanted = file::File { write, take_over: entry.take_over, refreshes: BTreeSet::new() };
+                let wanted = file::File {
+                    write,
+                    take_over: entry.take_over,
+                    refreshes: refreshes(path.as_str(), &entry.restart),
+                };
                 desired.want(&format!("files.{path}"), [packages.clone()], wanted);
             }
             Err(why) => desired.findings.push(Finding {
@@ -79,16 +83,37 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
                 help: "correct the file or the template".to_owned(),
             }),
         }
-        if !entry.restart.is_empty() {
-            desired.findings.push(Finding {
-                severity: Severity::Error,
-                code: "not-yet".to_owned(),
-                place: format!("files.{path}.restart"),
-                message: "this version does not restart units".to_owned(),
-                help: "take `restart` out".to_owned(),
-            });
+    }
+    services(manifest, &packages, desired);
+}
+
+/// `services`: after the packages and files that bring their units.
+fn services(manifest: &Loaded, packages: &Key, desired: &mut Desired) {
+    let m = &manifest.manifest;
+    let unit_files = m.files.keys().filter(|p| refreshes(p.as_str(), &[]).contains(&Refresh::DaemonReload));
+    let before: Vec<Key> = unit_files.map(|p| Key::new("file", p.as_str())).chain([packages.clone()]).collect();
+    let awaited = desired.nodes.contains_key(packages);
+    for (unit, entry) in &m.services {
+        let wanted = service::Service { unit: unit.clone(), enabled: entry.enabled, running: entry.running, awaited };
+        desired.want(&format!("services.{unit}"), before.clone(), wanted);
+    }
+}
+
+/// What has to be done after a file changed, by where it lies.
+fn refreshes(path: &str, restart: &[UnitName]) -> BTreeSet<Refresh> {
+    let mut due: BTreeSet<Refresh> = restart.iter().cloned().map(Refresh::Restart).collect();
+    for (folder, refresh) in [
+        ("/etc/systemd/system/", Refresh::DaemonReload),
+        ("/etc/udev/rules.d/", Refresh::Udev),
+        ("/etc/initramfs-tools/", Refresh::Initramfs),
+        ("/etc/dracut.conf.d/", Refresh::Initramfs),
+        ("/etc/default/grub", Refresh::BootLoader),
+    ] {
+        if path.starts_with(folder) {
+            due.insert(refresh);
         }
     }
+    due
 }
 
 /// The text of a declared file, its template filled in.

@@ -7,12 +7,8 @@ use crate::plan::{Finding, Severity};
 
 pub(super) fn desire(manifest: &Loaded, desired: &mut Desired) {
     let m = &manifest.manifest;
-    let sections = [
-        ("services", !m.services.is_empty()),
-        ("networks", !m.networks.is_empty()),
-        ("storage", !m.storage.is_empty()),
-        ("vms", !m.vms.is_empty()),
-    ];
+    let sections =
+        [("networks", !m.networks.is_empty()), ("storage", !m.storage.is_empty()), ("vms", !m.vms.is_empty())];
     for (section, _) in sections.into_iter().filter(|(_, used)| *used) {
         desired.findings.push(Finding {
             severity: Severity::Error,

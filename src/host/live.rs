@@ -1,22 +1,28 @@
-//! The machine itself, to look at. The only module that touches it; it changes nothing.
+//! The machine itself. The only module that touches it.
 //!
 //! PCI configuration space is never read: that would wake a sleeping GPU. What gpuvm needs of a device the kernel keeps
 //! in sysfs attributes that do not touch the device.
 
-#[allow(dead_code)] // until steps are carried out on this machine
+mod apt;
+mod files;
 mod network;
+mod pci;
+mod program;
+mod runner;
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Answer, FileKind, HostError, Output, Probe, Program, Stat, Virtualisation};
+pub use pci::write_attribute;
+pub use runner::{RESUME_UNIT, keep_program, launch, stay, waits_for_boot};
+
+use super::{Answer, FileKind, Host, HostError, Output, Probe, Program, Running, Stat, Virtualisation};
+use crate::plan::{Content, Refresh, Step};
 use crate::types::Mode;
 
 /// How long a program that only looks may take; then it is left behind.
@@ -25,8 +31,12 @@ const QUERY_LIMIT: Duration = Duration::from_secs(10);
 /// apt's simulation reads all package lists, which takes a slow machine longer.
 const APT_LIMIT: Duration = Duration::from_secs(60);
 
-/// Programs are looked for here and nowhere else, whatever PATH says.
-const FOLDERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// What takes a moment on any machine.
+const SHORT_LIMIT: Duration = Duration::from_secs(60);
+/// systemd gives a unit 90 s to stop and 90 s to start.
+const SERVICE_LIMIT: Duration = Duration::from_secs(240);
+/// An initramfs for every kernel on a slow disk.
+const BOOT_LIMIT: Duration = Duration::from_secs(1800);
 
 /// Reads what libvirt knows.
 pub type ReadLibvirt = fn() -> Result<Answer<Virtualisation>, HostError>;
@@ -90,13 +100,10 @@ impl Probe for Live {
         }
     }
     fn query(&self, program: Program, args: &[&str]) -> Result<Answer<Output>, HostError> {
-        let name = program.name();
-        match FOLDERS.iter().map(|f| Path::new(f).join(name)).find(|p| p.is_file()) {
+        let limit = if program == Program::AptGet { APT_LIMIT } else { QUERY_LIMIT };
+        match program::place(program) {
             None => Ok(Answer::Absent),
-            Some(path) => {
-                let limit = if program == Program::AptGet { APT_LIMIT } else { QUERY_LIMIT };
-                ask(&path, args, limit).map(Answer::Value)
-            }
+            Some(path) => program::ask(&path, args, limit).map(Answer::Value),
         }
     }
     fn virtualisation(&self) -> Result<Answer<Arc<Virtualisation>>, HostError> {
@@ -104,55 +111,75 @@ impl Probe for Live {
     }
 }
 
-/// Runs a program and collects what it says. One that does not end in time is killed and not waited for: it may sleep
-/// in the kernel, deaf to signals.
-fn ask(path: &Path, args: &[&str], limit: Duration) -> Result<Output, HostError> {
-    #[allow(clippy::disallowed_methods)] // this is the one place that starts programs
-    let mut child = Command::new(path)
-        .args(args)
-        .env("LC_ALL", "C.UTF-8")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(HostError::file(path))?;
-    let collect = |pipe: Option<Box<dyn Read + Send>>| {
-        let (sent, received) = mpsc::channel();
-        std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            if let Some(mut pipe) = pipe {
-                let _ = pipe.read_to_end(&mut bytes);
+/// Every change is made by the step that names it, and by nothing else.
+impl Host for Live {
+    fn execute(&mut self, step: &Step, running: &mut Running<'_>) -> Result<(), HostError> {
+        let progress = &mut *running.progress;
+        match step {
+            Step::WriteFile(file) => {
+                let bytes = match &file.content {
+                    Content::Text(text) => text.as_bytes(),
+                    Content::Secret(digest) => running.secrets.get(digest).map(Vec::as_slice).ok_or_else(|| {
+                        HostError::Refused(format!("the secret for `{}` is not in this run", file.path.display()))
+                    })?,
+                };
+                let (uid, gid) = (files::user(&file.owner)?, files::group(&file.group)?);
+                files::write(&file.path, bytes, file.mode.bits(), uid, gid)
             }
-            let _ = sent.send(String::from_utf8_lossy(&bytes).into_owned());
-        });
-        received
-    };
-    let stdout = collect(child.stdout.take().map(|p| Box::new(p) as _));
-    let stderr = collect(child.stderr.take().map(|p| Box::new(p) as _));
-    let (Ok(stdout), Ok(stderr)) = (stdout.recv_timeout(limit), stderr.recv_timeout(limit)) else {
-        let _ = child.kill();
-        return Err(HostError::Timeout { what: format!("{} {}", path.display(), args.join(" ")), limit });
-    };
-    let status = child.wait().map_err(HostError::file(path))?;
-    let status = status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(-1);
-    Ok(Output { status, stdout, stderr })
+            Step::RemoveFile { path } => files::remove(path),
+            Step::MakeDir { path, mode, owner, group } => {
+                files::make_dir(path, mode.bits(), files::user(owner)?, files::group(group)?)
+            }
+            Step::Link { path, target } => files::link(path, target),
+            Step::RestoreFile { path } => {
+                Err(HostError::Refused(format!("`{}` was not turned into what it was", path.display())))
+            }
+            Step::AptIndex => apt::index(progress),
+            Step::Apt { request, install, remove } => {
+                let mut asked: Vec<String> = request.iter().map(ToString::to_string).collect();
+                asked.extend(remove.iter().map(|name| format!("{name}-")));
+                apt::transaction(&asked, install, remove, progress)
+            }
+            Step::Service { unit, action } => {
+                program::perform(Program::Systemctl, &[action.name(), unit.as_str()], SERVICE_LIMIT, progress)
+            }
+            Step::Module { name } => program::perform(Program::Modprobe, &["--", name], SHORT_LIMIT, progress),
+            Step::GroupMember { group, user, present } => {
+                let word = if *present { "-a" } else { "-d" };
+                program::perform(Program::Gpasswd, &[word, user, group], SHORT_LIMIT, progress)
+            }
+            Step::SwitchNetwork(switch) => network::switch(switch, running),
+            Step::BindSlot(binding) => pci::bind(binding, progress),
+            Step::Refresh { refresh } => self.refresh(refresh, progress),
+            Step::Reboot => runner::reboot(running.run_dir, progress),
+            other => Err(HostError::Refused(format!("this version cannot do {other:?}"))),
+        }
+    }
+}
+
+impl Live {
+    fn refresh(&self, refresh: &Refresh, progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
+        match refresh {
+            Refresh::DaemonReload => program::perform(Program::Systemctl, &["daemon-reload"], SHORT_LIMIT, progress),
+            Refresh::Udev => program::perform(Program::Udevadm, &["control", "--reload"], SHORT_LIMIT, progress),
+            Refresh::Initramfs if program::place(Program::Dracut).is_some() => {
+                program::perform(Program::Dracut, &["--regenerate-all", "--force"], BOOT_LIMIT, progress)
+            }
+            Refresh::Initramfs => {
+                program::perform(Program::UpdateInitramfs, &["-u", "-k", "all"], BOOT_LIMIT, progress)
+            }
+            Refresh::BootLoader => program::perform(Program::UpdateGrub, &[], BOOT_LIMIT, progress),
+            // One that does not run has nothing old to forget.
+            Refresh::Restart(unit) => {
+                program::perform(Program::Systemctl, &["try-restart", unit.as_str()], SERVICE_LIMIT, progress)
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_program_that_hangs_is_left_behind() {
-        let result = ask(Path::new("/bin/sleep"), &["60"], Duration::from_millis(50));
-        assert!(matches!(result, Err(HostError::Timeout { .. })), "{result:?}");
-    }
-
-    #[test]
-    fn more_than_a_pipe_holds_comes_through() {
-        let output = ask(Path::new("/usr/bin/seq"), &["200000"], QUERY_LIMIT).unwrap();
-        assert_eq!((output.status, output.stdout.lines().count()), (0, 200_000));
-    }
 
     #[test]
     fn absence_is_an_answer() {

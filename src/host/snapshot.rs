@@ -8,6 +8,9 @@ use std::sync::Arc;
 
 use super::{Answer, HostError, Output, Probe, Program, Stat, Virtualisation};
 
+/// A program with its arguments.
+type Query = (Program, Vec<String>);
+
 /// Caches every answer of the probe below; errors are asked again.
 pub struct Snapshot<'a> {
     below: &'a dyn Probe,
@@ -15,7 +18,7 @@ pub struct Snapshot<'a> {
     stats: RefCell<BTreeMap<PathBuf, Answer<Stat>>>,
     lists: RefCell<BTreeMap<PathBuf, Answer<Vec<OsString>>>>,
     links: RefCell<BTreeMap<PathBuf, Answer<PathBuf>>>,
-    queries: RefCell<BTreeMap<(Program, Vec<String>), Answer<Output>>>,
+    queries: RefCell<BTreeMap<Query, Answer<Output>>>,
     virtualisation: RefCell<Option<Answer<Arc<Virtualisation>>>>,
 }
 

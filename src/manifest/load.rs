@@ -28,6 +28,8 @@ pub struct Loaded {
     pub manifest: Manifest,
     /// Where it was read from.
     pub path: PathBuf,
+    /// Its text.
+    pub text: String,
     /// The files beside it that it refers to (`source`, `template`), as it names them.
     pub files: BTreeMap<PathBuf, Vec<u8>>,
     /// sha256 in hex over the manifest and those files.
@@ -127,7 +129,14 @@ pub fn load(path: &Path) -> Result<Loaded, LoadError> {
     }
     let manifest = checked.finish(&name, &text)?;
     let digest = digest(&text, &files);
-    Ok(Loaded { manifest, path: path.to_owned(), files, digest })
+    Ok(Loaded { manifest, path: path.to_owned(), text, files, digest })
+}
+
+/// A manifest whose text and files were kept, read again from them.
+pub fn reload(path: &Path, text: String, files: BTreeMap<PathBuf, Vec<u8>>) -> Result<Loaded, LoadError> {
+    let manifest = parse(&path.display().to_string(), &text)?;
+    let digest = digest(&text, &files);
+    Ok(Loaded { manifest, path: path.to_owned(), text, files, digest })
 }
 
 /// Reads a manifest from text. Files that it refers to are not looked at.

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse};
+pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, reload};
 pub use schema::schema;
 pub use short::{CpuCount, FilePath, KernelArg, ModuleName, SlotOrFunction, UserName, WordError};
 

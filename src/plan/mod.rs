@@ -3,14 +3,20 @@
 
 mod build;
 mod order;
+mod saved;
+mod select;
 mod step;
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::types::UnitName;
+
 pub use build::{Past, build};
 pub use order::{OrderError, order};
+pub use saved::{SavedManifest, SavedPlan, SavedPlanError};
+pub use select::{NoSuchKind, Selection, Selector};
 pub use step::{
     AptPackage, BindTarget, Content, FileEdit, FileWrite, NetworkSwitch, Proof, ServiceAction, SlotBinding, Step,
     VolumeStep,
@@ -55,7 +61,7 @@ impl Risk {
 }
 
 /// What is done once after all changes that name it. In the order in which they run when several are due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Refresh {
     /// `systemctl daemon-reload`
@@ -66,16 +72,19 @@ pub enum Refresh {
     Initramfs,
     /// `update-grub`
     BootLoader,
+    /// Restart a unit whose configuration changed.
+    Restart(UnitName),
 }
 
 impl Refresh {
     /// As it is written in plans.
-    pub const fn name(self) -> &'static str {
+    pub fn name(&self) -> String {
         match self {
-            Refresh::DaemonReload => "systemd units",
-            Refresh::Udev => "udev rules",
-            Refresh::Initramfs => "initramfs",
-            Refresh::BootLoader => "boot loader",
+            Refresh::DaemonReload => "systemd units".to_owned(),
+            Refresh::Udev => "udev rules".to_owned(),
+            Refresh::Initramfs => "initramfs".to_owned(),
+            Refresh::BootLoader => "boot loader".to_owned(),
+            Refresh::Restart(unit) => format!("restart {unit}"),
         }
     }
 }

@@ -78,7 +78,7 @@ fn phase(
     pending: &BTreeSet<Refresh>,
     items: &mut Vec<Item>,
 ) {
-    let mut due: BTreeMap<Refresh, Vec<Key>> = pending.iter().map(|r| (*r, Vec::new())).collect();
+    let mut due: BTreeMap<Refresh, Vec<Key>> = pending.iter().map(|r| (r.clone(), Vec::new())).collect();
     for &index in sorted {
         let entry = &entries[index];
         let Some(change) = planned(entry).filter(|_| on_this_side(index)) else { continue };
@@ -87,7 +87,7 @@ fn phase(
             .filter(|(refresh, keys)| {
                 matches!(refresh, Refresh::DaemonReload | Refresh::Udev) && keys.iter().any(|k| entry.after.contains(k))
             })
-            .map(|(refresh, _)| *refresh)
+            .map(|(refresh, _)| refresh.clone())
             .collect();
         for refresh in early {
             let due = due.remove(&refresh).unwrap_or_default();
@@ -95,7 +95,7 @@ fn phase(
         }
         items.push(Item::Entry { index });
         for refresh in &change.refreshes {
-            due.entry(*refresh).or_default().push(entry.key.clone());
+            due.entry(refresh.clone()).or_default().push(entry.key.clone());
         }
     }
     items.extend(due.into_iter().map(|(refresh, due)| Item::Refresh { refresh, due }));
@@ -172,7 +172,7 @@ mod tests {
     }
     fn with(mut entry: Entry, refreshes: &[Refresh], complete_after: Option<WaitFor>) -> Entry {
         if let Diff::Change(change) = &mut entry.diff {
-            change.refreshes = refreshes.iter().copied().collect();
+            change.refreshes = refreshes.iter().cloned().collect();
             change.complete_after = complete_after;
         }
         entry

@@ -89,6 +89,19 @@ pub enum ServiceAction {
     Restart,
 }
 
+impl ServiceAction {
+    /// The word of systemctl(1) for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ServiceAction::Enable => "enable",
+            ServiceAction::Disable => "disable",
+            ServiceAction::Start => "start",
+            ServiceAction::Stop => "stop",
+            ServiceAction::Restart => "restart",
+        }
+    }
+}
+
 /// The driver that a function is to have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

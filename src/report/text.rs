@@ -220,10 +220,7 @@ fn count(n: usize, what: &str) -> String {
 /// What an apply did and what waits.
 pub fn outcome(outcome: &Outcome) -> String {
     let mut out = String::new();
-    let _ = match outcome.run {
-        None => writeln!(out, "nothing to do"),
-        Some(run) => writeln!(out, "run {run}: {} done", count(outcome.done.len(), "change")),
-    };
+    let _ = writeln!(out, "run {}: {} done", outcome.run, count(outcome.done.len(), "change"));
     for entry in &outcome.left.entries {
         if let Diff::Waits { on, why, .. } = &entry.diff {
             let _ = writeln!(out, "  … {} waits for {}: {}", entry.key, on.name(), safe(why));

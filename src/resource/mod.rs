@@ -78,6 +78,7 @@ kinds! {
     file::File,
     kernel_arg::KernelArgs,
     module::Modules,
+    service::Service,
     group_member::GroupMember,
     vfio_binding::VfioBinding,
     bridge::Bridge,

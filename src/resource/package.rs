@@ -68,7 +68,7 @@ impl Resource for PackageSet {
         }
         let args: Vec<&str> = SIMULATE.iter().copied().chain(args.iter().map(String::as_str)).collect();
         Ok(Some(match host.query(Program::AptGet, &args) {
-            Ok(Answer::Value(output)) => read(&output),
+            Ok(Answer::Value(output)) => read_simulation(&output),
             Ok(Answer::Absent) => Simulated::NotAsked("apt-get is not installed".to_owned()),
             Ok(Answer::Denied) => Simulated::NotAsked("apt-get may not be run".to_owned()),
             Err(e) => Simulated::NotAsked(e.to_string()),
@@ -130,14 +130,15 @@ impl Resource for PackageSet {
     }
 }
 
-const SIMULATE: [&str; 4] = ["-s", "-q", "--no-install-recommends", "install"];
+/// How apt is asked what it would do, without doing it.
+pub const SIMULATE: [&str; 4] = ["-s", "-q", "--no-install-recommends", "install"];
 
 fn field(package: &AptPackage) -> FieldDiff {
     FieldDiff::new(package.name.as_str(), package.before.clone(), Some(package.version.clone()))
 }
 
 /// What `apt-get -s` said: `Inst NAME [OLD] (NEW …)`, `Remv NAME [OLD]`, or errors behind `E:`.
-fn read(output: &Output) -> Simulated {
+pub fn read_simulation(output: &Output) -> Simulated {
     let errors: Vec<&str> = output.stderr.lines().chain(output.stdout.lines()).filter_map(|l| l.strip_prefix("E: ")).collect();
     if let Some(name) = errors.iter().find_map(|e| e.strip_prefix("Unable to locate package ")) {
         return Simulated::NotKnown(name.to_owned());
@@ -172,7 +173,7 @@ mod tests {
     use super::*;
 
     fn said(status: i32, stdout: &str, stderr: &str) -> Simulated {
-        read(&Output { status, stdout: stdout.to_owned(), stderr: stderr.to_owned() })
+        read_simulation(&Output { status, stdout: stdout.to_owned(), stderr: stderr.to_owned() })
     }
 
     #[test]

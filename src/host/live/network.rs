@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::files::{remove, write};
 use crate::host::{HostError, Program, Running};
 use crate::plan::{Content, FileWrite, NetworkSwitch, Proof};
 
@@ -302,37 +303,7 @@ fn wait_for(path: &Path, limit: Duration) -> Result<Option<String>, HostError> {
 }
 
 fn perform(program: Program, args: &[&str], limit: Duration) -> Result<(), HostError> {
-    let name = program.name();
-    let place = super::FOLDERS.iter().map(|f| Path::new(f).join(name)).find(|p| p.is_file());
-    let output = super::ask(&place.ok_or(HostError::NoProgram(name))?, args, limit)?;
-    if output.status == 0 {
-        return Ok(());
-    }
-    let command = format!("{name} {}", args.join(" "));
-    Err(HostError::Failed { command, status: output.status, said: output.stderr.trim().to_owned() })
-}
-
-/// Temporary file, fsync, rename, fsync of the folder.
-fn write(path: &Path, bytes: &[u8], mode: u32, uid: u32, gid: u32) -> Result<(), HostError> {
-    let write = || {
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
-        let mut file = tempfile::Builder::new().prefix(".gpuvm-").tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        chown(file.path(), Some(uid), Some(gid))?;
-        file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)?;
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(HostError::file(path))
-}
-
-fn remove(path: &Path) -> Result<(), HostError> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(HostError::File { path: path.to_owned(), source: e }),
-        _ => Ok(()),
-    }
+    super::program::perform(program, args, limit, &mut |_| {})
 }
 
 #[cfg(test)]

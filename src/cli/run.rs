@@ -1,0 +1,105 @@
+//! The process of a run: reads what was approved from the run's directory and carries it out on this machine. Started
+//! by `gpuvm apply` in a unit of its own, and by the resume unit after a reboot; not for people.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use miette::{IntoDiagnostic, miette};
+
+use super::progress::{Teller, Told};
+use super::{code, host, plan::verdict};
+use crate::apply::{Apply, ApplyError, Ending, Event, Order, Outcome, StateDir};
+use crate::host::{Host, live};
+use crate::{desire, facts, report};
+
+/// Arguments of `gpuvm run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The run's directory.
+    dir: PathBuf,
+}
+
+pub(super) fn run(args: &RunArgs) -> miette::Result<u8> {
+    let number = args.dir.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok());
+    let (Some(number), Some(top)) = (number, args.dir.parent().and_then(Path::parent)) else {
+        return Err(miette!("`{}` is no run's directory", args.dir.display()));
+    };
+    let mut state = StateDir::open(top).into_diagnostic()?;
+    state.lock().into_diagnostic()?;
+    // Before anything else: a run that ends this process in some bad way must not be started at each boot.
+    live::stay().into_diagnostic()?;
+    let mut events =
+        std::fs::File::options().create(true).append(true).mode(0o600).open(args.dir.join(EVENTS)).into_diagnostic()?;
+    let mut write = |told: &Told| {
+        if let Ok(mut line) = serde_json::to_vec(told) {
+            line.push(b'\n');
+            if let Err(e) = events.write_all(&line) {
+                tracing::warn!("the progress could not be written: {e}");
+            }
+        }
+    };
+    let mut tell = |told: &Told| {
+        tracing::info!("{}", serde_json::to_string(told).unwrap_or_default());
+        write(told);
+    };
+    let order = state.order(number).into_diagnostic()?;
+    let ending = carry_out(&mut state, number, &order, &mut host::live(), &mut tell);
+    state.finish(number, &ending).into_diagnostic()?;
+    tell(&Told::Ended(ending.clone()));
+    Ok(ending.code)
+}
+
+/// Where a run tells what it does.
+pub(super) const EVENTS: &str = "events.jsonl";
+
+/// Carries a run out on a machine and says how it ended. The state is locked.
+pub(super) fn carry_out(
+    state: &mut StateDir,
+    run: u64,
+    order: &Order,
+    machine: &mut dyn Host,
+    tell: &mut dyn FnMut(&Told),
+) -> Ending {
+    let manifest = match host::restore(&order.saved.manifest) {
+        Ok(manifest) => manifest,
+        Err(e) => return Ending { code: code::ERROR, text: format!("the run's manifest cannot be read: {e}\n") },
+    };
+    let selection = order.saved.selection.clone();
+    let secrets = desire::secrets(&manifest, &facts::hostname(machine));
+    let mut teller = Teller::default();
+    let apply = Apply {
+        plan: &|probe, past| host::plan_now(&manifest, &selection, probe, past),
+        state,
+        run,
+        allowed: order.allowed,
+        secrets: &secrets,
+        tell: &mut |event: Event<'_>| tell(&teller.told(&event)),
+    };
+    ending(apply.run(machine, &order.saved.plan), run)
+}
+
+fn ending(result: Result<Outcome, ApplyError>, run: u64) -> Ending {
+    match result {
+        Ok(outcome) => {
+            let code = match verdict(&outcome.left) {
+                // Nothing more could be done, and yet something differs.
+                code::CHANGES => code::ERROR,
+                other => other,
+            };
+            Ending { code, text: report::outcome(&outcome) }
+        }
+        Err(refused @ (ApplyError::Stale(_) | ApplyError::BeyondApproved(_))) => Ending {
+            code: code::REFUSED,
+            text: format!("run {run} refused: {refused}\nsee what it is now: gpuvm plan\n"),
+        },
+        Err(e) => Ending {
+            code: code::ERROR,
+            text: format!(
+                "run {run} failed: {e}\n\
+                 what was done stays done; `gpuvm plan` shows what is left, and the next apply goes on from there\n"
+            ),
+        },
+    }
+}

@@ -1,0 +1,146 @@
+//! `gpuvm status`: how the last run stands, and following one that is at work.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use miette::IntoDiagnostic;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use super::progress::{Screen, Told};
+use super::run::EVENTS;
+use super::{code, host, print};
+use crate::apply::{Ending, StateDir};
+use crate::host::live;
+
+/// Arguments of `gpuvm status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Show what the run does until it ends.
+    #[arg(long)]
+    follow: bool,
+    /// How it is written to stdout.
+    #[arg(long, value_enum, default_value = "text")]
+    output: super::Output,
+}
+
+/// How the last run stands.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// There was none.
+    NoRun,
+    /// It is at work.
+    AtWork(u64),
+    /// It goes on at the next boot.
+    WaitsForBoot(u64),
+    /// It was cut off in the middle.
+    CutOff(u64),
+    /// It is over.
+    Ended(u64, Ending),
+}
+
+pub(super) fn standing(state: &StateDir, waits_for_boot: bool) -> Standing {
+    match state.last_run() {
+        0 => Standing::NoRun,
+        // In this order: a run at work has no ending, and one that just ended has no lock.
+        run if state.at_work() => Standing::AtWork(run),
+        run => match state.ending(run) {
+            Some(ending) => Standing::Ended(run, ending),
+            None if waits_for_boot => Standing::WaitsForBoot(run),
+            None => Standing::CutOff(run),
+        },
+    }
+}
+
+pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
+    let dir = Path::new("/").join(host::STATE);
+    let state = StateDir::open(&dir).into_diagnostic()?;
+    let mut standing = self::standing(&state, live::waits_for_boot());
+    if args.follow
+        && let Standing::AtWork(run) = standing
+    {
+        follow(&state.run_dir(run), 0, quiet).into_diagnostic()?;
+        let state = StateDir::open(&dir).into_diagnostic()?;
+        standing = self::standing(&state, live::waits_for_boot());
+    }
+    let log = |run: u64| format!("log: {}", state.run_dir(run).join("log").display());
+    let (word, number, text, code) = match &standing {
+        Standing::NoRun => ("none", 0, "no run yet\n".to_owned(), code::OK),
+        Standing::AtWork(run) => {
+            ("at-work", *run, format!("run {run} is at work: gpuvm status --follow\n{}\n", log(*run)), code::WAITS)
+        }
+        Standing::WaitsForBoot(run) => {
+            ("waits-for-boot", *run, format!("run {run} goes on at the next boot\n{}\n", log(*run)), code::WAITS)
+        }
+        Standing::CutOff(run) => ("cut-off", *run, cut_off(*run) + &log(*run) + "\n", code::ERROR),
+        Standing::Ended(run, ending) => ("ended", *run, format!("{}{}\n", ending.text, log(*run)), ending.code),
+    };
+    match args.output {
+        super::Output::Text => print(&text)?,
+        super::Output::Json => print(&format!(
+            "{}\n",
+            serde_json::json!({ "format": 1, "run": number, "state": word, "code": code, "text": text })
+        ))?,
+    }
+    Ok(code)
+}
+
+/// What to do about a run that was cut off.
+pub(super) fn cut_off(run: u64) -> String {
+    format!(
+        "run {run} was cut off in the middle\n\
+         go on with it, within what was approved: gpuvm apply --resume\n\
+         or close it and plan anew:               gpuvm apply --abandon\n"
+    )
+}
+
+/// How long a run may take from its start to its lock.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// Shows what a run tells from this byte of its events on, until it ends, boots the host, or is cut off.
+pub(super) fn follow(run_dir: &Path, from: u64, quiet: bool) -> std::io::Result<Option<Ending>> {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    inotify.add_watch(run_dir, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
+    let mut screen = Screen::new(quiet);
+    let path: PathBuf = run_dir.join(EVENTS);
+    let mut lines: Option<BufReader<File>> = None;
+    let mut line = String::new();
+    let begin = Instant::now();
+    let mut seen = false;
+    let top = run_dir.parent().and_then(Path::parent).unwrap_or(run_dir);
+    loop {
+        if lines.is_none() {
+            lines = File::open(&path).ok().map(BufReader::new);
+            if let Some(lines) = &mut lines {
+                lines.seek(SeekFrom::Start(from))?;
+            }
+        }
+        // Before the reading: what it wrote last is still read.
+        let at_work = StateDir::open(top).is_ok_and(|s| s.at_work());
+        seen |= at_work;
+        let over = !at_work && (seen || begin.elapsed() > START_LIMIT);
+        if let Some(lines) = &mut lines {
+            while lines.read_line(&mut line)? > 0 && line.ends_with('\n') {
+                seen = true;
+                if let Ok(told) = serde_json::from_str::<Told>(&line) {
+                    screen.show(&told);
+                    if let Told::Ended(ending) = told {
+                        return Ok(Some(ending));
+                    }
+                }
+                line.clear();
+            }
+        }
+        if over {
+            screen.show(&Told::Ended(Ending { code: code::ERROR, text: String::new() }));
+            return Ok(None);
+        }
+        // The end of a process wakes no watch on a file, hence the limit.
+        let _ =
+            poll(&mut [PollFd::new(std::os::fd::AsFd::as_fd(&inotify), PollFlags::POLLIN)], PollTimeout::from(1000u16));
+        while inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
+    }
+}

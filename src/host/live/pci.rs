@@ -1,0 +1,110 @@
+//! Binding of PCI functions through sysfs (Documentation/ABI/testing/sysfs-bus-pci). A write there can sleep for ever in
+//! the kernel, so a process that can be left behind makes it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::program;
+use crate::host::HostError;
+use crate::plan::{BindTarget, SlotBinding};
+use crate::types::PciAddress;
+
+/// Probing a GPU's driver takes seconds.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Binds every function, and puts back those that it moved where one fails.
+pub(super) fn bind(binding: &SlotBinding, progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
+    for (address, planned) in &binding.functions {
+        let now = driver(*address);
+        let right = now.as_deref() == Some("vfio-pci") && binding.target == BindTarget::Vfio;
+        if !right && now != *planned {
+            return Err(HostError::Refused(format!(
+                "{address} is on {} and was on {} when the plan was made; plan again",
+                now.as_deref().unwrap_or("no driver"),
+                planned.as_deref().unwrap_or("no driver"),
+            )));
+        }
+    }
+    let mut moved = Vec::new();
+    for (address, before) in &binding.functions {
+        if let Err(error) = one(*address, &binding.target, progress) {
+            for (address, before) in moved.into_iter().rev() {
+                let back = if before == Some("vfio-pci") { BindTarget::Vfio } else { BindTarget::Host };
+                if let Err(e) = one(address, &back, progress) {
+                    tracing::error!("{address} could not be put back: {e}");
+                }
+            }
+            return Err(error);
+        }
+        moved.push((*address, before.as_deref()));
+    }
+    Ok(())
+}
+
+fn device(address: PciAddress) -> PathBuf {
+    PathBuf::from(format!("/sys/bus/pci/devices/{address}"))
+}
+
+/// The driver of a function now.
+fn driver(address: PciAddress) -> Option<String> {
+    let link = fs::read_link(device(address).join("driver")).ok()?;
+    Some(link.file_name()?.to_string_lossy().into_owned())
+}
+
+fn one(address: PciAddress, target: &BindTarget, progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
+    let wanted = *target == BindTarget::Vfio;
+    let now = driver(address);
+    let at = device(address);
+    // A line end alone clears the override.
+    write(&at.join("driver_override"), if wanted { "vfio-pci" } else { "\n" })?;
+    if wanted && now.as_deref() == Some("vfio-pci") {
+        return Ok(());
+    }
+    if let Some(now) = &now {
+        progress(&format!("{address}: leaving {now}"));
+        write(&at.join("driver/unbind"), &address.to_string())?;
+    }
+    progress(&format!("{address}: looking for its driver"));
+    write(Path::new("/sys/bus/pci/drivers_probe"), &address.to_string())?;
+    match driver(address) {
+        Some(driver) if wanted && driver != "vfio-pci" => {
+            Err(HostError::Refused(format!("{address} came up on {driver} in place of vfio-pci")))
+        }
+        None if wanted => Err(HostError::Refused(format!("vfio-pci did not take {address}; see dmesg"))),
+        _ => Ok(()),
+    }
+}
+
+/// Writes an attribute from a process of its own.
+fn write(path: &Path, value: &str) -> Result<(), HostError> {
+    let myself = std::env::current_exe().map_err(HostError::file(Path::new("/proc/self/exe")))?;
+    let path = path.display().to_string();
+    program::perform_at(&myself, &["write-attribute", &path, value], LIMIT, &mut |_| {}).map_err(|e| match e {
+        HostError::Timeout { limit, .. } => {
+            HostError::Timeout { what: format!("writing `{}` to {path}", value.trim()), limit }
+        }
+        other => other,
+    })
+}
+
+/// What the process does: writes below /sys/bus/pci and nowhere else.
+pub fn write_attribute(path: &Path, value: &str) -> Result<(), HostError> {
+    let climbs = path.components().any(|c| c == std::path::Component::ParentDir);
+    if !path.starts_with("/sys/bus/pci") || climbs {
+        return Err(HostError::Refused(format!("`{}` is no attribute of a PCI device", path.display())));
+    }
+    fs::write(path, value).map_err(HostError::file(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_pci_attributes_is_written() {
+        for path in ["/etc/passwd", "/sys/bus/pci/../../../etc/passwd", "/sys/bus/pcix/a"] {
+            assert!(write_attribute(Path::new(path), "x").is_err(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The process that carries out a run: apart from the terminal, so that a lost connection changes nothing, and once more
+//! after a reboot, by a unit that removes itself.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{files, program};
+use crate::host::{HostError, Program};
+
+/// The unit that goes on with a run. It is removed by the run that it starts, before anything else: it cannot loop.
+pub const RESUME_UNIT: &str = "/etc/systemd/system/gpuvm-resume.service";
+const WANTED_BY: &str = "/etc/systemd/system/multi-user.target.wants/gpuvm-resume.service";
+
+/// How long systemd may take to start a unit.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long services and VMs may take to stop before it counts as an error.
+const DOWN_LIMIT: Duration = Duration::from_secs(900);
+
+/// `Type=exec`: the boot does not wait for the run. `gpuvm.off` on the kernel's command line keeps it from starting.
+fn unit(run_dir: &Path) -> String {
+    let dir = run_dir.display();
+    format!(
+        "# Written by gpuvm for one boot; it removes itself.\n\
+         [Unit]\n\
+         Description=gpuvm goes on with a run after the reboot\n\
+         ConditionKernelCommandLine=!gpuvm.off\n\
+         ConditionPathExists={dir}/gpuvm\n\
+         After=network.target libvirtd.service virtqemud.socket\n\
+         \n\
+         [Service]\n\
+         Type=exec\n\
+         ExecStart={dir}/gpuvm run {dir}\n\
+         StandardError=append:{dir}/log\n\
+         \n\
+         [Install]\n\
+         WantedBy=multi-user.target\n"
+    )
+}
+
+/// Starts the process of a run in a transient unit of its own.
+pub fn launch(run_dir: &Path, run: u64) -> Result<(), HostError> {
+    let dir = run_dir.display();
+    let (unit, log) = (format!("--unit=gpuvm-run-{run}"), format!("--property=StandardError=append:{dir}/log"));
+    let (program, dir) = (format!("{dir}/gpuvm"), dir.to_string());
+    let args = ["--quiet", "--collect", &unit, &log, "--property=Type=exec", "--", &program, "run", &dir];
+    program::perform(Program::SystemdRun, &args, START_LIMIT, &mut |_| {})
+}
+
+/// Puts this program into the run's directory: what is installed may change before the run goes on.
+pub fn keep_program(run_dir: &Path) -> Result<(), HostError> {
+    let myself = std::env::current_exe().map_err(HostError::file(Path::new("/proc/self/exe")))?;
+    let bytes = std::fs::read(&myself).map_err(HostError::file(&myself))?;
+    files::write(&run_dir.join("gpuvm"), &bytes, 0o700, 0, 0)
+}
+
+/// Leaves the run to the next boot and goes down. Returns only where that fails.
+pub(super) fn reboot(run_dir: &Path, progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
+    files::write(Path::new(RESUME_UNIT), unit(run_dir).as_bytes(), 0o644, 0, 0)?;
+    files::make_dir(Path::new("/etc/systemd/system/multi-user.target.wants"), 0o755, 0, 0)?;
+    files::link(Path::new(WANTED_BY), Path::new(RESUME_UNIT))?;
+    let down = program::perform(Program::Systemctl, &["reboot"], Duration::from_secs(60), progress);
+    if down.is_ok() {
+        // systemd ends this process on the way down.
+        std::thread::sleep(DOWN_LIMIT);
+    }
+    stay()?;
+    down?;
+    Err(HostError::Timeout { what: "the way down".to_owned(), limit: DOWN_LIMIT })
+}
+
+/// Takes the unit away, so that one boot starts it once.
+pub fn stay() -> Result<(), HostError> {
+    files::remove(Path::new(WANTED_BY))?;
+    files::remove(Path::new(RESUME_UNIT))
+}
+
+/// Whether a run waits for the next boot.
+pub fn waits_for_boot() -> bool {
+    PathBuf::from(WANTED_BY).symlink_metadata().is_ok()
+}
