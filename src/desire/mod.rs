@@ -4,6 +4,7 @@
 mod gpus;
 mod host_basics;
 mod not_yet;
+mod vms;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -70,6 +71,7 @@ pub fn desire(manifest: &Loaded, facts: &HostFacts) -> Desired {
     let mut desired = Desired::default();
     let mut shared = Shared::default();
     gpus::desire(manifest, facts, &mut desired, &mut shared);
+    vms::desire(manifest, facts, &mut desired, &mut shared);
     not_yet::desire(manifest, &mut desired);
     host_basics::desire(manifest, facts, &mut desired, shared);
     desired.findings.sort();

@@ -9,9 +9,6 @@ pub(super) fn desire(manifest: &Loaded, desired: &mut Desired) {
     let m = &manifest.manifest;
     let sections = [
         ("bridge", m.bridge.is_some()),
-        ("networks", !m.networks.is_empty()),
-        ("storage", !m.storage.is_empty()),
-        ("vms", !m.vms.is_empty()),
     ];
     for (section, _) in sections.into_iter().filter(|(_, used)| *used) {
         desired.findings.push(Finding {

@@ -4,6 +4,7 @@
 //! rules below. What cannot be played is refused, never passed over in silence.
 
 mod play;
+mod play_libvirt;
 mod record_file;
 
 use std::cell::RefCell;

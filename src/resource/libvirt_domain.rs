@@ -12,7 +12,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use read::{Projection, is_marked, project};
+pub use read::{Projection, disk_files, is_marked, project};
+pub use splice::with_uuid;
 pub use write::MARK;
 
 use super::Resource;

@@ -121,7 +121,7 @@ impl Resource for Pool {
             }
         }
         if change.fields.is_empty() {
-            return Diff::InSync { evidence: format!("started, {path}, {} volumes", pool.volumes.len()) };
+            return Diff::InSync { evidence: format!("started, {path}") };
         }
         Diff::Change(change)
     }

@@ -166,6 +166,13 @@ pub fn is_marked(xml: &str) -> bool {
     project(xml).is_ok_and(|p| p.marked)
 }
 
+/// The files that the disks of a definition are in, themselves and not what backs them.
+pub fn disk_files(xml: &str) -> Vec<String> {
+    let Ok(doc) = Document::parse(xml) else { return Vec::new() };
+    let disks = devices(&doc, "disk");
+    disks.into_iter().filter_map(|d| child(d, "source")?.attribute("file").map(str::to_owned)).collect()
+}
+
 /// The managed fields of a definition.
 pub fn project(xml: &str) -> Result<Projection, String> {
     let doc = Document::parse(xml).map_err(|e| e.to_string())?;

@@ -106,6 +106,20 @@ impl<'x> Edits<'x> {
     }
 }
 
+/// A definition that keeps the UUID of the VM that it is for, where it names none itself.
+pub fn with_uuid(xml: &str, uuid: &str) -> String {
+    let Ok(doc) = Document::parse(xml) else { return xml.to_owned() };
+    let root = doc.root_element();
+    match (child(root, "uuid"), child(root, "name")) {
+        (None, Some(name)) => {
+            let mut edits = Edits { xml, all: Vec::new() };
+            edits.insert_after(name, &[format!("<uuid>{}</uuid>", e(uuid))]);
+            edits.done()
+        }
+        _ => xml.to_owned(),
+    }
+}
+
 /// The definition with every managed field as wanted.
 pub(super) fn splice(
     vm: &LibvirtDomain,
