@@ -429,3 +429,6 @@ impl Resource for LibvirtDomain {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
