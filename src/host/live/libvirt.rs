@@ -350,3 +350,116 @@ fn shut_down(domain: &Domain, name: &DomainName, limit: Duration) -> Result<(), 
         limit.as_secs()
     )))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::libvirt_domain::project;
+    use crate::types::ByteSize;
+
+    /// libvirt's own test driver: a hypervisor in memory. `None` where libvirt is not installed.
+    fn connection() -> Option<Connect> {
+        loaded().then(|| Connect::open(Some("test:///default")).unwrap())
+    }
+
+    fn step(connection: &Connect, step: Step) -> Result<(), String> {
+        perform(connection, &step).map_err(|e| e.to_string())
+    }
+
+    const XML: &str = "<domain type='test'>\n  <name>mine</name>\n  <metadata><v xmlns='urn:gpuvm:vm:1'/></metadata>\n  \
+                       <memory unit='KiB'>65536</memory>\n  <vcpu>1</vcpu>\n  <os><type>hvm</type></os>\n</domain>";
+
+    fn define(name: &str, xml: &str) -> Step {
+        Step::DefineDomain { name: name.parse().unwrap(), xml: xml.to_owned(), autostart: true }
+    }
+
+    #[test]
+    fn a_vm_is_defined_again_started_shut_down_and_undefined() {
+        let Some(mut connection) = connection() else { return };
+        let c = &connection;
+        step(c, define("mine", XML)).unwrap();
+        let first = collect(c).unwrap().domain("mine").unwrap().clone();
+        assert!(first.persistent && first.autostart && !first.active && first.live_xml.is_none());
+        assert!(is_marked(&first.inactive_xml), "the mark survives libvirt: {}", first.inactive_xml);
+        step(c, define("mine", &XML.replace("<vcpu>1", "<vcpu>2"))).unwrap();
+        let second = collect(c).unwrap().domain("mine").unwrap().clone();
+        assert_eq!(second.uuid, first.uuid);
+        assert_eq!(project(&second.inactive_xml).unwrap().cpus, 2);
+
+        let name: DomainName = "mine".parse().unwrap();
+        step(c, Step::StartDomain { name: name.clone() }).unwrap();
+        step(c, Step::StartDomain { name: name.clone() }).unwrap();
+        assert!(collect(c).unwrap().domain("mine").unwrap().live_xml.is_some());
+        let said = step(c, Step::UndefineDomain { name: name.clone() }).unwrap_err();
+        assert!(said.contains("virsh shutdown mine"), "{said}");
+        step(c, Step::StopDomain { name: name.clone() }).unwrap();
+        step(c, Step::StopDomain { name: name.clone() }).unwrap();
+        step(c, Step::UndefineDomain { name: name.clone() }).unwrap();
+        step(c, Step::UndefineDomain { name: name.clone() }).unwrap();
+        assert_eq!(collect(c).unwrap().domain("mine"), None);
+        assert!(step(c, Step::StartDomain { name }).unwrap_err().contains("no VM `mine`"));
+        let _ = connection.close();
+    }
+
+    #[test]
+    fn a_vm_of_another_is_neither_defined_over_nor_undefined() {
+        let Some(mut connection) = connection() else { return };
+        let before = collect(&connection).unwrap().domain("test").unwrap().clone();
+        let said = step(&connection, define("test", &XML.replace("mine", "test"))).unwrap_err();
+        assert!(said.contains("not made by gpuvm"), "{said}");
+        step(&connection, Step::StopDomain { name: "test".parse().unwrap() }).unwrap();
+        let said = step(&connection, Step::UndefineDomain { name: "test".parse().unwrap() }).unwrap_err();
+        assert!(said.contains("not made by gpuvm"), "{said}");
+        assert_eq!(collect(&connection).unwrap().domain("test").unwrap().inactive_xml, before.inactive_xml);
+        let _ = connection.close();
+    }
+
+    #[test]
+    fn pools_and_volumes_are_made_once_and_never_shrunk() {
+        let Some(mut connection) = connection() else { return };
+        let c = &connection;
+        let dir = tempfile::tempdir().unwrap();
+        let pool = Step::Pool { name: "mine".parse().unwrap(), path: dir.path().to_owned() };
+        step(c, pool.clone()).unwrap();
+        step(c, pool).unwrap();
+        let volume = |mib, grow| {
+            Step::Volume(VolumeStep {
+                pool: "mine".parse().unwrap(),
+                name: "vm-0.qcow2".to_owned(),
+                size: ByteSize::from_mib(mib),
+                format: "qcow2".to_owned(),
+                grow,
+            })
+        };
+        step(c, volume(8, false)).unwrap();
+        step(c, volume(8, false)).unwrap();
+        let known = collect(c).unwrap();
+        let made = known.pool("mine").unwrap();
+        assert!(made.active && made.autostart);
+        let seen: Vec<_> = made.volumes.iter().map(|v| (v.name.as_str(), v.format.as_str(), v.size())).collect();
+        assert_eq!(seen, [("vm-0.qcow2", "qcow2", ByteSize::from_mib(8))]);
+        assert!(step(c, volume(4, true)).unwrap_err().contains("left as it is"));
+        assert!(step(c, volume(16, false)).unwrap_err().contains("left as it is"));
+        let _ = connection.close();
+    }
+
+    #[test]
+    fn a_network_is_started_and_what_libvirt_says_is_passed_on() {
+        let Some(mut connection) = connection() else { return };
+        step(&connection, Step::Network { name: "default".parse().unwrap() }).unwrap();
+        let known = collect(&connection).unwrap();
+        assert!(known.network("default").unwrap().autostart && known.version > 1_000_000);
+        let said = step(&connection, Step::Network { name: "none".parse().unwrap() }).unwrap_err();
+        assert!(said.starts_with("libvirt: ") && said.contains("none"), "{said}");
+        let _ = connection.close();
+    }
+
+    #[test]
+    fn what_hangs_is_left_behind() {
+        let result = in_time("it", Duration::from_millis(20), || {
+            std::thread::sleep(Duration::from_secs(5));
+            Ok(())
+        });
+        assert!(matches!(result, Err(HostError::Timeout { .. })), "{result:?}");
+    }
+}
