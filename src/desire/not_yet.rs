@@ -7,9 +7,7 @@ use crate::plan::{Finding, Severity};
 
 pub(super) fn desire(manifest: &Loaded, desired: &mut Desired) {
     let m = &manifest.manifest;
-    let sections = [
-        ("bridge", m.bridge.is_some()),
-    ];
+    let sections = [("bridge", m.bridge.is_some())];
     for (section, _) in sections.into_iter().filter(|(_, used)| *used) {
         desired.findings.push(Finding {
             severity: Severity::Error,

@@ -8,9 +8,7 @@ use super::{Desired, Shared};
 use crate::facts::HostFacts;
 use crate::manifest::{self, DiskEntry, Loaded, Manifest, NicEntry, StartWhen, VmEntry, VmState};
 use crate::plan::{Finding, Key, Severity};
-use crate::resource::libvirt_domain::{
-    Accel, Arch, Disk, Firmware, Kernel, LibvirtDomain, Nic, NicOn, PassedSlot,
-};
+use crate::resource::libvirt_domain::{Accel, Arch, Disk, Firmware, Kernel, LibvirtDomain, Nic, NicOn, PassedSlot};
 use crate::resource::{libvirt_network::LibvirtNetwork, pool::Pool, volume::Volume};
 use crate::types::{DomainName, MacAddress, ResourceName, sha256_hex};
 
@@ -88,7 +86,9 @@ fn readiness(m: &Manifest, facts: &HostFacts, desired: &mut Desired, shared: &mu
         match vm.accel {
             manifest::Accel::Tcg => {}
             _ if ready => wants_kvm = true,
-            manifest::Accel::Kvm => desired.findings.push(finding(Severity::Error, "no-kvm", &place, why.to_owned(), help)),
+            manifest::Accel::Kvm => {
+                desired.findings.push(finding(Severity::Error, "no-kvm", &place, why.to_owned(), help))
+            }
             manifest::Accel::Auto => {
                 let message = format!("{why}; the VM is emulated, which is slow");
                 desired.findings.push(finding(Severity::Warning, "no-kvm", &place, message, help));
@@ -145,7 +145,11 @@ fn storage(m: &Manifest, desired: &mut Desired) {
                 "same-directory",
                 &format!("storage.{name}"),
                 format!("`{}` is the directory of pool `{other}` already", path.display()),
-                if *other == DEFAULT { "leave `pool` out where you use it: it is the default" } else { "keep one of them" },
+                if *other == DEFAULT {
+                    "leave `pool` out where you use it: it is the default"
+                } else {
+                    "keep one of them"
+                },
             )),
             None => seen.push((path, name)),
         }

@@ -13,16 +13,16 @@ pub(super) fn ask(host: &dyn Probe) -> Result<Libvirt, HostError> {
 }
 
 /// What libvirt knows; else why that cannot be told yet, with what it will become once it is installed.
-pub(super) fn known(state: &Libvirt, promise: impl FnOnce() -> Change) -> Result<&Virtualisation, Diff> {
+pub(super) fn known(state: &Libvirt, promise: impl FnOnce() -> Change) -> Result<&Virtualisation, Box<Diff>> {
     match state {
         Answer::Value(known) => Ok(known),
-        Answer::Absent => Err(Diff::Waits {
+        Answer::Absent => Err(Box::new(Diff::Waits {
             on: WaitFor::Libvirt,
             why: "libvirt is not installed, or its daemon has no socket".to_owned(),
             promise: promise(),
-        }),
+        })),
         Answer::Denied => {
-            Err(Diff::Unknown { why: "this user may not ask libvirt: run gpuvm as root".to_owned() })
+            Err(Box::new(Diff::Unknown { why: "this user may not ask libvirt: run gpuvm as root".to_owned() }))
         }
     }
 }

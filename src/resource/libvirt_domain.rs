@@ -406,7 +406,7 @@ impl Resource for LibvirtDomain {
         }
         let known = match known(state, || self.creation()) {
             Ok(known) => known,
-            Err(diff) => return diff,
+            Err(diff) => return *diff,
         };
         match known.domain(self.name.as_str()) {
             Some(domain) => self.compare(domain, last.filter(|l| !l.absent)),

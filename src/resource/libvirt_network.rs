@@ -40,7 +40,7 @@ impl Resource for LibvirtNetwork {
     fn diff(&self, state: &Libvirt, _: Option<&Self>, _: &HostFacts) -> Diff {
         let known = match known(state, || self.change()) {
             Ok(known) => known,
-            Err(diff) => return diff,
+            Err(diff) => return *diff,
         };
         let Some(network) = known.network(self.name.as_str()) else {
             let there: Vec<&str> = known.networks.iter().map(|n| n.name.as_str()).collect();

@@ -88,7 +88,7 @@ impl Resource for Pool {
         }
         let known = match known(&state.libvirt, || self.change(Action::Create)) {
             Ok(known) => known,
-            Err(diff) => return diff,
+            Err(diff) => return *diff,
         };
         if let Some(other) = known.pools.iter().find(|p| {
             p.name != self.name.as_str() && read(&p.xml).is_some_and(|(_, at)| same(&at, &self.path))

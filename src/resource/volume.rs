@@ -56,7 +56,7 @@ impl Resource for Volume {
     fn diff(&self, state: &Libvirt, _: Option<&Self>, _: &HostFacts) -> Diff {
         let known = match known(state, || self.made()) {
             Ok(known) => known,
-            Err(diff) => return diff,
+            Err(diff) => return *diff,
         };
         let Some(pool) = known.pool(self.pool.as_str()) else { return Diff::Change(self.made()) };
         if !pool.active {

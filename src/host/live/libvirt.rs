@@ -51,7 +51,9 @@ fn in_time<T: Send + 'static>(
     match result.recv_timeout(limit) {
         Ok(result) => result,
         Err(mpsc::RecvTimeoutError::Timeout) => Err(HostError::Timeout { what: what.to_owned(), limit }),
-        Err(mpsc::RecvTimeoutError::Disconnected) => Err(HostError::Libvirt(format!("{what}: it ended without an answer"))),
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            Err(HostError::Libvirt(format!("{what}: it ended without an answer")))
+        }
     }
 }
 
@@ -147,7 +149,13 @@ fn pool(one: &StoragePool) -> Result<host::Pool, Error> {
         volumes.extend(unless_gone(self::volume(&volume))?);
     }
     volumes.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(host::Pool { name: one.get_name()?, active, autostart: one.get_autostart()?, xml: one.get_xml_desc(0)?, volumes })
+    Ok(host::Pool {
+        name: one.get_name()?,
+        active,
+        autostart: one.get_autostart()?,
+        xml: one.get_xml_desc(0)?,
+        volumes,
+    })
 }
 
 fn volume(one: &StorageVol) -> Result<host::Volume, Error> {
@@ -258,7 +266,10 @@ fn make_volume(connection: &Connect, want: &VolumeStep) -> Result<(), HostError>
     pool.refresh(0).map_err(failed)?;
     let Some(volume) = unless_gone(StorageVol::lookup_by_name(&pool, &want.name)).map_err(failed)? else {
         if want.grow {
-            return Err(HostError::Refused(format!("there is no volume `{}` in pool `{}` to grow", want.name, want.pool)));
+            return Err(HostError::Refused(format!(
+                "there is no volume `{}` in pool `{}` to grow",
+                want.name, want.pool
+            )));
         }
         let xml = format!(
             "<volume><name>{}</name><capacity unit='bytes'>{}</capacity><allocation>0</allocation>\

@@ -58,7 +58,7 @@ impl<'x> Edits<'x> {
 
     /// Puts elements into one, behind the last of `beside` or else behind its last child.
     fn insert_into(&mut self, parent: Node<'_, '_>, beside: &'static str, elements: &[String]) {
-        let last = children(parent, beside).last().or_else(|| parent.children().filter(Node::is_element).last());
+        let last = children(parent, beside).last().or_else(|| parent.children().rfind(Node::is_element));
         match last {
             Some(last) => self.insert_after(last, elements),
             None => {
@@ -97,7 +97,7 @@ impl<'x> Edits<'x> {
 
     fn done(mut self) -> String {
         // From the end, so that the places before stay right; what is inserted at one place keeps its order.
-        self.all.sort_by(|a, b| (a.0.start, a.0.end).cmp(&(b.0.start, b.0.end)));
+        self.all.sort_by_key(|(range, _)| (range.start, range.end));
         let mut xml = self.xml.to_owned();
         for (range, text) in self.all.into_iter().rev() {
             xml.replace_range(range, &text);
