@@ -8,8 +8,8 @@ use miette::miette;
 use crate::desire::{self, Desired};
 use crate::facts;
 use crate::host::fixture::Fixture;
-use crate::host::live::Live;
-use crate::host::{Answer, HostError, Probe, Snapshot, Virtualisation};
+use crate::host::live::{Live, read_libvirt};
+use crate::host::{Probe, Snapshot};
 use crate::manifest::{self, Loaded};
 use crate::plan::{self, Key, Past, Plan, SavedManifest, Selection};
 use crate::resource::Wanted;
@@ -17,18 +17,9 @@ use crate::resource::Wanted;
 /// Where gpuvm keeps its state on a host.
 pub const STATE: &str = "var/lib/gpuvm";
 
-/// libvirt is not asked in this version: where it is installed, what it knows is unknown.
-fn not_asked() -> Result<Answer<Virtualisation>, HostError> {
-    let sockets = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"];
-    match sockets.iter().any(|s| Path::new(s).exists()) {
-        true => Err(HostError::Libvirt("it is not asked in this version".to_owned())),
-        false => Ok(Answer::Absent),
-    }
-}
-
 /// This machine, to look at.
 pub fn live() -> Live {
-    Live::new(not_asked)
+    Live::new(read_libvirt)
 }
 
 /// A recorded host.

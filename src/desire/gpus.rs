@@ -67,7 +67,7 @@ fn error(code: &str, place: &str, message: String, help: &str) -> Finding {
 }
 
 /// The one slot that a match fits, guarded by `expect`; else why not, and what to write.
-fn resolve(entry: &DeviceEntry, gpu: bool, facts: &HostFacts) -> Result<PciSlot, (String, String)> {
+pub(super) fn resolve(entry: &DeviceEntry, gpu: bool, facts: &HostFacts) -> Result<PciSlot, (String, String)> {
     let wanted = &entry.matches;
     let fits = |f: &&PciFunction| {
         wanted.address.is_none_or(|a| a.0 == f.address.slot)

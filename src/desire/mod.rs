@@ -4,7 +4,7 @@
 mod bridge;
 mod gpus;
 mod host_basics;
-mod not_yet;
+mod vms;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,7 +72,7 @@ pub fn desire(manifest: &Loaded, facts: &HostFacts) -> Desired {
     let mut shared = Shared::default();
     gpus::desire(manifest, facts, &mut desired, &mut shared);
     bridge::desire(manifest, &mut desired);
-    not_yet::desire(manifest, &mut desired);
+    vms::desire(manifest, facts, &mut desired, &mut shared);
     host_basics::desire(manifest, facts, &mut desired, shared);
     desired.findings.sort();
     desired

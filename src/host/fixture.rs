@@ -5,6 +5,7 @@
 
 mod network;
 mod play;
+mod play_libvirt;
 mod record_file;
 
 use std::cell::RefCell;

@@ -5,6 +5,7 @@
 
 mod apt;
 mod files;
+mod libvirt;
 mod network;
 mod pci;
 mod program;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use libvirt::read as read_libvirt;
 pub use pci::write_attribute;
 pub use runner::{RESUME_UNIT, keep_program, launch, stay, waits_for_boot};
 
@@ -152,7 +154,13 @@ impl Host for Live {
             Step::BindSlot(binding) => pci::bind(binding, progress),
             Step::Refresh { refresh } => self.refresh(refresh, progress),
             Step::Reboot => runner::reboot(running.run_dir, progress),
-            other => Err(HostError::Refused(format!("this version cannot do {other:?}"))),
+            Step::Pool { .. }
+            | Step::Volume(_)
+            | Step::Network { .. }
+            | Step::DefineDomain { .. }
+            | Step::UndefineDomain { .. }
+            | Step::StartDomain { .. }
+            | Step::StopDomain { .. } => libvirt::execute(step, progress),
         }
     }
 }

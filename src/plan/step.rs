@@ -314,6 +314,11 @@ pub enum Step {
     },
     /// Makes or grows a volume.
     Volume(VolumeStep),
+    /// Starts a network that libvirt has, now and at boot.
+    Network {
+        /// Its name.
+        name: ResourceName,
+    },
     /// Defines a VM, or changes its stored definition.
     DefineDomain {
         /// Its name.

@@ -5,7 +5,11 @@ use serde::{Deserialize, Serialize};
 use super::Resource;
 use crate::facts::HostFacts;
 use crate::host::{HostError, Probe};
-use crate::plan::{Action, Change, Diff, Step};
+use crate::plan::{Action, Change, Diff, Step, WaitFor};
+
+/// The groups that libvirt's package makes.
+const BROUGHT: [&str; 2] = ["libvirt", "kvm"];
+const PACKAGE: &str = "libvirt-daemon-system";
 
 /// One user in one group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,6 +24,12 @@ pub struct GroupMember {
 impl GroupMember {
     fn step(&self, present: bool) -> Step {
         Step::GroupMember { group: self.group.clone(), user: self.user.clone(), present }
+    }
+    fn join(&self) -> Change {
+        let mut change = Change::new(Action::Create, format!("{} joins {}", self.user, self.group));
+        change.notes.push("takes effect at the user's next login".to_owned());
+        change.steps.push(self.step(true));
+        change
     }
     /// Listed in the group, or it is the user's primary one.
     fn is_member(&self, facts: &HostFacts) -> bool {
@@ -49,6 +59,14 @@ impl Resource for GroupMember {
                 help: format!("make it first: adduser {}", self.user),
             };
         }
+        let brought = BROUGHT.contains(&self.group.as_str()) && facts.package(PACKAGE).is_none();
+        if !facts.groups.contains_key(&self.group) && brought {
+            return Diff::Waits {
+                on: WaitFor::Libvirt,
+                why: format!("{PACKAGE} brings the group `{}`", self.group),
+                promise: self.join(),
+            };
+        }
         if !facts.groups.contains_key(&self.group) {
             return Diff::Blocked {
                 why: format!("there is no group `{}`", self.group),
@@ -58,10 +76,7 @@ impl Resource for GroupMember {
         if self.is_member(facts) {
             return Diff::InSync { evidence: "member".to_owned() };
         }
-        let mut change = Change::new(Action::Create, format!("{} joins {}", self.user, self.group));
-        change.notes.push("takes effect at the user's next login".to_owned());
-        change.steps.push(self.step(true));
-        Diff::Change(change)
+        Diff::Change(self.join())
     }
 
     fn remove(&self, (): &(), facts: &HostFacts) -> Diff {

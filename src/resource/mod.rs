@@ -82,4 +82,24 @@ kinds! {
     group_member::GroupMember,
     vfio_binding::VfioBinding,
     bridge::Bridge,
+    pool::Pool,
+    volume::Volume,
+    libvirt_network::LibvirtNetwork,
+    libvirt_domain::LibvirtDomain,
+}
+
+mod libvirt;
+
+#[cfg(test)]
+mod tests {
+    use crate::facts::{self, HostFacts};
+    use crate::host::fixture::{Fixture, Record};
+
+    /// The facts of a host of which nothing is known.
+    pub(super) fn facts() -> HostFacts {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("root")).unwrap();
+        Record::default().save(&dir.path().join(Record::NAME)).unwrap();
+        facts::collect(&Fixture::open(dir.path()).unwrap())
+    }
 }

@@ -1,0 +1,278 @@
+//! `vms`, and what they imply: libvirt and QEMU, KVM, the pools and volumes of their disks, the networks that they are
+//! on. Pools and networks come from `storage`, `libvirt.pool` and `networks`, and are wanted where a VM uses them.
+
+use std::path::{Path, PathBuf};
+
+use super::gpus::resolve;
+use super::{Desired, Shared};
+use crate::facts::HostFacts;
+use crate::manifest::{self, DiskEntry, Loaded, Manifest, NicEntry, StartWhen, VmEntry, VmState};
+use crate::plan::{Finding, Key, Severity};
+use crate::resource::libvirt_domain::{Accel, Arch, Disk, Firmware, Kernel, LibvirtDomain, Nic, NicOn, PassedSlot};
+use crate::resource::{libvirt_network::LibvirtNetwork, pool::Pool, volume::Volume};
+use crate::types::{DomainName, MacAddress, ResourceName, sha256_hex};
+
+/// Where libvirt's own packages put disks.
+const IMAGES: &str = "/var/lib/libvirt/images";
+
+/// The pool of disks that name none.
+const DEFAULT: &str = "default";
+
+pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, shared: &mut Shared) {
+    let m = &manifest.manifest;
+    let kept = m.vms.values().any(|vm| !vm.absent);
+    if m.libvirt.is_some() || kept {
+        want_package(shared, "libvirt-daemon-system", if kept { "vms" } else { "libvirt" });
+    }
+    storage(m, desired);
+    let kvm = if kept { readiness(m, facts, desired, shared) } else { false };
+    if kept {
+        hypervisor(m, facts, desired, shared);
+    }
+    for (name, vm) in &m.vms {
+        one(m, facts, desired, kvm, name, vm);
+    }
+}
+
+fn want_package(shared: &mut Shared, name: &str, from: &str) {
+    shared.packages.entry(name.to_owned()).or_default().insert(from.to_owned());
+}
+
+fn finding(severity: Severity, code: &str, place: &str, message: String, help: &str) -> Finding {
+    Finding { severity, code: code.to_owned(), place: place.to_owned(), message, help: help.to_owned() }
+}
+
+/// QEMU and its firmware, by the names of the distribution.
+fn hypervisor(m: &Manifest, facts: &HostFacts, desired: &mut Desired, shared: &mut Shared) {
+    let (qemu, uefi) = match (facts.os.id.as_str(), facts.os.arch.as_str()) {
+        ("debian" | "ubuntu", "amd64") => ("qemu-system-x86", "ovmf"),
+        ("debian" | "ubuntu", "arm64") => ("qemu-system-arm", "qemu-efi-aarch64"),
+        (os, arch) => {
+            return desired.findings.push(finding(
+                Severity::Error,
+                "no-hypervisor",
+                "vms",
+                format!("it is not known which packages bring QEMU on {os} {arch}"),
+                "VMs are for Debian and Ubuntu on amd64 and arm64 in this version",
+            ));
+        }
+    };
+    want_package(shared, qemu, "vms");
+    want_package(shared, "qemu-utils", "vms");
+    if m.vms.values().any(|vm| !vm.absent && vm.firmware == manifest::Firmware::Uefi) {
+        want_package(shared, uefi, "vms");
+    }
+}
+
+/// Whether VMs can be run by the processor, with findings where it was asked for and cannot.
+fn readiness(m: &Manifest, facts: &HostFacts, desired: &mut Desired, shared: &mut Shared) -> bool {
+    let module = match facts.cpu.virtualisation.as_deref() {
+        Some("vmx") => Some("kvm_intel"),
+        Some("svm") => Some("kvm_amd"),
+        _ => None,
+    };
+    // A processor with the flag whose driver is loaded and gives no device: the firmware has it locked.
+    let locked = !facts.cpu.kvm_device && module.is_some_and(|m| facts.modules.contains(m));
+    let ready = !locked && (facts.cpu.kvm_device || module.is_some());
+    let why = if locked {
+        "KVM's driver is loaded and there is no /dev/kvm: virtualisation is locked by the firmware"
+    } else {
+        "the processor offers no virtualisation (no vmx or svm flag, no /dev/kvm)"
+    };
+    let mut wants_kvm = false;
+    for (name, vm) in m.vms.iter().filter(|(_, vm)| !vm.absent) {
+        let place = format!("vms.{name}");
+        let help = "turn on VT-x or AMD-V (SVM) in the firmware; on a virtual host, allow nested virtualisation";
+        match vm.accel {
+            manifest::Accel::Tcg => {}
+            _ if ready => wants_kvm = true,
+            manifest::Accel::Kvm => {
+                desired.findings.push(finding(Severity::Error, "no-kvm", &place, why.to_owned(), help))
+            }
+            manifest::Accel::Auto => {
+                let message = format!("{why}; the VM is emulated, which is slow");
+                desired.findings.push(finding(Severity::Warning, "no-kvm", &place, message, help));
+            }
+        }
+    }
+    if let (true, Some(module)) = (wants_kvm, module) {
+        shared.modules.entry(module.to_owned()).or_insert_with(|| "vms".to_owned());
+    }
+    ready
+}
+
+/// Where a disk's pool is, and whether a person made that directory.
+fn pool_of(m: &Manifest, disk: &DiskEntry) -> Option<(ResourceName, PathBuf, bool)> {
+    match &disk.pool {
+        Some(name) => m.storage.get(name).map(|s| (name.clone(), s.dir.clone(), true)),
+        None => {
+            let path = m.libvirt.as_ref().and_then(|l| l.pool.clone()).unwrap_or_else(|| IMAGES.into());
+            Some((DEFAULT.parse().ok()?, path, false))
+        }
+    }
+}
+
+/// `storage`: a pool each.
+fn storage(m: &Manifest, desired: &mut Desired) {
+    let packages = Key::new("package", "");
+    for (name, entry) in &m.storage {
+        let place = format!("storage.{name}");
+        if name.as_str() == DEFAULT {
+            desired.findings.push(finding(
+                Severity::Error,
+                "pool-name",
+                &place,
+                "`default` is the pool of disks that name none".to_owned(),
+                "write its directory as `libvirt: { pool: … }`, or give the storage another name",
+            ));
+            continue;
+        }
+        let pool = Pool { name: name.clone(), path: entry.dir.clone(), existing: true };
+        desired.want(&place, [packages.clone()], pool);
+    }
+    if let Some(path) = m.libvirt.as_ref().and_then(|l| l.pool.clone())
+        && let Ok(name) = DEFAULT.parse()
+    {
+        desired.want("libvirt.pool", [packages], Pool { name, path, existing: false });
+    }
+    let mut seen: Vec<(&Path, &str)> = Vec::new();
+    let default = m.libvirt.as_ref().and_then(|l| l.pool.as_deref()).unwrap_or(Path::new(IMAGES));
+    let all = m.storage.iter().map(|(n, s)| (s.dir.as_path(), n.as_str()));
+    for (path, name) in [(default, DEFAULT)].into_iter().chain(all) {
+        match seen.iter().find(|(p, _)| p.components().eq(path.components())) {
+            Some((_, other)) => desired.findings.push(finding(
+                Severity::Error,
+                "same-directory",
+                &format!("storage.{name}"),
+                format!("`{}` is the directory of pool `{other}` already", path.display()),
+                if *other == DEFAULT {
+                    "leave `pool` out where you use it: it is the default"
+                } else {
+                    "keep one of them"
+                },
+            )),
+            None => seen.push((path, name)),
+        }
+    }
+}
+
+fn one(m: &Manifest, facts: &HostFacts, desired: &mut Desired, kvm: bool, name: &DomainName, vm: &VmEntry) {
+    let place = format!("vms.{name}");
+    let mut after = vec![Key::new("package", "")];
+    let mut disks = Vec::new();
+    let mut slots = Vec::new();
+    if !vm.absent {
+        after.push(Key::new("module", ""));
+        disks = self::disks(m, desired, name, vm, &mut after);
+        slots = self::slots(m, facts, desired, &place, vm, &mut after);
+    }
+    let nic = vm.network.as_ref().filter(|_| !vm.absent).and_then(|nic| {
+        let on = network(m, desired, nic, &mut after)?;
+        Some(Nic { on, mac: nic.mac.unwrap_or_else(|| stable_mac(&facts.hostname, name, 0)) })
+    });
+    let domain = LibvirtDomain {
+        name: name.clone(),
+        cpus: vm.cpus.0,
+        memory: vm.memory.size,
+        huge_pages: vm.memory.pages,
+        disks,
+        nic,
+        slots,
+        firmware: match vm.firmware {
+            manifest::Firmware::Uefi => Firmware::Uefi,
+            manifest::Firmware::Bios => Firmware::Bios,
+        },
+        boot: vm.boot.as_ref().map(|b| Kernel {
+            kernel: b.kernel.clone(),
+            initrd: b.initrd.clone(),
+            cmdline: b.cmdline.clone(),
+        }),
+        accel: match vm.accel {
+            manifest::Accel::Tcg => Accel::Tcg,
+            manifest::Accel::Auto if !kvm => Accel::Tcg,
+            manifest::Accel::Auto | manifest::Accel::Kvm => Accel::Kvm,
+        },
+        arch: if facts.os.arch == "arm64" { Arch::Aarch64 } else { Arch::X86_64 },
+        autostart: vm.start == StartWhen::Boot,
+        start_when_made: vm.start == StartWhen::Boot,
+        running: vm.state.map(|s| s == VmState::Running),
+        absent: vm.absent,
+    };
+    desired.want(&place, after, domain);
+}
+
+/// The pools and volumes of a VM's disks.
+fn disks(m: &Manifest, desired: &mut Desired, name: &DomainName, vm: &VmEntry, after: &mut Vec<Key>) -> Vec<Disk> {
+    let packages = Key::new("package", "");
+    let place = format!("vms.{name}");
+    let mut all = Vec::new();
+    for (n, entry) in vm.disks.iter().enumerate() {
+        let Some((pool, path, existing)) = pool_of(m, entry) else { continue };
+        let volume = format!("{name}-{n}.qcow2");
+        let wanted = Pool { name: pool.clone(), path: path.clone(), existing };
+        let pool_key = desired.want(&place, [packages.clone()], wanted);
+        let wanted = Volume { pool: pool.clone(), name: volume.clone(), size: entry.size };
+        let volume_key = desired.want(&place, [packages.clone(), pool_key.clone()], wanted);
+        after.extend([pool_key, volume_key]);
+        all.push(Disk { path: path.join(&volume), pool, volume });
+    }
+    all
+}
+
+/// The slots of a VM's GPUs and devices. One that is not found has its finding already.
+fn slots(
+    m: &Manifest,
+    facts: &HostFacts,
+    desired: &mut Desired,
+    place: &str,
+    vm: &VmEntry,
+    after: &mut Vec<Key>,
+) -> Vec<PassedSlot> {
+    let gpus = vm.gpus.iter().map(|n| (n, m.gpus.get(n), true));
+    let devices = vm.devices.iter().map(|n| (n, m.devices.get(n), false));
+    let mut all: Vec<PassedSlot> = Vec::new();
+    for (name, entry, gpu) in gpus.chain(devices) {
+        let Some(slot) = entry.and_then(|e| resolve(e, gpu, facts).ok()) else { continue };
+        if all.iter().any(|s| s.slot == slot) {
+            let message = format!("`{name}` is {slot}, which the VM has already by another name");
+            desired.findings.push(finding(Severity::Error, "same-device", place, message, "name each device once"));
+            continue;
+        }
+        after.push(Key::new("vfio-binding", name.as_str()));
+        all.push(PassedSlot { slot, functions: facts.slot(slot).map(|f| f.address).collect() });
+    }
+    all
+}
+
+/// What a VM's network card is on.
+fn network(m: &Manifest, desired: &mut Desired, nic: &NicEntry, after: &mut Vec<Key>) -> Option<NicOn> {
+    if let Some(bridge) = m.bridge.as_ref().filter(|b| b.name.as_str() == nic.name.as_str()) {
+        after.push(Key::new("bridge", bridge.name.as_str()));
+        return Some(NicOn::Bridge(bridge.name.clone()));
+    }
+    let entry = m.networks.get(&nic.name)?;
+    let wanted = LibvirtNetwork { name: entry.libvirt.clone() };
+    after.push(desired.want(&format!("networks.{}", nic.name), [Key::new("package", "")], wanted));
+    Some(NicOn::Network(entry.libvirt.clone()))
+}
+
+/// An address that stays the same for this VM on this host: QEMU's prefix, and three bytes of a digest.
+fn stable_mac(host: &str, vm: &DomainName, index: usize) -> MacAddress {
+    let digest = sha256_hex(format!("{host}\n{vm}\n{index}").as_bytes());
+    let byte = |n: usize| u8::from_str_radix(&digest[n * 2..n * 2 + 2], 16).unwrap_or_default();
+    MacAddress([0x52, 0x54, 0x00, byte(0), byte(1), byte(2)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_stays_and_is_no_other_vms() {
+        let mac = |host: &str, vm: &str| stable_mac(host, &vm.parse().unwrap(), 0).to_string();
+        assert_eq!(mac("a", "web"), mac("a", "web"));
+        assert!(mac("a", "web").starts_with("52:54:00:"));
+        assert_ne!(mac("a", "web"), mac("a", "db"));
+        assert_ne!(mac("a", "web"), mac("b", "web"));
+    }
+}

@@ -1,0 +1,476 @@
+//! libvirt's system connection: what it knows, read once in a pass, and the steps that change it.
+//!
+//! The library is opened at run time (virt-lazy), so that gpuvm starts where it is not installed yet. Everything is
+//! done in a thread that can be left behind: a daemon that hangs must not hang a plan.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Once, mpsc};
+use std::time::{Duration, Instant};
+
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::error::{Error, ErrorNumber, clear_error_callback};
+use virt::network::Network;
+use virt::storage_pool::StoragePool;
+use virt::storage_vol::StorageVol;
+use virt::sys;
+
+use crate::host::{self, Answer, HostError, Virtualisation};
+use crate::plan::{Step, VolumeStep};
+use crate::resource::libvirt_domain::{disk_files, is_marked, with_uuid};
+use crate::types::{DomainName, xml_escape};
+
+const SYSTEM: &str = "qemu:///system";
+
+/// The sockets of the one daemon and of the one for QEMU: without either, nothing answers.
+const SOCKETS: [&str; 2] = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"];
+
+/// How long a plan waits for libvirt.
+const READ_LIMIT: Duration = Duration::from_secs(5);
+/// A definition, a pool, a volume.
+const CHANGE_LIMIT: Duration = Duration::from_secs(120);
+/// A VM with a device has all of its memory pinned before it starts.
+const START_LIMIT: Duration = Duration::from_secs(600);
+/// How long a guest may take to shut down.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(90);
+/// How often a guest that shuts down is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+fn said(error: &Error) -> HostError {
+    HostError::Libvirt(error.message().to_owned())
+}
+
+/// Does something in a thread, and leaves it behind where it takes too long.
+fn in_time<T: Send + 'static>(
+    what: &str,
+    limit: Duration,
+    work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
+) -> Result<T, HostError> {
+    let (done, result) = mpsc::channel();
+    std::thread::spawn(move || done.send(work()));
+    match result.recv_timeout(limit) {
+        Ok(result) => result,
+        Err(mpsc::RecvTimeoutError::Timeout) => Err(HostError::Timeout { what: what.to_owned(), limit }),
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            Err(HostError::Libvirt(format!("{what}: it ended without an answer")))
+        }
+    }
+}
+
+/// Opens the library; `false` where it is not installed. What is installed while gpuvm runs is found too.
+fn loaded() -> bool {
+    static QUIET: Once = Once::new();
+    let loaded = virt_lazy::retry().is_ok();
+    if loaded {
+        // libvirt would print every error to stderr itself.
+        QUIET.call_once(clear_error_callback);
+    }
+    loaded
+}
+
+/// Everything that libvirt knows.
+pub fn read() -> Result<Answer<Virtualisation>, HostError> {
+    if !SOCKETS.iter().any(|s| Path::new(s).exists()) || !loaded() {
+        return Ok(Answer::Absent);
+    }
+    in_time("libvirt", READ_LIMIT, || {
+        // Read-only: the daemon itself refuses a change then, and people who may not change may look.
+        match Connect::open_read_only(Some(SYSTEM)) {
+            Ok(mut connection) => {
+                let known = collect(&connection).map_err(|e| said(&e));
+                let _ = connection.close();
+                known.map(Answer::Value)
+            }
+            Err(e) => refused(&e).map_or_else(|| Err(said(&e)), Ok),
+        }
+    })
+}
+
+/// A failure to connect that is an answer.
+fn refused<T>(error: &Error) -> Option<Answer<T>> {
+    let text = error.message();
+    match error.code() {
+        ErrorNumber::AccessDenied | ErrorNumber::AuthFailed | ErrorNumber::AuthUnavailable => Some(Answer::Denied),
+        _ if text.contains("Permission denied") => Some(Answer::Denied),
+        _ if text.contains("No such file or directory") => Some(Answer::Absent),
+        _ => None,
+    }
+}
+
+/// What vanished while it was asked about is not there.
+fn unless_gone<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    use ErrorNumber::{NoDomain, NoNetwork, NoStoragePool, NoStorageVolume};
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if matches!(e.code(), NoDomain | NoNetwork | NoStoragePool | NoStorageVolume) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn collect(connection: &Connect) -> Result<Virtualisation, Error> {
+    let mut known = Virtualisation {
+        version: u64::from(connection.get_lib_version()?),
+        capabilities: connection.get_capabilities()?,
+        ..Virtualisation::default()
+    };
+    for one in connection.list_all_domains(0)? {
+        known.domains.extend(unless_gone(domain(&one))?);
+    }
+    for one in connection.list_all_storage_pools(0)? {
+        known.pools.extend(unless_gone(pool(&one))?);
+    }
+    for one in connection.list_all_networks(0)? {
+        known.networks.extend(unless_gone(network(&one))?);
+    }
+    known.domains.sort_by(|a, b| a.name.cmp(&b.name));
+    known.pools.sort_by(|a, b| a.name.cmp(&b.name));
+    known.networks.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(known)
+}
+
+fn domain(one: &Domain) -> Result<host::Domain, Error> {
+    let (active, persistent) = (one.is_active()?, one.is_persistent()?);
+    Ok(host::Domain {
+        name: one.get_name()?,
+        uuid: one.get_uuid_string()?,
+        active,
+        persistent,
+        autostart: persistent && one.get_autostart()?,
+        // Never with VIR_DOMAIN_XML_SECURE: passwords stay where they are.
+        inactive_xml: one.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?,
+        live_xml: if active { Some(one.get_xml_desc(0)?) } else { None },
+    })
+}
+
+fn pool(one: &StoragePool) -> Result<host::Pool, Error> {
+    let active = one.is_active()?;
+    let mut volumes = Vec::new();
+    for volume in if active { one.list_all_volumes(0)? } else { Vec::new() } {
+        volumes.extend(unless_gone(self::volume(&volume))?);
+    }
+    volumes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(host::Pool {
+        name: one.get_name()?,
+        active,
+        autostart: one.get_autostart()?,
+        xml: one.get_xml_desc(0)?,
+        volumes,
+    })
+}
+
+fn volume(one: &StorageVol) -> Result<host::Volume, Error> {
+    let xml = one.get_xml_desc(0)?;
+    let format = roxmltree::Document::parse(&xml).ok().and_then(|doc| {
+        let format = doc.descendants().find(|n| n.has_tag_name("format"))?;
+        format.attribute("type").map(str::to_owned)
+    });
+    Ok(host::Volume {
+        name: one.get_name()?,
+        path: PathBuf::from(one.get_path()?),
+        format: format.unwrap_or_else(|| "unknown".to_owned()),
+        capacity: one.get_info()?.capacity,
+    })
+}
+
+fn network(one: &Network) -> Result<host::Network, Error> {
+    Ok(host::Network {
+        name: one.get_name()?,
+        active: one.is_active()?,
+        autostart: one.get_autostart()?,
+        xml: one.get_xml_desc(0)?,
+    })
+}
+
+/// Carries out a step of libvirt's.
+pub fn execute(step: &Step, progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
+    if !loaded() {
+        return Err(HostError::Libvirt("libvirt.so.0 is not installed; install libvirt0".to_owned()));
+    }
+    let (what, limit) = match step {
+        Step::StartDomain { name } => (format!("starting VM `{name}`"), START_LIMIT),
+        Step::StopDomain { name } => {
+            progress(&format!("{name} is asked to shut down, and waited for"));
+            (format!("shutting VM `{name}` down"), SHUTDOWN_LIMIT + CHANGE_LIMIT)
+        }
+        _ => ("libvirt".to_owned(), CHANGE_LIMIT),
+    };
+    let step = step.clone();
+    in_time(&what, limit, move || {
+        let mut connection = Connect::open(Some(SYSTEM)).map_err(|e| said(&e))?;
+        let result = perform(&connection, &step);
+        let _ = connection.close();
+        result
+    })
+}
+
+fn perform(connection: &Connect, step: &Step) -> Result<(), HostError> {
+    match step {
+        Step::Pool { name, path } => make_pool(connection, name.as_str(), path).map_err(|e| said(&e)),
+        Step::Network { name } => {
+            let start = || {
+                let network = Network::lookup_by_name(connection, name.as_str())?;
+                if !network.is_active()? {
+                    network.create()?;
+                }
+                network.set_autostart(true)
+            };
+            start().map(drop).map_err(|e| said(&e))
+        }
+        Step::Volume(volume) => make_volume(connection, volume),
+        Step::DefineDomain { name, xml, autostart } => define(connection, name, xml, *autostart),
+        Step::UndefineDomain { name } => undefine(connection, name),
+        Step::StartDomain { name } => match lookup(connection, name)? {
+            None => Err(HostError::Refused(format!("there is no VM `{name}` to start"))),
+            Some(domain) if domain.is_active().map_err(|e| said(&e))? => Ok(()),
+            Some(domain) => domain.create().map(drop).map_err(|e| said(&e)),
+        },
+        Step::StopDomain { name } => match lookup(connection, name)? {
+            None => Ok(()),
+            Some(domain) => shut_down(&domain, name, SHUTDOWN_LIMIT),
+        },
+        other => Err(HostError::Refused(format!("this is no step of libvirt's: {other:?}"))),
+    }
+}
+
+fn lookup(connection: &Connect, name: &DomainName) -> Result<Option<Domain>, HostError> {
+    unless_gone(Domain::lookup_by_name(connection, name.as_str())).map_err(|e| said(&e))
+}
+
+fn make_pool(connection: &Connect, name: &str, path: &Path) -> Result<(), Error> {
+    let pool = match unless_gone(StoragePool::lookup_by_name(connection, name))? {
+        Some(pool) => pool,
+        None => {
+            // 0711: whoever knows a disk's name may reach it, as QEMU's user does; nobody may list.
+            let xml = format!(
+                "<pool type='dir'><name>{}</name><target><path>{}</path><permissions><mode>0711</mode></permissions></target></pool>",
+                xml_escape(name),
+                xml_escape(&path.to_string_lossy())
+            );
+            StoragePool::define_xml(connection, &xml, 0)?
+        }
+    };
+    if !pool.is_active()? {
+        // Building sets mode and owner: a directory that is there keeps its own.
+        if !path.is_dir() {
+            pool.build(0)?;
+        }
+        pool.create(0)?;
+    }
+    pool.set_autostart(true)?;
+    Ok(())
+}
+
+fn make_volume(connection: &Connect, want: &VolumeStep) -> Result<(), HostError> {
+    let failed = |e: Error| said(&e);
+    let pool = StoragePool::lookup_by_name(connection, want.pool.as_str()).map_err(failed)?;
+    pool.refresh(0).map_err(failed)?;
+    let Some(volume) = unless_gone(StorageVol::lookup_by_name(&pool, &want.name)).map_err(failed)? else {
+        if want.grow {
+            return Err(HostError::Refused(format!(
+                "there is no volume `{}` in pool `{}` to grow",
+                want.name, want.pool
+            )));
+        }
+        let xml = format!(
+            "<volume><name>{}</name><capacity unit='bytes'>{}</capacity><allocation>0</allocation>\
+             <target><format type='{}'/></target></volume>",
+            xml_escape(&want.name),
+            want.size.bytes(),
+            xml_escape(&want.format)
+        );
+        return StorageVol::create_xml(&pool, &xml, 0).map(drop).map_err(failed);
+    };
+    let is = volume.get_info().map_err(failed)?.capacity;
+    if is == want.size.bytes() {
+        return Ok(());
+    }
+    if is > want.size.bytes() || !want.grow {
+        return Err(HostError::Refused(format!(
+            "volume `{}` is there with {is} bytes and not {}; it is left as it is",
+            want.name,
+            want.size.bytes()
+        )));
+    }
+    let path = volume.get_path().map_err(failed)?;
+    // QEMU holds the file of a running VM: it has to grow it itself, and tells the guest.
+    for domain in connection.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE).map_err(failed)? {
+        let Some(xml) = unless_gone(domain.get_xml_desc(0)).map_err(failed)? else { continue };
+        if disk_files(&xml).contains(&path) {
+            domain.block_resize(&path, want.size.bytes(), sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES).map_err(failed)?;
+            return pool.refresh(0).map(drop).map_err(failed);
+        }
+    }
+    volume.resize(want.size.bytes(), 0).map(drop).map_err(failed)
+}
+
+/// A VM of this name that gpuvm did not make is left alone, whatever a plan said.
+fn ours(domain: &Domain, name: &DomainName) -> Result<(), HostError> {
+    let xml = domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE).map_err(|e| said(&e))?;
+    if is_marked(&xml) {
+        return Ok(());
+    }
+    Err(HostError::Refused(format!("VM `{name}` was not made by gpuvm; it is left as it is")))
+}
+
+fn define(connection: &Connect, name: &DomainName, xml: &str, autostart: bool) -> Result<(), HostError> {
+    let failed = |e: Error| said(&e);
+    let xml = match lookup(connection, name)? {
+        None => xml.to_owned(),
+        Some(there) => {
+            ours(&there, name)?;
+            with_uuid(xml, &there.get_uuid_string().map_err(failed)?)
+        }
+    };
+    let domain = Domain::define_xml(connection, &xml).map_err(failed)?;
+    if domain.get_autostart().map_err(failed)? != autostart {
+        domain.set_autostart(autostart).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn undefine(connection: &Connect, name: &DomainName) -> Result<(), HostError> {
+    let Some(domain) = lookup(connection, name)? else { return Ok(()) };
+    ours(&domain, name)?;
+    if domain.is_active().map_err(|e| said(&e))? {
+        return Err(HostError::Refused(format!("VM `{name}` runs; shut it down first: virsh shutdown {name}")));
+    }
+    let uefi = domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE).map_err(|e| said(&e))?.contains("<nvram");
+    let flags = if uefi { sys::VIR_DOMAIN_UNDEFINE_NVRAM } else { 0 };
+    domain.undefine_flags(flags).map_err(|e| said(&e))
+}
+
+/// Asks the guest, and waits. It is never powered off.
+fn shut_down(domain: &Domain, name: &DomainName, limit: Duration) -> Result<(), HostError> {
+    let runs = || match unless_gone(domain.is_active()) {
+        Ok(active) => Ok(active.unwrap_or(false)),
+        Err(e) => Err(said(&e)),
+    };
+    if !runs()? {
+        return Ok(());
+    }
+    domain.shutdown().map_err(|e| said(&e))?;
+    let begun = Instant::now();
+    while begun.elapsed() < limit {
+        if !runs()? {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    Err(HostError::Refused(format!(
+        "VM `{name}` did not shut down within {} s, and runs on; look at its guest: virsh console {name}",
+        limit.as_secs()
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::libvirt_domain::project;
+    use crate::types::ByteSize;
+
+    /// libvirt's own test driver: a hypervisor in memory. `None` where libvirt is not installed.
+    fn connection() -> Option<Connect> {
+        loaded().then(|| Connect::open(Some("test:///default")).unwrap())
+    }
+
+    fn step(connection: &Connect, step: Step) -> Result<(), String> {
+        perform(connection, &step).map_err(|e| e.to_string())
+    }
+
+    const XML: &str = "<domain type='test'>\n  <name>mine</name>\n  <metadata><v xmlns='urn:gpuvm:vm:1'/></metadata>\n  \
+                       <memory unit='KiB'>65536</memory>\n  <vcpu>1</vcpu>\n  <os><type>hvm</type></os>\n</domain>";
+
+    fn define(name: &str, xml: &str) -> Step {
+        Step::DefineDomain { name: name.parse().unwrap(), xml: xml.to_owned(), autostart: true }
+    }
+
+    #[test]
+    fn a_vm_is_defined_again_started_shut_down_and_undefined() {
+        let Some(mut connection) = connection() else { return };
+        let c = &connection;
+        step(c, define("mine", XML)).unwrap();
+        let first = collect(c).unwrap().domain("mine").unwrap().clone();
+        assert!(first.persistent && first.autostart && !first.active && first.live_xml.is_none());
+        assert!(is_marked(&first.inactive_xml), "the mark survives libvirt: {}", first.inactive_xml);
+        step(c, define("mine", &XML.replace("<vcpu>1", "<vcpu>2"))).unwrap();
+        let second = collect(c).unwrap().domain("mine").unwrap().clone();
+        assert_eq!(second.uuid, first.uuid);
+        assert_eq!(project(&second.inactive_xml).unwrap().cpus, 2);
+
+        let name: DomainName = "mine".parse().unwrap();
+        step(c, Step::StartDomain { name: name.clone() }).unwrap();
+        step(c, Step::StartDomain { name: name.clone() }).unwrap();
+        assert!(collect(c).unwrap().domain("mine").unwrap().live_xml.is_some());
+        let said = step(c, Step::UndefineDomain { name: name.clone() }).unwrap_err();
+        assert!(said.contains("virsh shutdown mine"), "{said}");
+        step(c, Step::StopDomain { name: name.clone() }).unwrap();
+        step(c, Step::StopDomain { name: name.clone() }).unwrap();
+        step(c, Step::UndefineDomain { name: name.clone() }).unwrap();
+        step(c, Step::UndefineDomain { name: name.clone() }).unwrap();
+        assert_eq!(collect(c).unwrap().domain("mine"), None);
+        assert!(step(c, Step::StartDomain { name }).unwrap_err().contains("no VM `mine`"));
+        let _ = connection.close();
+    }
+
+    #[test]
+    fn a_vm_of_another_is_neither_defined_over_nor_undefined() {
+        let Some(mut connection) = connection() else { return };
+        let before = collect(&connection).unwrap().domain("test").unwrap().clone();
+        let said = step(&connection, define("test", &XML.replace("mine", "test"))).unwrap_err();
+        assert!(said.contains("not made by gpuvm"), "{said}");
+        step(&connection, Step::StopDomain { name: "test".parse().unwrap() }).unwrap();
+        let said = step(&connection, Step::UndefineDomain { name: "test".parse().unwrap() }).unwrap_err();
+        assert!(said.contains("not made by gpuvm"), "{said}");
+        assert_eq!(collect(&connection).unwrap().domain("test").unwrap().inactive_xml, before.inactive_xml);
+        let _ = connection.close();
+    }
+
+    #[test]
+    fn pools_and_volumes_are_made_once_and_never_shrunk() {
+        let Some(mut connection) = connection() else { return };
+        let c = &connection;
+        let dir = tempfile::tempdir().unwrap();
+        let pool = Step::Pool { name: "mine".parse().unwrap(), path: dir.path().to_owned() };
+        step(c, pool.clone()).unwrap();
+        step(c, pool).unwrap();
+        let volume = |mib, grow| {
+            Step::Volume(VolumeStep {
+                pool: "mine".parse().unwrap(),
+                name: "vm-0.qcow2".to_owned(),
+                size: ByteSize::from_mib(mib),
+                format: "qcow2".to_owned(),
+                grow,
+            })
+        };
+        step(c, volume(8, false)).unwrap();
+        step(c, volume(8, false)).unwrap();
+        let known = collect(c).unwrap();
+        let made = known.pool("mine").unwrap();
+        assert!(made.active && made.autostart);
+        let seen: Vec<_> = made.volumes.iter().map(|v| (v.name.as_str(), v.format.as_str(), v.size())).collect();
+        assert_eq!(seen, [("vm-0.qcow2", "qcow2", ByteSize::from_mib(8))]);
+        assert!(step(c, volume(4, true)).unwrap_err().contains("left as it is"));
+        assert!(step(c, volume(16, false)).unwrap_err().contains("left as it is"));
+        let _ = connection.close();
+    }
+
+    #[test]
+    fn a_network_is_started_and_what_libvirt_says_is_passed_on() {
+        let Some(mut connection) = connection() else { return };
+        step(&connection, Step::Network { name: "default".parse().unwrap() }).unwrap();
+        let known = collect(&connection).unwrap();
+        assert!(known.network("default").unwrap().autostart && known.version > 1_000_000);
+        let said = step(&connection, Step::Network { name: "none".parse().unwrap() }).unwrap_err();
+        assert!(said.starts_with("libvirt: ") && said.contains("none"), "{said}");
+        let _ = connection.close();
+    }
+
+    #[test]
+    fn what_hangs_is_left_behind() {
+        let result = in_time("it", Duration::from_millis(20), || {
+            std::thread::sleep(Duration::from_secs(5));
+            Ok(())
+        });
+        assert!(matches!(result, Err(HostError::Timeout { .. })), "{result:?}");
+    }
+}

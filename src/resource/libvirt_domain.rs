@@ -1,0 +1,434 @@
+//! A VM: its definition at libvirt, whether it starts with the host, and whether it runs.
+//!
+//! A new one comes from the writer. One that is there and ours is edited in place: the managed fields are compared, and
+//! only what differs is spliced into its inactive definition; every other byte stays. One that is not ours is never
+//! touched. A running VM is never powered off: its stored definition changes, and the rest waits for its next start.
+
+mod read;
+mod splice;
+mod write;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use read::{Projection, disk_files, is_marked, project};
+pub use splice::with_uuid;
+pub use write::MARK;
+
+use super::Resource;
+use super::libvirt::{Libvirt, ask, known};
+use crate::facts::HostFacts;
+use crate::host::{Answer, Domain, HostError, Probe, Virtualisation};
+use crate::plan::{Action, Change, Diff, FieldDiff, Risk, Step, WaitFor};
+use crate::types::{ByteSize, DomainName, InterfaceName, MacAddress, PciAddress, PciSlot, ResourceName};
+
+/// A VM as it is wanted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LibvirtDomain {
+    /// Its name.
+    pub name: DomainName,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory.
+    pub memory: ByteSize,
+    /// The size of the huge pages that its memory is taken from.
+    pub huge_pages: Option<ByteSize>,
+    /// Disks, in order.
+    pub disks: Vec<Disk>,
+    /// Its network.
+    pub nic: Option<Nic>,
+    /// Passed slots, each as one device of the guest.
+    pub slots: Vec<PassedSlot>,
+    /// What it boots with.
+    pub firmware: Firmware,
+    /// A kernel of the host's that it boots.
+    pub boot: Option<Kernel>,
+    /// Hardware virtualisation or emulation.
+    pub accel: Accel,
+    /// What is emulated.
+    pub arch: Arch,
+    /// Whether it starts with the host.
+    pub autostart: bool,
+    /// Start it once, when it is made.
+    pub start_when_made: bool,
+    /// Whether it has to run; `None` leaves that to people.
+    pub running: Option<bool>,
+    /// Take its definition away; its disks stay.
+    pub absent: bool,
+}
+
+/// A disk of a VM: a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Disk {
+    /// The pool.
+    pub pool: ResourceName,
+    /// The volume in it.
+    pub volume: String,
+    /// Where that is. The definition names the file: the confinement of libvirt's that lets QEMU at a disk cannot look
+    /// a pool up.
+    pub path: PathBuf,
+}
+
+/// The network card of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Nic {
+    /// What it is on.
+    pub on: NicOn,
+    /// Its address.
+    pub mac: MacAddress,
+}
+
+/// What a network card is on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NicOn {
+    /// A bridge of the host's.
+    Bridge(InterfaceName),
+    /// A network of libvirt's.
+    Network(ResourceName),
+}
+
+/// A slot that is passed to the VM as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PassedSlot {
+    /// The slot.
+    pub slot: PciSlot,
+    /// Its functions.
+    pub functions: Vec<PciAddress>,
+}
+
+/// What a VM boots with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Firmware {
+    /// UEFI, without secure boot.
+    Uefi,
+    /// The machine's own BIOS.
+    Bios,
+}
+
+/// A kernel of the host's that a VM boots directly.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Kernel {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initrd: Option<PathBuf>,
+    /// The command line.
+    pub cmdline: Option<String>,
+}
+
+/// What runs the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Accel {
+    /// The processor.
+    Kvm,
+    /// QEMU's emulation.
+    Tcg,
+}
+
+impl Accel {
+    /// libvirt's name for it: the `type` of a domain.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Accel::Kvm => "kvm",
+            Accel::Tcg => "qemu",
+        }
+    }
+}
+
+/// The machine that is emulated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Arch {
+    /// 64-bit PC.
+    X86_64,
+    /// 64-bit ARM.
+    Aarch64,
+}
+
+impl LibvirtDomain {
+    fn define(&self, xml: String) -> Step {
+        Step::DefineDomain { name: self.name.clone(), xml, autostart: self.autostart }
+    }
+    fn start(&self) -> Step {
+        Step::StartDomain { name: self.name.clone() }
+    }
+
+    /// What a new one is, in a line.
+    fn summary(&self) -> String {
+        let mut parts = vec![
+            format!("{} CPU{}", self.cpus, if self.cpus == 1 { "" } else { "s" }),
+            match self.huge_pages {
+                Some(pages) => format!("{} in pages of {pages}", self.memory),
+                None => self.memory.to_string(),
+            },
+        ];
+        if self.accel == Accel::Tcg {
+            parts.push("emulated".to_owned());
+        }
+        if !self.disks.is_empty() {
+            parts.push(format!("{} disk{}", self.disks.len(), if self.disks.len() == 1 { "" } else { "s" }));
+        }
+        parts.extend(self.nic.as_ref().map(|nic| match &nic.on {
+            NicOn::Bridge(name) => format!("on {name}"),
+            NicOn::Network(name) => format!("on network {name}"),
+        }));
+        parts.extend(self.slots.iter().map(|s| format!("gets {}", s.slot)));
+        parts.join(", ")
+    }
+
+    fn creation(&self) -> Change {
+        let mut change = Change::new(Action::Create, self.summary());
+        if self.autostart {
+            change.notes.push("starts with the host".to_owned());
+        }
+        change.steps.push(self.define(write::new(self)));
+        if (self.start_when_made || self.running == Some(true)) && self.running != Some(false) {
+            change.steps.push(self.start());
+        }
+        change
+    }
+
+    /// What differs from a definition, without what is not in a definition (autostart, running).
+    fn differences(&self, last: Option<&Self>, is: &Projection) -> Vec<FieldDiff> {
+        let mut all = Vec::new();
+        let mut field = |name: &str, before: Option<String>, after: Option<String>| {
+            if before != after {
+                all.push(FieldDiff::new(name, before, after));
+            }
+        };
+        field("accel", Some(is.accel.clone()), Some(self.accel.name().to_owned()));
+        field("cpus", Some(is.cpus.to_string()), Some(self.cpus.to_string()));
+        field("memory", Some(is.memory.to_string()), Some(self.memory.to_string()));
+        if self.huge_pages.is_some() || last.is_some_and(|l| l.huge_pages.is_some()) {
+            let size = |pages: Option<ByteSize>| pages.map(|p| p.to_string());
+            field("memory pages", size(is.huge_pages), size(self.huge_pages));
+        }
+        if self.boot.is_some() || last.is_some_and(|l| l.boot.is_some()) {
+            let path = |p: Option<&PathBuf>| p.map(|p| p.display().to_string());
+            let want = self.boot.as_ref();
+            field("boot kernel", is.kernel.clone(), path(want.map(|b| &b.kernel)));
+            field("boot initrd", is.initrd.clone(), path(want.and_then(|b| b.initrd.as_ref())));
+            field("boot cmdline", is.cmdline.clone(), want.and_then(|b| b.cmdline.clone()));
+        }
+        let name = |disk: &Disk| format!("disk {}/{}", disk.pool, disk.volume);
+        for disk in self.disks.iter().filter(|d| !is.has_disk(d)) {
+            field(&name(disk), None, Some("attached".to_owned()));
+        }
+        for disk in self.disks_to_drop(last).filter(|d| is.has_disk(d)) {
+            field(&name(disk), Some("attached".to_owned()), None);
+        }
+        if let Some(nic) = &self.nic {
+            let on = nic.on.name();
+            field(&format!("nic {}", nic.mac), is.nics.get(&nic.mac).cloned(), Some(on));
+        }
+        if let Some(gone) = self.nic_to_drop(last).filter(|n| is.nics.contains_key(&n.mac)) {
+            field(&format!("nic {}", gone.mac), is.nics.get(&gone.mac).cloned(), None);
+        }
+        for address in self.slots.iter().flat_map(|s| &s.functions).filter(|a| !is.functions.contains(a)) {
+            field(&format!("device {address}"), None, Some("passed".to_owned()));
+        }
+        for slot in self.slots_to_drop(last) {
+            for address in is.functions.iter().filter(|a| a.slot == slot) {
+                field(&format!("device {address}"), Some("passed".to_owned()), None);
+            }
+        }
+        all
+    }
+
+    /// Disks that were ours and are no longer wanted.
+    fn disks_to_drop<'a>(&'a self, last: Option<&'a Self>) -> impl Iterator<Item = &'a Disk> {
+        last.into_iter().flat_map(|l| &l.disks).filter(|d| !self.disks.contains(d))
+    }
+    /// The card that was ours and is no longer wanted, or has another address now.
+    fn nic_to_drop<'a>(&'a self, last: Option<&'a Self>) -> Option<&'a Nic> {
+        last?.nic.as_ref().filter(|l| self.nic.as_ref().is_none_or(|n| n.mac != l.mac))
+    }
+    /// Slots that were ours and are no longer wanted.
+    fn slots_to_drop<'a>(&'a self, last: Option<&'a Self>) -> impl Iterator<Item = PciSlot> + 'a {
+        last.into_iter()
+            .flat_map(|l| l.slots.iter().map(|s| s.slot))
+            .filter(|slot| self.slots.iter().all(|s| s.slot != *slot))
+    }
+
+    /// One that libvirt has.
+    fn compare(&self, domain: &Domain, last: Option<&Self>) -> Diff {
+        let name = &self.name;
+        if !domain.persistent {
+            return Diff::Blocked {
+                why: "a VM of this name runs without a stored definition (a transient one)".to_owned(),
+                help: format!("end it (virsh shutdown {name}), or name this one differently"),
+            };
+        }
+        let is = match project(&domain.inactive_xml) {
+            Ok(is) => is,
+            Err(why) => return Diff::Unknown { why: format!("its definition cannot be read: {why}") },
+        };
+        if !is.marked {
+            return Diff::Blocked {
+                why: "a VM of this name was not made by gpuvm; it is left as it is".to_owned(),
+                help: format!(
+                    "name this one differently, or hand that one over: virsh metadata {name} {MARK} '<vm/>' --key gpuvm --config"
+                ),
+            };
+        }
+        if self.absent {
+            return self.undefine(domain);
+        }
+        let mut fields = self.differences(last, &is);
+        let of_definition = !fields.is_empty();
+        if domain.autostart != self.autostart {
+            let yes_no = |yes: bool| Some(if yes { "yes" } else { "no" }.to_owned());
+            fields.push(FieldDiff::new("starts with the host", yes_no(domain.autostart), yes_no(self.autostart)));
+        }
+        let mut change = Change::new(Action::Change, "edited in place");
+        if !fields.is_empty() {
+            let xml = if of_definition {
+                match splice::splice(self, last, &is, &domain.inactive_xml) {
+                    Ok(xml) => xml,
+                    Err(splice::Refused { why, help }) => return Diff::Blocked { why, help },
+                }
+            } else {
+                domain.inactive_xml.clone()
+            };
+            change.what = fields.iter().map(|f| f.field.as_str()).collect::<Vec<_>>().join(", ");
+            change.fields = fields;
+            change.steps.push(self.define(xml));
+            if domain.active && of_definition {
+                change.risks.insert(Risk::GuestRestart);
+                change.complete_after = Some(WaitFor::GuestRestart);
+                change.notes.push("it runs on as it is; the change takes effect at its next start".to_owned());
+            }
+        }
+        match (self.running, domain.active) {
+            (Some(true), false) => {
+                change.fields.push(FieldDiff::new("running", Some("no".to_owned()), Some("yes".to_owned())));
+                change.steps.push(self.start());
+            }
+            (Some(false), true) => {
+                change.fields.push(FieldDiff::new("running", Some("yes".to_owned()), Some("no".to_owned())));
+                change.risks.insert(Risk::GuestRestart);
+                change.complete_after = None;
+                change.notes.push("its guest is asked to shut down; it is never powered off".to_owned());
+                change.steps.push(Step::StopDomain { name: name.clone() });
+            }
+            _ => {}
+        }
+        if !change.steps.is_empty() {
+            if change.what == "edited in place" {
+                change.what = if self.running == Some(true) { "started" } else { "shut down" }.to_owned();
+            }
+            return Diff::Change(change);
+        }
+        match self.waits_for_restart(domain, &is) {
+            Some(diff) => diff,
+            None => Diff::InSync {
+                evidence: format!("{}, {}", if domain.active { "running" } else { "stopped" }, self.summary()),
+            },
+        }
+    }
+
+    fn undefine(&self, domain: &Domain) -> Diff {
+        if domain.active {
+            return Diff::Blocked {
+                why: "it runs, and the manifest says `absent: true`".to_owned(),
+                help: format!("shut it down first: virsh shutdown {}", self.name),
+            };
+        }
+        let mut change = Change::new(Action::Remove, "its definition, with its UEFI variables; its disks stay");
+        change.steps.push(Step::UndefineDomain { name: self.name.clone() });
+        Diff::Change(change)
+    }
+
+    /// The stored definition is as wanted, but an older one runs.
+    fn waits_for_restart(&self, domain: &Domain, stored: &Projection) -> Option<Diff> {
+        let live = domain.live_xml.as_deref().filter(|_| domain.active)?;
+        let live = match project(live) {
+            Ok(live) => live,
+            Err(why) => return Some(Diff::Unknown { why: format!("its running definition cannot be read: {why}") }),
+        };
+        let fields = stored.differs_from_running(&live);
+        if fields.is_empty() {
+            return None;
+        }
+        let names = fields.iter().map(|f| f.field.as_str()).collect::<Vec<_>>().join(", ");
+        let mut promise = Change::new(Action::Change, names.clone());
+        promise.fields = fields;
+        promise.risks.insert(Risk::GuestRestart);
+        Some(Diff::Waits {
+            on: WaitFor::GuestRestart,
+            why: format!("{names}: stored, and in force once it is shut down and started again (not rebooted)"),
+            promise,
+        })
+    }
+
+    /// A pool of its disks is not started: which volumes there are is not known yet.
+    fn unready_pool(&self, known: &Virtualisation) -> Option<ResourceName> {
+        let idle = |d: &&Disk| known.pool(d.pool.as_str()).is_some_and(|p| !p.active);
+        self.disks.iter().find(idle).map(|d| d.pool.clone())
+    }
+}
+
+impl NicOn {
+    /// As it is compared and shown: `bridge br0`, `network default`.
+    fn name(&self) -> String {
+        match self {
+            NicOn::Bridge(name) => format!("bridge {name}"),
+            NicOn::Network(name) => format!("network {name}"),
+        }
+    }
+}
+
+impl Resource for LibvirtDomain {
+    const KIND: &'static str = "libvirt-domain";
+    type State = Libvirt;
+
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn probe(&self, host: &dyn Probe) -> Result<Libvirt, HostError> {
+        ask(host)
+    }
+
+    fn diff(&self, state: &Libvirt, last: Option<&Self>, _: &HostFacts) -> Diff {
+        let gone = || Diff::InSync { evidence: "not there".to_owned() };
+        if self.absent && matches!(state, Answer::Absent) {
+            return gone();
+        }
+        let known = match known(state, || self.creation()) {
+            Ok(known) => known,
+            Err(diff) => return *diff,
+        };
+        match known.domain(self.name.as_str()) {
+            Some(domain) => self.compare(domain, last.filter(|l| !l.absent)),
+            None if self.absent => gone(),
+            None => match self.unready_pool(known) {
+                Some(pool) => Diff::Waits {
+                    on: WaitFor::Libvirt,
+                    why: format!("pool `{pool}` is not started, so its volumes are not known"),
+                    promise: self.creation(),
+                },
+                None => Diff::Change(self.creation()),
+            },
+        }
+    }
+
+    /// A VM that leaves the manifest stays as it is.
+    fn remove(&self, _: &Libvirt, _: &HostFacts) -> Diff {
+        Diff::InSync {
+            evidence: format!("the VM stays; `vms: {{ {}: {{ …, absent: true }} }}` takes it away", self.name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! The managed fields of a definition, whoever wrote it and however libvirt put it in order since.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use roxmltree::{Document, Node};
+
+use super::Disk;
+use super::write::MARK;
+use crate::plan::FieldDiff;
+use crate::types::{ByteSize, MacAddress, PciAddress, PciSlot};
+
+/// What of a definition gpuvm compares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Projection {
+    /// Whether gpuvm's mark is in it.
+    pub marked: bool,
+    /// `kvm` or `qemu`.
+    pub accel: String,
+    /// Virtual processors at most.
+    pub cpus: u32,
+    /// Memory at most.
+    pub memory: ByteSize,
+    /// The size of its huge pages; zero where it takes the host's usual ones.
+    pub huge_pages: Option<ByteSize>,
+    /// Whether it boots with UEFI.
+    pub uefi: bool,
+    /// The kernel that it boots.
+    pub kernel: Option<String>,
+    /// The initramfs with it.
+    pub initrd: Option<String>,
+    /// The command line with it.
+    pub cmdline: Option<String>,
+    /// Each disk by its source, with what backs that.
+    pub disks: Vec<Vec<String>>,
+    /// Network cards by address: `bridge br0`.
+    pub nics: BTreeMap<MacAddress, String>,
+    /// Passed PCI functions.
+    pub functions: BTreeSet<PciAddress>,
+}
+
+impl Projection {
+    /// Whether a disk is there, itself or under snapshots.
+    pub(super) fn has_disk(&self, disk: &Disk) -> bool {
+        self.disks.iter().flatten().any(|source| is_disk(source, disk))
+    }
+
+    /// What of this stored definition is not in force in the running one.
+    pub(super) fn differs_from_running(&self, live: &Self) -> Vec<FieldDiff> {
+        let mut all = Vec::new();
+        let mut field = |name: &str, live: Option<String>, stored: Option<String>| {
+            if live != stored {
+                all.push(FieldDiff::new(name, live, stored));
+            }
+        };
+        field("accel", Some(live.accel.clone()), Some(self.accel.clone()));
+        field("cpus", Some(live.cpus.to_string()), Some(self.cpus.to_string()));
+        field("memory", Some(live.memory.to_string()), Some(self.memory.to_string()));
+        let pages = |p: &Self| p.huge_pages.map(|p| p.to_string());
+        field("memory pages", pages(live), pages(self));
+        field("boot kernel", live.kernel.clone(), self.kernel.clone());
+        field("boot initrd", live.initrd.clone(), self.initrd.clone());
+        field("boot cmdline", live.cmdline.clone(), self.cmdline.clone());
+        let set = |p: &Self| p.disks.iter().filter_map(|d| d.first().cloned()).collect::<BTreeSet<_>>();
+        let (stored, running) = (set(self), set(live));
+        let there = || Some("attached".to_owned());
+        stored.difference(&running).for_each(|d| field(&format!("disk {d}"), None, there()));
+        running.difference(&stored).for_each(|d| field(&format!("disk {d}"), there(), None));
+        for mac in self.nics.keys().chain(live.nics.keys()).collect::<BTreeSet<_>>() {
+            field(&format!("nic {mac}"), live.nics.get(mac).cloned(), self.nics.get(mac).cloned());
+        }
+        let passed = || Some("passed".to_owned());
+        self.functions.difference(&live.functions).for_each(|a| field(&format!("device {a}"), None, passed()));
+        live.functions.difference(&self.functions).for_each(|a| field(&format!("device {a}"), passed(), None));
+        all
+    }
+}
+
+/// Whether a source, as [`sources`] writes it, is this disk.
+pub(super) fn is_disk(source: &str, disk: &Disk) -> bool {
+    source == disk.path.to_string_lossy() || source == volume(disk.pool.as_str(), &disk.volume)
+}
+
+fn volume(pool: &str, name: &str) -> String {
+    format!("volume {pool}/{name}")
+}
+
+/// The child element of this name.
+pub(super) fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
+    node.children().find(|c| c.is_element() && c.tag_name().namespace().is_none() && c.tag_name().name() == name)
+}
+
+/// All child elements of this name.
+pub(super) fn children<'a, 'i>(node: Node<'a, 'i>, name: &'static str) -> impl Iterator<Item = Node<'a, 'i>> {
+    node.children().filter(move |c| c.is_element() && c.tag_name().namespace().is_none() && c.tag_name().name() == name)
+}
+
+/// The devices of a definition of one sort.
+pub(super) fn devices<'a, 'i>(doc: &'a Document<'i>, name: &'static str) -> Vec<Node<'a, 'i>> {
+    child(doc.root_element(), "devices").map(|d| children(d, name).collect()).unwrap_or_default()
+}
+
+fn text(node: Option<Node<'_, '_>>) -> Option<String> {
+    node.and_then(|n| n.text()).map(|t| t.trim().to_owned()).filter(|t| !t.is_empty())
+}
+
+/// A size with libvirt's units (formatdomain, "Memory Allocation"): KiB where none is given.
+pub(super) fn size(node: Node<'_, '_>, value: &str) -> Option<ByteSize> {
+    let number: u64 = value.trim().parse().ok()?;
+    let factor = match node.attribute("unit").unwrap_or("KiB") {
+        "b" | "bytes" => 1,
+        "KB" => 1000,
+        "k" | "KiB" => 1 << 10,
+        "MB" => 1_000_000,
+        "M" | "MiB" => 1 << 20,
+        "GB" => 1_000_000_000,
+        "G" | "GiB" => 1 << 30,
+        "TB" => 1_000_000_000_000,
+        "T" | "TiB" => 1 << 40,
+        _ => return None,
+    };
+    number.checked_mul(factor).map(ByteSize::from_bytes)
+}
+
+/// The sources of a disk: its own first, then what backs it.
+pub(super) fn sources(disk: Node<'_, '_>) -> Vec<String> {
+    disk.descendants()
+        .filter(|n| n.has_tag_name("source") && !n.ancestors().any(|a| a.has_tag_name("mirror")))
+        .filter_map(|source| {
+            let plain = ["file", "dev", "dir"].into_iter().find_map(|a| source.attribute(a)).map(str::to_owned);
+            plain.or_else(|| Some(volume(source.attribute("pool")?, source.attribute("volume")?)))
+        })
+        .collect()
+}
+
+/// The address of a network card and what it is on.
+pub(super) fn nic(interface: Node<'_, '_>) -> Option<(MacAddress, String)> {
+    let mac = child(interface, "mac")?.attribute("address")?.parse().ok()?;
+    let kind = interface.attribute("type")?;
+    let on = child(interface, "source").and_then(|s| s.attribute(kind)).unwrap_or_default();
+    Some((mac, format!("{kind} {on}").trim().to_owned()))
+}
+
+/// The host function that a hostdev passes; `None` for USB, mdev and others.
+pub(super) fn function(hostdev: Node<'_, '_>) -> Option<PciAddress> {
+    if hostdev.attribute("mode") != Some("subsystem") || hostdev.attribute("type") != Some("pci") {
+        return None;
+    }
+    let address = child(child(hostdev, "source")?, "address")?;
+    let number = |name: &str| match address.attribute(name) {
+        None => Some(0),
+        Some(text) => match text.strip_prefix("0x") {
+            Some(hex) => u32::from_str_radix(hex, 16).ok(),
+            None => text.parse().ok(),
+        },
+    };
+    let slot = PciSlot {
+        domain: number("domain")?,
+        bus: u8::try_from(number("bus")?).ok()?,
+        device: u8::try_from(number("slot")?).ok()?,
+    };
+    Some(slot.function(u8::try_from(number("function")?).ok()?))
+}
+
+/// Whether gpuvm's mark is in a definition. One that cannot be read is not marked.
+pub fn is_marked(xml: &str) -> bool {
+    project(xml).is_ok_and(|p| p.marked)
+}
+
+/// The files that the disks of a definition are in, themselves and not what backs them.
+pub fn disk_files(xml: &str) -> Vec<String> {
+    let Ok(doc) = Document::parse(xml) else { return Vec::new() };
+    let disks = devices(&doc, "disk");
+    disks.into_iter().filter_map(|d| child(d, "source")?.attribute("file").map(str::to_owned)).collect()
+}
+
+/// The managed fields of a definition.
+pub fn project(xml: &str) -> Result<Projection, String> {
+    let doc = Document::parse(xml).map_err(|e| e.to_string())?;
+    let root = doc.root_element();
+    if !root.has_tag_name("domain") {
+        return Err(format!("it is a <{}>, no <domain>", root.tag_name().name()));
+    }
+    let memory = child(root, "memory").ok_or("it has no <memory>")?;
+    let os = child(root, "os").ok_or("it has no <os>")?;
+    let marks = child(root, "metadata");
+    let page = child(root, "memoryBacking").and_then(|m| child(m, "hugepages")).map(|h| {
+        child(h, "page").and_then(|p| size(p, p.attribute("size")?)).unwrap_or_default()
+    });
+    let disks = devices(&doc, "disk").into_iter().filter(|d| !matches!(d.attribute("device"), Some("cdrom" | "floppy")));
+    Ok(Projection {
+        marked: marks.is_some_and(|m| m.children().any(|c| c.is_element() && c.tag_name().namespace() == Some(MARK))),
+        accel: root.attribute("type").unwrap_or_default().to_owned(),
+        cpus: text(child(root, "vcpu")).map_or(Some(1), |t| t.parse().ok()).ok_or("its <vcpu> is no number")?,
+        memory: memory.text().and_then(|t| size(memory, t)).ok_or("its <memory> is no size")?,
+        huge_pages: page,
+        uefi: os.attribute("firmware") == Some("efi")
+            || child(os, "loader").is_some_and(|l| l.attribute("type") == Some("pflash")),
+        kernel: text(child(os, "kernel")),
+        initrd: text(child(os, "initrd")),
+        cmdline: text(child(os, "cmdline")),
+        disks: disks.map(sources).collect(),
+        nics: devices(&doc, "interface").into_iter().filter_map(nic).collect(),
+        functions: devices(&doc, "hostdev").into_iter().filter_map(function).collect(),
+    })
+}

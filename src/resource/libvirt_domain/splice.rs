@@ -1,0 +1,388 @@
+//! Edits a definition in place: the parser says where each managed element is, and only what differs is replaced there.
+//! Every other byte stays, whoever wrote it.
+
+use std::ops::Range;
+
+use roxmltree::{Document, Node};
+
+use super::read::{Projection, child, children, devices, function, is_disk, nic, sources};
+use super::write::{self, cpu_mode};
+use super::{Accel, Firmware, LibvirtDomain};
+use crate::types::xml_escape as e;
+
+/// Why a definition is not edited, and what to do about it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) why: String,
+    pub(super) help: String,
+}
+
+fn refused(why: impl Into<String>, help: impl Into<String>) -> Refused {
+    Refused { why: why.into(), help: help.into() }
+}
+
+/// The edits of one text: each replaces a range, and none overlaps another.
+struct Edits<'x> {
+    xml: &'x str,
+    all: Vec<(Range<usize>, String)>,
+}
+
+impl<'x> Edits<'x> {
+    fn replace(&mut self, range: Range<usize>, text: impl Into<String>) {
+        self.all.push((range, text.into()));
+    }
+
+    /// The white space between the line's begin and a place; empty where something else stands there too.
+    fn indent(&self, at: usize) -> &'x str {
+        let line = self.xml[..at].rfind('\n').map_or(0, |n| n + 1);
+        let before = &self.xml[line..at];
+        if before.chars().all(char::is_whitespace) { before } else { "" }
+    }
+
+    /// Takes an element away, with its line where nothing else is on it.
+    fn remove(&mut self, node: Node<'_, '_>) {
+        let range = node.range();
+        let indent = self.indent(range.start).len();
+        let line = range.start - indent;
+        let whole = line > 0 && self.xml.as_bytes().get(range.end) == Some(&b'\n');
+        self.replace(if whole { line - 1..range.end } else { range }, "");
+    }
+
+    /// Puts elements behind one, at its depth.
+    fn insert_after(&mut self, node: Node<'_, '_>, elements: &[String]) {
+        let at = node.range().end;
+        let line = format!("\n{}", self.indent(node.range().start));
+        let text = elements.iter().map(|element| format!("{line}{element}")).collect::<String>();
+        self.replace(at..at, text);
+    }
+
+    /// Puts elements into one, behind the last of `beside` or else behind its last child.
+    fn insert_into(&mut self, parent: Node<'_, '_>, beside: &'static str, elements: &[String]) {
+        let last = children(parent, beside).last().or_else(|| parent.children().rfind(Node::is_element));
+        match last {
+            Some(last) => self.insert_after(last, elements),
+            None => {
+                let indent = self.indent(parent.range().start);
+                let lines = elements.iter().map(|element| format!("\n{indent}  {element}")).collect::<String>();
+                let (range, name) = (parent.range(), parent.tag_name().name());
+                match self.xml[range.clone()].rfind("</") {
+                    Some(close) => {
+                        let at = range.start + close;
+                        self.replace(at..at, format!("{lines}\n{indent}"));
+                    }
+                    None => self.replace(range.end - 2..range.end, format!(">{lines}\n{indent}</{name}>")),
+                }
+            }
+        }
+    }
+
+    /// Gives an element another text.
+    fn text(&mut self, node: Node<'_, '_>, text: &str) {
+        let inside = node.children().map(|c| c.range()).reduce(|a, b| a.start..b.end);
+        match inside {
+            Some(range) => self.replace(range, e(text)),
+            None => {
+                let name = node.tag_name().name();
+                self.replace(node.range(), format!("<{name}>{}</{name}>", e(text)));
+            }
+        }
+    }
+
+    /// Gives an attribute that is there another value.
+    fn attribute(&mut self, node: Node<'_, '_>, name: &str, value: &str) {
+        if let Some(attribute) = node.attribute_node(name) {
+            self.replace(attribute.range_value(), e(value));
+        }
+    }
+
+    fn done(mut self) -> String {
+        // From the end, so that the places before stay right; what is inserted at one place keeps its order.
+        self.all.sort_by_key(|(range, _)| (range.start, range.end));
+        let mut xml = self.xml.to_owned();
+        for (range, text) in self.all.into_iter().rev() {
+            xml.replace_range(range, &text);
+        }
+        xml
+    }
+}
+
+/// A definition that keeps the UUID of the VM that it is for, where it names none itself.
+pub fn with_uuid(xml: &str, uuid: &str) -> String {
+    let Ok(doc) = Document::parse(xml) else { return xml.to_owned() };
+    let root = doc.root_element();
+    match (child(root, "uuid"), child(root, "name")) {
+        (None, Some(name)) => {
+            let mut edits = Edits { xml, all: Vec::new() };
+            edits.insert_after(name, &[format!("<uuid>{}</uuid>", e(uuid))]);
+            edits.done()
+        }
+        _ => xml.to_owned(),
+    }
+}
+
+/// The definition with every managed field as wanted.
+pub(super) fn splice(
+    vm: &LibvirtDomain,
+    last: Option<&LibvirtDomain>,
+    is: &Projection,
+    xml: &str,
+) -> Result<String, Refused> {
+    let doc = Document::parse(xml).map_err(|e| refused(format!("its definition cannot be read: {e}"), "virsh dumpxml"))?;
+    let root = doc.root_element();
+    let mut edits = Edits { xml, all: Vec::new() };
+    if is.uefi != (vm.firmware == Firmware::Uefi) {
+        let boots = if is.uefi { "UEFI" } else { "BIOS" };
+        return Err(refused(
+            format!("it was made with {boots}, and its guest may not boot with anything else"),
+            format!("write `firmware: {}`, or make a new VM", boots.to_lowercase()),
+        ));
+    }
+    accel(vm, is, root, &mut edits);
+    cpus(vm, is, root, &mut edits)?;
+    memory(vm, is, root, &mut edits)?;
+    huge_pages(vm, last, is, root, &mut edits);
+    boot(vm, last, is, root, &mut edits);
+    disks(vm, last, is, &doc, &mut edits)?;
+    nics(vm, last, is, &doc, &mut edits)?;
+    slots(vm, last, is, &doc, &mut edits)?;
+    Ok(edits.done())
+}
+
+fn accel(vm: &LibvirtDomain, is: &Projection, root: Node<'_, '_>, edits: &mut Edits<'_>) {
+    if is.accel == vm.accel.name() {
+        return;
+    }
+    edits.attribute(root, "type", vm.accel.name());
+    // The CPU that we chose for one does not exist for the other; one that a person chose stays.
+    let other = if vm.accel == Accel::Kvm { Accel::Tcg } else { Accel::Kvm };
+    if let Some(cpu) = child(root, "cpu").filter(|c| c.attribute("mode") == Some(cpu_mode(other))) {
+        edits.attribute(cpu, "mode", cpu_mode(vm.accel));
+    }
+}
+
+fn cpus(vm: &LibvirtDomain, is: &Projection, root: Node<'_, '_>, edits: &mut Edits<'_>) -> Result<(), Refused> {
+    if is.cpus == vm.cpus {
+        return Ok(());
+    }
+    let topology = child(root, "cpu").and_then(|c| child(c, "topology"));
+    if let Some(topology) = topology {
+        let part = |name| topology.attribute(name).and_then(|v| v.parse::<u32>().ok()).unwrap_or(1);
+        let holds = ["sockets", "dies", "clusters", "cores", "threads"].map(part).iter().product::<u32>();
+        if holds != vm.cpus {
+            return Err(refused(
+                format!("its CPU topology was set by hand to {holds} processors, and the manifest wants {}", vm.cpus),
+                format!("correct <topology> first: virsh edit {}", vm.name),
+            ));
+        }
+    }
+    match child(root, "vcpu") {
+        Some(vcpu) => {
+            edits.text(vcpu, &vm.cpus.to_string());
+            if vcpu.attribute("current").and_then(|c| c.parse::<u32>().ok()).is_some_and(|c| c > vm.cpus) {
+                edits.attribute(vcpu, "current", &vm.cpus.to_string());
+            }
+        }
+        None => edits.insert_into(root, "currentMemory", &[format!("<vcpu>{}</vcpu>", vm.cpus)]),
+    }
+    Ok(())
+}
+
+fn memory(vm: &LibvirtDomain, is: &Projection, root: Node<'_, '_>, edits: &mut Edits<'_>) -> Result<(), Refused> {
+    let Some(memory) = child(root, "memory").filter(|_| is.memory != vm.memory) else { return Ok(()) };
+    if child(root, "cpu").and_then(|c| child(c, "numa")).is_some() {
+        return Err(refused(
+            format!("its memory is split over NUMA cells by hand, and the manifest wants {}", vm.memory),
+            format!("correct <numa> first: virsh edit {}", vm.name),
+        ));
+    }
+    let kib = vm.memory.kib().to_string();
+    edits.attribute(memory, "unit", "KiB");
+    edits.text(memory, &kib);
+    // What the balloon leaves the guest follows, unless a person set it lower.
+    if let Some(current) = child(root, "currentMemory") {
+        let size = current.text().and_then(|t| super::read::size(current, t));
+        if size.is_none_or(|s| s >= is.memory || s > vm.memory) {
+            edits.attribute(current, "unit", "KiB");
+            edits.text(current, &kib);
+        }
+    }
+    Ok(())
+}
+
+fn huge_pages(vm: &LibvirtDomain, last: Option<&LibvirtDomain>, is: &Projection, root: Node<'_, '_>, edits: &mut Edits<'_>) {
+    let backing = child(root, "memoryBacking");
+    let there = backing.and_then(|b| child(b, "hugepages"));
+    match (vm.huge_pages, there) {
+        (Some(size), _) if is.huge_pages == Some(size) => {}
+        (Some(size), Some(there)) => edits.replace(there.range(), write::huge_pages(size)),
+        (Some(size), None) => match backing {
+            Some(backing) => edits.insert_into(backing, "hugepages", &[write::huge_pages(size)]),
+            None => {
+                let whole = format!("<memoryBacking>\n    {}\n  </memoryBacking>", write::huge_pages(size));
+                let beside = child(root, "currentMemory").or_else(|| child(root, "memory"));
+                if let Some(beside) = beside {
+                    edits.insert_after(beside, &[whole]);
+                }
+            }
+        },
+        (None, Some(there)) if last.is_some_and(|l| l.huge_pages.is_some()) => edits.remove(there),
+        (None, _) => {}
+    }
+}
+
+fn boot(vm: &LibvirtDomain, last: Option<&LibvirtDomain>, is: &Projection, root: Node<'_, '_>, edits: &mut Edits<'_>) {
+    let Some(os) = child(root, "os") else { return };
+    if vm.boot.is_none() && last.is_none_or(|l| l.boot.is_none()) {
+        return;
+    }
+    let path = |p: &std::path::PathBuf| p.to_string_lossy().into_owned();
+    let want = vm.boot.as_ref();
+    let fields = [
+        ("kernel", &is.kernel, want.map(|b| path(&b.kernel))),
+        ("initrd", &is.initrd, want.and_then(|b| b.initrd.as_ref()).map(path)),
+        ("cmdline", &is.cmdline, want.and_then(|b| b.cmdline.clone())),
+    ];
+    let mut new = Vec::new();
+    for (name, is, want) in fields {
+        match (child(os, name), want) {
+            (_, want) if *is == want => {}
+            (Some(there), Some(text)) => edits.text(there, &text),
+            (Some(there), None) => edits.remove(there),
+            (None, Some(text)) => new.push(format!("<{name}>{}</{name}>", e(&text))),
+            (None, None) => {}
+        }
+    }
+    if !new.is_empty() {
+        edits.insert_into(os, "loader", &new);
+    }
+}
+
+fn no_devices(vm: &LibvirtDomain) -> Refused {
+    refused("its definition has no <devices>", format!("look at it: virsh dumpxml {}", vm.name))
+}
+
+fn disks(
+    vm: &LibvirtDomain,
+    last: Option<&LibvirtDomain>,
+    is: &Projection,
+    doc: &Document<'_>,
+    edits: &mut Edits<'_>,
+) -> Result<(), Refused> {
+    let there = devices(doc, "disk");
+    for gone in vm.disks_to_drop(last) {
+        for node in there.iter().filter(|d| sources(**d).first().is_some_and(|s| is_disk(s, gone))) {
+            edits.remove(*node);
+        }
+    }
+    let mut taken: Vec<String> =
+        there.iter().filter_map(|d| child(*d, "target")?.attribute("dev").map(str::to_owned)).collect();
+    let mut new = Vec::new();
+    for disk in vm.disks.iter().filter(|d| !is.has_disk(d)) {
+        // A snapshot puts a file of the same name with another ending over the disk: adding the disk again beside it
+        // would let the guest write below its own snapshot.
+        let stem = disk.path.with_extension("").to_string_lossy().into_owned() + ".";
+        if let Some(over) = is.disks.iter().filter_map(|d| d.first()).find(|s| s.starts_with(&stem)) {
+            return Err(refused(
+                format!("`{}` is not attached, but `{over}` is: it looks like a snapshot over it", disk.path.display()),
+                format!("merge the snapshot first: virsh blockcommit {} --active --pivot …", vm.name),
+            ));
+        }
+        let free = (0..702).map(write::disk_name).find(|name| !taken.contains(name));
+        let target = free.ok_or_else(|| refused("it has no disk name left", "take disks out"))?;
+        new.push(write::disk(disk, &target));
+        taken.push(target);
+    }
+    if !new.is_empty() {
+        edits.insert_into(child(doc.root_element(), "devices").ok_or_else(|| no_devices(vm))?, "disk", &new);
+    }
+    Ok(())
+}
+
+fn nics(
+    vm: &LibvirtDomain,
+    last: Option<&LibvirtDomain>,
+    is: &Projection,
+    doc: &Document<'_>,
+    edits: &mut Edits<'_>,
+) -> Result<(), Refused> {
+    let there = devices(doc, "interface");
+    let with = |mac| there.iter().copied().find(|i| nic(*i).is_some_and(|(m, _)| m == mac));
+    let gone = vm.nic_to_drop(last).and_then(|n| with(n.mac));
+    let Some(want) = &vm.nic else {
+        if let Some(gone) = gone {
+            edits.remove(gone);
+        }
+        return Ok(());
+    };
+    match with(want.mac) {
+        Some(node) if is.nics.get(&want.mac) != Some(&want.on.name()) => {
+            let (kind, source) = write::nic_source(&want.on);
+            edits.attribute(node, "type", kind);
+            match child(node, "source") {
+                Some(old) => edits.replace(old.range(), source),
+                None => edits.insert_into(node, "mac", &[source]),
+            }
+            if let Some(gone) = gone {
+                edits.remove(gone);
+            }
+        }
+        Some(_) => {
+            if let Some(gone) = gone {
+                edits.remove(gone);
+            }
+        }
+        None => match gone {
+            Some(gone) => edits.replace(gone.range(), write::interface(want)),
+            None => {
+                let devices = child(doc.root_element(), "devices").ok_or_else(|| no_devices(vm))?;
+                edits.insert_into(devices, "interface", &[write::interface(want)]);
+            }
+        },
+    }
+    Ok(())
+}
+
+fn slots(
+    vm: &LibvirtDomain,
+    last: Option<&LibvirtDomain>,
+    is: &Projection,
+    doc: &Document<'_>,
+    edits: &mut Edits<'_>,
+) -> Result<(), Refused> {
+    let there = devices(doc, "hostdev");
+    let incomplete: Vec<_> =
+        vm.slots.iter().filter(|s| s.functions.iter().any(|f| !is.functions.contains(f))).collect();
+    // A slot goes in and out as a whole.
+    let out: Vec<_> = vm.slots_to_drop(last).chain(incomplete.iter().map(|s| s.slot)).collect();
+    for node in there.iter().filter(|h| function(**h).is_some_and(|a| out.contains(&a.slot))) {
+        edits.remove(*node);
+    }
+    if incomplete.is_empty() {
+        return Ok(());
+    }
+    let root = doc.root_element();
+    let parent = child(root, "devices").ok_or_else(|| no_devices(vm))?;
+    let machine = child(root, "os").and_then(|os| child(os, "type")).and_then(|t| t.attribute("machine"));
+    // Ports are PCI Express; on an older machine libvirt finds the place.
+    let express = machine.is_some_and(|m| m.contains("q35") || m.starts_with("virt"));
+    let index = |c: &Node<'_, '_>| c.attribute("index").and_then(|i| i.parse::<u32>().ok());
+    let controllers = devices(doc, "controller");
+    let pci = controllers.iter().filter(|c| c.attribute("type") == Some("pci"));
+    let mut bus = pci.filter_map(index).max().unwrap_or(0);
+    let (mut ports, mut hostdevs) = (Vec::new(), Vec::new());
+    for slot in incomplete {
+        bus += 1;
+        if express {
+            ports.push(write::root_port(bus));
+        }
+        hostdevs.extend(write::hostdevs(slot, express.then_some(bus)));
+    }
+    if controllers.is_empty() || ports.is_empty() {
+        ports.extend(hostdevs);
+        edits.insert_into(parent, "hostdev", &ports);
+    } else {
+        edits.insert_into(parent, "controller", &ports);
+        edits.insert_into(parent, "hostdev", &hostdevs);
+    }
+    Ok(())
+}

@@ -1,0 +1,392 @@
+//! A VM against definitions: new ones, ours tuned by hand, and others'.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::resource::tests::facts;
+
+/// As the writer makes it.
+fn vm() -> LibvirtDomain {
+    LibvirtDomain {
+        name: "desk".parse().unwrap(),
+        cpus: 4,
+        memory: ByteSize::from_gib(8),
+        huge_pages: None,
+        disks: vec![disk(0)],
+        nic: Some(nic("br0", 1)),
+        slots: vec![slot("0000:02:00", &[0, 1])],
+        firmware: Firmware::Uefi,
+        boot: None,
+        accel: Accel::Kvm,
+        arch: Arch::X86_64,
+        autostart: false,
+        start_when_made: false,
+        running: None,
+        absent: false,
+    }
+}
+fn disk(n: usize) -> Disk {
+    let volume = format!("desk-{n}.qcow2");
+    Disk { pool: "default".parse().unwrap(), path: format!("/var/lib/libvirt/images/{volume}").into(), volume }
+}
+fn nic(bridge: &str, last: u8) -> Nic {
+    Nic { on: NicOn::Bridge(bridge.parse().unwrap()), mac: MacAddress([0x52, 0x54, 0, 0, 0, last]) }
+}
+fn slot(at: &str, functions: &[u8]) -> PassedSlot {
+    let slot: PciSlot = at.parse().unwrap();
+    PassedSlot { slot, functions: functions.iter().map(|f| slot.function(*f)).collect() }
+}
+
+/// The same VM after libvirt filled in its part and a person tuned it.
+const TUNED: &str = r#"<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>desk</name>
+  <uuid>11111111-2222-3333-4444-555555555555</uuid>
+  <metadata>
+    <other:thing xmlns:other="urn:other">keep &amp; <me/></other:thing>
+    <gpuvm:vm xmlns:gpuvm="urn:gpuvm:vm:1"/>
+  </metadata>
+  <memory unit='KiB'>8388608</memory>
+  <currentMemory unit='KiB'>8388608</currentMemory>
+  <vcpu placement='static' cpuset='0-3'>4</vcpu>
+  <!-- pinned by hand -->
+  <cputune>
+    <vcpupin vcpu='0' cpuset='2'/>
+  </cputune>
+  <os firmware='efi'>
+    <type arch='x86_64' machine='pc-q35-10.0'>hvm</type>
+    <loader readonly='yes' secure='no' type='pflash' format='raw'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader>
+    <nvram template='/usr/share/OVMF/OVMF_VARS_4M.fd'>/var/lib/libvirt/qemu/nvram/desk_VARS.fd</nvram>
+    <boot dev='hd'/>
+  </os>
+  <cpu mode='host-passthrough' check='none' migratable='on'/>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2' cache='none' io='native'/>
+      <source file='/var/lib/libvirt/images/desk-0.qcow2'/>
+      <target dev='vda' bus='virtio'/>
+      <serial>tuned</serial>
+      <address type='pci' domain='0x0000' bus='0x05' slot='0x00' function='0x0'/>
+    </disk>
+    <disk type='file' device='cdrom'>
+      <source file='/srv/iso/setup.iso'/>
+      <target dev='sda' bus='sata'/>
+    </disk>
+    <controller type='pci' index='0' model='pcie-root'/>
+    <controller type='pci' index='1' model='pcie-root-port'/>
+    <controller type='pci' index='5' model='pcie-root-port'>
+      <target chassis='5' port='0x14'/>
+    </controller>
+    <interface type='bridge'>
+      <mac address='52:54:00:00:00:01'/>
+      <source bridge='br0'/>
+      <model type='virtio'/>
+      <tune><sndbuf>1600</sndbuf></tune>
+    </interface>
+    <hostdev mode='subsystem' type='pci' managed='no'>
+      <source>
+        <address domain='0x0000' bus='0x02' slot='0x00' function='0x0'/>
+      </source>
+      <rom file='/srv/vbios.rom'/>
+      <address type='pci' domain='0x0000' bus='0x01' slot='0x00' function='0x0' multifunction='on'/>
+    </hostdev>
+    <hostdev mode='subsystem' type='pci' managed='no'>
+      <source>
+        <address domain='0x0000' bus='0x02' slot='0x00' function='0x1'/>
+      </source>
+      <address type='pci' domain='0x0000' bus='0x01' slot='0x00' function='0x1'/>
+    </hostdev>
+    <hostdev mode='subsystem' type='usb' managed='no'>
+      <source>
+        <vendor id='0x046d'/>
+        <product id='0xc52b'/>
+      </source>
+    </hostdev>
+    <memballoon model='none'/>
+  </devices>
+  <qemu:commandline>
+    <qemu:arg value='-fw_cfg'/>
+  </qemu:commandline>
+</domain>
+"#;
+
+/// What an edit of the tuned definition took away and put in, line by line.
+fn edit(change: impl FnOnce(&mut LibvirtDomain)) -> (Vec<String>, Vec<String>) {
+    let mut wanted = vm();
+    change(&mut wanted);
+    edit_from(&vm(), &wanted, TUNED)
+}
+fn edit_from(last: &LibvirtDomain, wanted: &LibvirtDomain, xml: &str) -> (Vec<String>, Vec<String>) {
+    let is = project(xml).unwrap();
+    let after = splice::splice(wanted, Some(last), &is, xml).unwrap();
+    let now = project(&after).unwrap();
+    assert_eq!(wanted.differences(Some(last), &now), [], "it is as wanted afterwards:\n{after}");
+    let diff = similar::TextDiff::from_lines(xml, after.as_str());
+    let lines = |tag| {
+        diff.iter_all_changes().filter(|c| c.tag() == tag).map(|c| c.value().trim().to_owned()).collect::<Vec<_>>()
+    };
+    (lines(similar::ChangeTag::Delete), lines(similar::ChangeTag::Insert))
+}
+
+fn known(xml: &str, live: Option<&str>) -> Virtualisation {
+    let domain = Domain {
+        name: "desk".to_owned(),
+        uuid: "11111111-2222-3333-4444-555555555555".to_owned(),
+        active: live.is_some(),
+        persistent: true,
+        autostart: false,
+        inactive_xml: xml.to_owned(),
+        live_xml: live.map(str::to_owned),
+    };
+    Virtualisation { domains: vec![domain], ..Virtualisation::default() }
+}
+fn diff(wanted: &LibvirtDomain, known: Virtualisation) -> Diff {
+    wanted.diff(&Answer::Value(Arc::new(known)), Some(&vm()), &facts())
+}
+fn steps(diff: Diff) -> Vec<&'static str> {
+    let Diff::Change(change) = diff else { panic!("no change: {diff:?}") };
+    let name = |step: &Step| match step {
+        Step::DefineDomain { .. } => "define",
+        Step::UndefineDomain { .. } => "undefine",
+        Step::StartDomain { .. } => "start",
+        Step::StopDomain { .. } => "stop",
+        _ => "other",
+    };
+    change.steps.iter().map(name).collect()
+}
+
+#[test]
+fn a_new_definition_is_what_was_wanted() {
+    let hostile = Kernel {
+        kernel: "/boot/a'b<c>&\"d".into(),
+        initrd: Some("/boot/initrd".into()),
+        cmdline: Some("a='b' <x/>".to_owned()),
+    };
+    let mut many = vm();
+    many.disks = (0..30).map(disk).collect();
+    many.slots = vec![slot("0000:02:00", &[0, 1]), slot("0001:81:1f", &[3])];
+    many.huge_pages = Some(ByteSize::from_gib(1));
+    many.boot = Some(hostile);
+    let mut plain = vm();
+    (plain.disks, plain.nic, plain.slots, plain.firmware) = (vec![], None, vec![], Firmware::Bios);
+    plain.accel = Accel::Tcg;
+    let mut arm = vm();
+    arm.arch = Arch::Aarch64;
+    for wanted in [vm(), many, plain, arm] {
+        let xml = write::new(&wanted);
+        let is = project(&xml).unwrap();
+        assert_eq!(wanted.differences(None, &is), [], "{xml}");
+        assert!(is.marked && is.uefi == (wanted.firmware == Firmware::Uefi));
+    }
+}
+
+#[test]
+fn the_functions_of_a_slot_are_one_device_of_the_guest() {
+    let xml = write::new(&vm());
+    let guest: Vec<&str> = xml.lines().map(str::trim).filter(|l| l.starts_with("<address type='pci'")).collect();
+    assert_eq!(
+        guest,
+        [
+            "<address type='pci' domain='0x0000' bus='0x01' slot='0x00' function='0x0' multifunction='on'/>",
+            "<address type='pci' domain='0x0000' bus='0x01' slot='0x00' function='0x1'/>",
+        ]
+    );
+    assert!(xml.contains("<controller type='pci' index='1' model='pcie-root-port'/>"));
+    assert!(xml.contains("<address domain='0x0000' bus='0x02' slot='0x00' function='0x1'/>"));
+}
+
+#[test]
+fn disk_names_count_as_the_driver_does() {
+    let names: Vec<String> = [0, 25, 26, 27, 51, 52].map(write::disk_name).into();
+    assert_eq!(names, ["vda", "vdz", "vdaa", "vdab", "vdaz", "vdba"]);
+}
+
+#[test]
+fn what_a_person_tuned_is_in_sync() {
+    assert!(matches!(diff(&vm(), known(TUNED, None)), Diff::InSync { .. }));
+    assert!(matches!(diff(&vm(), known(TUNED, Some(TUNED))), Diff::InSync { .. }));
+}
+
+#[test]
+fn one_field_changes_and_every_other_byte_stays() {
+    let s = |lines: &[&str]| lines.iter().map(|l| (*l).to_owned()).collect::<Vec<_>>();
+    assert_eq!(edit(|_| {}), (vec![], vec![]));
+    assert_eq!(
+        edit(|vm| vm.cpus = 2),
+        (
+            s(&["<vcpu placement='static' cpuset='0-3'>4</vcpu>"]),
+            s(&["<vcpu placement='static' cpuset='0-3'>2</vcpu>"])
+        )
+    );
+    assert_eq!(
+        edit(|vm| vm.memory = ByteSize::from_gib(4)),
+        (
+            s(&["<memory unit='KiB'>8388608</memory>", "<currentMemory unit='KiB'>8388608</currentMemory>"]),
+            s(&["<memory unit='KiB'>4194304</memory>", "<currentMemory unit='KiB'>4194304</currentMemory>"])
+        )
+    );
+    assert_eq!(edit(|vm| vm.nic = Some(nic("br1", 1))), (s(&["<source bridge='br0'/>"]), s(&["<source bridge='br1'/>"])));
+    let (out, put) = edit(|vm| vm.huge_pages = Some(ByteSize::from_mib(2)));
+    assert_eq!(out, s(&[]));
+    assert_eq!(
+        put,
+        s(&["<memoryBacking>", "<hugepages>", "<page size='2048' unit='KiB'/>", "</hugepages>", "</memoryBacking>"])
+    );
+    let (out, put) = edit(|vm| vm.disks.push(disk(1)));
+    assert_eq!((out, put.len()), (s(&[]), 5));
+    assert!(put.contains(&"<target dev='vdb' bus='virtio'/>".to_owned()));
+    let (out, put) = edit(|vm| vm.accel = Accel::Tcg);
+    assert_eq!(out.len(), 2, "{out:?}");
+    assert_eq!(put[1], "<cpu mode='maximum' check='none' migratable='on'/>");
+    let (out, put) = edit(|vm| {
+        vm.boot = Some(Kernel { kernel: "/boot/k".into(), initrd: None, cmdline: Some("a&b".to_owned()) });
+    });
+    assert_eq!((out, put), (s(&[]), s(&["<kernel>/boot/k</kernel>", "<cmdline>a&amp;b</cmdline>"])));
+}
+
+#[test]
+fn devices_come_and_go_as_whole_slots() {
+    let (out, put) = edit(|vm| vm.slots.clear());
+    assert_eq!((out.iter().filter(|l| l.starts_with("<hostdev")).count(), put), (2, vec![]));
+    assert!(!out.iter().any(|l| l.contains("usb")), "another's device stays");
+    let (out, put) = edit(|vm| vm.slots.push(slot("0000:03:00", &[0])));
+    assert_eq!(out, Vec::<String>::new());
+    assert!(put.contains(&"<controller type='pci' index='6' model='pcie-root-port'/>".to_owned()), "{put:?}");
+    assert!(put.iter().any(|l| l.contains("bus='0x06' slot='0x00' function='0x0'/>")), "{put:?}");
+    let (out, _) = edit(|vm| vm.nic = None);
+    assert_eq!(out.len(), 6);
+}
+
+#[test]
+fn what_was_not_ours_is_not_taken_away() {
+    let mut without = vm();
+    (without.slots, without.nic, without.disks) = (vec![], None, vec![]);
+    assert_eq!(edit_from(&without.clone(), &without, TUNED), (vec![], vec![]));
+}
+
+#[test]
+fn elements_without_content_are_filled() {
+    let xml = "<domain type='kvm'><name>desk</name><metadata><m xmlns='urn:gpuvm:vm:1'/></metadata>\
+               <memory>1024</memory><vcpu>4</vcpu><os firmware='efi'/><memoryBacking a='>'/><devices><!-- x --></devices></domain>";
+    let mut wanted = vm();
+    wanted.huge_pages = Some(ByteSize::from_mib(2));
+    let after = splice::splice(&wanted, None, &project(xml).unwrap(), xml).unwrap();
+    assert_eq!(wanted.differences(None, &project(&after).unwrap()), [], "{after}");
+    assert!(after.contains("<!-- x -->") && after.contains("<memoryBacking a='>'>"), "{after}");
+}
+
+#[test]
+fn what_would_break_the_guest_is_refused() {
+    let refuses = |wanted: &LibvirtDomain, xml: &str, word: &str| match diff(wanted, known(xml, None)) {
+        Diff::Blocked { why, help } => assert!(why.contains(word) && !help.is_empty(), "{why}"),
+        other => panic!("{word}: {other:?}"),
+    };
+    let mut bios = vm();
+    bios.firmware = Firmware::Bios;
+    bios.cpus = 2;
+    refuses(&bios, TUNED, "UEFI");
+    let mut two = vm();
+    two.cpus = 2;
+    let topology = TUNED.replace("migratable='on'/>", "><topology sockets='1' cores='2' threads='2'/></cpu>");
+    refuses(&two, &topology, "topology");
+    let mut small = vm();
+    small.memory = ByteSize::from_gib(1);
+    refuses(&small, &TUNED.replace("migratable='on'/>", "><numa/></cpu>"), "NUMA");
+    refuses(&vm(), &TUNED.replace("desk-0.qcow2", "desk-0.snap1"), "snapshot");
+    refuses(&vm(), &TUNED.replace("urn:gpuvm", "urn:others"), "not made by gpuvm");
+}
+
+#[test]
+fn a_disk_below_a_snapshot_is_there() {
+    let over = "<source file='/var/lib/libvirt/images/desk-0.snap1'/>\n      <backingStore type='file'>\
+                <source file='/var/lib/libvirt/images/desk-0.qcow2'/></backingStore>";
+    let xml = TUNED.replace("<source file='/var/lib/libvirt/images/desk-0.qcow2'/>", over);
+    assert!(matches!(diff(&vm(), known(&xml, None)), Diff::InSync { .. }));
+}
+
+#[test]
+fn a_transient_vm_is_left_alone() {
+    let mut known = known(TUNED, Some(TUNED));
+    known.domains[0].persistent = false;
+    assert!(matches!(diff(&vm(), known), Diff::Blocked { .. }));
+}
+
+#[test]
+fn a_running_vm_changes_for_its_next_start_and_waits() {
+    let mut wanted = vm();
+    wanted.cpus = 2;
+    let Diff::Change(change) = diff(&wanted, known(TUNED, Some(TUNED))) else { panic!("it changes") };
+    assert!(change.risks.contains(&Risk::GuestRestart));
+    assert_eq!(change.complete_after, Some(WaitFor::GuestRestart));
+    let [Step::DefineDomain { xml, .. }] = &change.steps[..] else { panic!("{:?}", change.steps) };
+    let after = diff(&wanted, known(xml, Some(TUNED)));
+    let Diff::Waits { on: WaitFor::GuestRestart, promise, .. } = after else { panic!("it waits: {after:?}") };
+    assert!(promise.steps.is_empty(), "nobody restarts it");
+    assert!(matches!(diff(&wanted, known(xml, None)), Diff::InSync { .. }), "not running, nothing waits");
+}
+
+#[test]
+fn only_an_explicit_word_starts_or_stops_a_vm() {
+    let with = |running| LibvirtDomain { running, ..vm() };
+    assert_eq!(steps(diff(&with(Some(true)), known(TUNED, None))), ["start"]);
+    assert_eq!(steps(diff(&with(Some(false)), known(TUNED, Some(TUNED)))), ["stop"]);
+    assert!(matches!(diff(&with(None), known(TUNED, None)), Diff::InSync { .. }));
+    let made = |start_when_made, running| {
+        steps(diff(&LibvirtDomain { start_when_made, running, ..vm() }, Virtualisation::default()))
+    };
+    assert_eq!(made(false, None), ["define"]);
+    assert_eq!(made(true, None), ["define", "start"]);
+    assert_eq!(made(true, Some(false)), ["define"]);
+    let started = LibvirtDomain { start_when_made: true, ..vm() };
+    assert!(matches!(diff(&started, known(TUNED, None)), Diff::InSync { .. }), "only once, when it is made");
+}
+
+#[test]
+fn autostart_alone_is_no_restart() {
+    let wanted = LibvirtDomain { autostart: true, ..vm() };
+    let Diff::Change(change) = diff(&wanted, known(TUNED, Some(TUNED))) else { panic!("it changes") };
+    assert!(change.risks.is_empty());
+    let [Step::DefineDomain { xml, autostart: true, .. }] = &change.steps[..] else { panic!("{:?}", change.steps) };
+    assert_eq!(xml, TUNED);
+}
+
+#[test]
+fn absent_takes_the_definition_away_unless_it_runs() {
+    let gone = LibvirtDomain { absent: true, ..vm() };
+    assert_eq!(steps(diff(&gone, known(TUNED, None))), ["undefine"]);
+    assert!(matches!(diff(&gone, known(TUNED, Some(TUNED))), Diff::Blocked { .. }));
+    assert!(matches!(diff(&gone, known(&TUNED.replace("urn:gpuvm", "urn:x"), None)), Diff::Blocked { .. }));
+    assert!(matches!(diff(&gone, Virtualisation::default()), Diff::InSync { .. }));
+    assert!(matches!(gone.diff(&Answer::Absent, None, &facts()), Diff::InSync { .. }));
+    assert!(matches!(vm().remove(&Answer::Value(Arc::new(known(TUNED, None))), &facts()), Diff::InSync { .. }));
+}
+
+#[test]
+fn before_libvirt_is_there_everything_is_promised() {
+    let wanted = LibvirtDomain { start_when_made: true, ..vm() };
+    let Diff::Waits { on: WaitFor::Libvirt, promise, .. } = wanted.diff(&Answer::Absent, None, &facts()) else {
+        panic!("it waits")
+    };
+    assert_eq!((promise.action, promise.steps.len()), (Action::Create, 2));
+    assert!(matches!(wanted.diff(&Answer::Denied, None, &facts()), Diff::Unknown { .. }));
+}
+
+#[test]
+fn the_plan_shows_fields_and_never_what_others_wrote() {
+    let mut wanted = vm();
+    (wanted.cpus, wanted.memory) = (2, ByteSize::from_gib(4));
+    let Diff::Change(change) = diff(&wanted, known(TUNED, None)) else { panic!("it changes") };
+    let shown = format!("{:?} {:?} {}", change.fields, change.notes, change.what);
+    assert!(shown.contains("cpus") && shown.contains("4GiB"), "{shown}");
+    for foreign in ["fw_cfg", "keep", "vbios", "setup.iso"] {
+        assert!(!shown.contains(foreign), "{shown}");
+    }
+}
+
+#[test]
+fn the_uuid_of_the_vm_that_is_there_is_kept() {
+    let xml = write::new(&vm());
+    let with = with_uuid(&xml, "11111111-2222-3333-4444-555555555555");
+    assert!(with.contains("<name>desk</name>\n  <uuid>11111111-2222-3333-4444-555555555555</uuid>\n"), "{with}");
+    assert_eq!(with_uuid(&with, "other"), with);
+}

@@ -1,0 +1,162 @@
+//! The definition of a new VM, and the elements that an edit puts into one that is there.
+
+use std::fmt::Write as _;
+
+use super::{Accel, Arch, Disk, Firmware, LibvirtDomain, Nic, NicOn, PassedSlot};
+use crate::types::{ByteSize, PciAddress, xml_escape as e};
+
+/// The name space of gpuvm's mark in a definition's metadata.
+pub const MARK: &str = "urn:gpuvm:vm:1";
+
+/// The CPU that goes with an accelerator.
+pub(super) const fn cpu_mode(accel: Accel) -> &'static str {
+    match accel {
+        Accel::Kvm => "host-passthrough",
+        Accel::Tcg => "maximum",
+    }
+}
+
+pub(super) fn huge_pages(size: ByteSize) -> String {
+    format!("<hugepages>\n      <page size='{}' unit='KiB'/>\n    </hugepages>", size.kib())
+}
+
+/// The name of the n-th virtio disk, as the kernel's driver counts: vda … vdz, vdaa …
+pub(super) fn disk_name(n: usize) -> String {
+    let letter = |n: usize| char::from(b'a' + (n % 26) as u8);
+    match n.checked_sub(26) {
+        None => format!("vd{}", letter(n)),
+        Some(more) => format!("vd{}{}", letter(more / 26), letter(more)),
+    }
+}
+
+pub(super) fn disk(disk: &Disk, target: &str) -> String {
+    format!(
+        "<disk type='file' device='disk'>\n      <driver name='qemu' type='qcow2' discard='unmap'/>\n      \
+         <source file='{}'/>\n      <target dev='{target}' bus='virtio'/>\n    </disk>",
+        e(&disk.path.to_string_lossy())
+    )
+}
+
+/// The `type` of a network card, and the `<source>` in it.
+pub(super) fn nic_source(on: &NicOn) -> (&'static str, String) {
+    match on {
+        NicOn::Bridge(name) => ("bridge", format!("<source bridge='{}'/>", e(name.as_str()))),
+        NicOn::Network(name) => ("network", format!("<source network='{}'/>", e(name.as_str()))),
+    }
+}
+
+pub(super) fn interface(nic: &Nic) -> String {
+    let (kind, source) = nic_source(&nic.on);
+    format!(
+        "<interface type='{kind}'>\n      <mac address='{}'/>\n      {source}\n      <model type='virtio'/>\n    </interface>",
+        nic.mac
+    )
+}
+
+/// A port of the guest's that a passed slot is plugged into: its index is the bus behind it.
+pub(super) fn root_port(index: u32) -> String {
+    format!("<controller type='pci' index='{index}' model='pcie-root-port'/>")
+}
+
+/// The functions of a slot as one device of the guest: on the bus of one port, each with the function number that it
+/// has on the host. `None` leaves the place in the guest to libvirt.
+pub(super) fn hostdevs(slot: &PassedSlot, bus: Option<u32>) -> Vec<String> {
+    // A device without a function 0 is not seen by the guest.
+    let numbered = slot.functions.iter().any(|f| f.function == 0);
+    let many = slot.functions.len() > 1;
+    let one = |(n, address): (usize, &PciAddress)| {
+        let function = if numbered { usize::from(address.function) } else { n };
+        let place = bus.map_or(String::new(), |bus| {
+            let first = if many && function == 0 { " multifunction='on'" } else { "" };
+            format!("\n      <address type='pci' domain='0x0000' bus='{bus:#04x}' slot='0x00' function='{function:#x}'{first}/>")
+        });
+        let at = address.slot;
+        format!(
+            "<hostdev mode='subsystem' type='pci' managed='no'>\n      <source>\n        \
+             <address domain='{:#06x}' bus='{:#04x}' slot='{:#04x}' function='{:#x}'/>\n      </source>{place}\n    </hostdev>",
+            at.domain, at.bus, at.device, address.function
+        )
+    };
+    slot.functions.iter().enumerate().map(one).collect()
+}
+
+/// The whole definition of a new VM.
+pub(super) fn new(vm: &LibvirtDomain) -> String {
+    let mut x = String::new();
+    // Writing to a String cannot fail.
+    let _ = definition(vm, &mut x);
+    x
+}
+
+fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
+    let (arch, machine) = match vm.arch {
+        Arch::X86_64 => ("x86_64", "q35"),
+        Arch::Aarch64 => ("aarch64", "virt"),
+    };
+    writeln!(x, "<domain type='{}'>", vm.accel.name())?;
+    writeln!(x, "  <name>{}</name>", e(vm.name.as_str()))?;
+    writeln!(x, "  <metadata>\n    <gpuvm:vm xmlns:gpuvm='{MARK}'/>\n  </metadata>")?;
+    writeln!(x, "  <memory unit='KiB'>{}</memory>", vm.memory.kib())?;
+    if let Some(size) = vm.huge_pages {
+        writeln!(x, "  <memoryBacking>\n    {}\n  </memoryBacking>", huge_pages(size))?;
+    }
+    writeln!(x, "  <vcpu placement='static'>{}</vcpu>", vm.cpus)?;
+    match vm.firmware {
+        Firmware::Uefi => writeln!(x, "  <os firmware='efi'>")?,
+        Firmware::Bios => writeln!(x, "  <os>")?,
+    }
+    writeln!(x, "    <type arch='{arch}' machine='{machine}'>hvm</type>")?;
+    if vm.firmware == Firmware::Uefi {
+        writeln!(x, "    <firmware>")?;
+        for feature in ["enrolled-keys", "secure-boot"] {
+            writeln!(x, "      <feature enabled='no' name='{feature}'/>")?;
+        }
+        writeln!(x, "    </firmware>")?;
+    }
+    if let Some(boot) = &vm.boot {
+        writeln!(x, "    <kernel>{}</kernel>", e(&boot.kernel.to_string_lossy()))?;
+        if let Some(initrd) = &boot.initrd {
+            writeln!(x, "    <initrd>{}</initrd>", e(&initrd.to_string_lossy()))?;
+        }
+        if let Some(cmdline) = &boot.cmdline {
+            writeln!(x, "    <cmdline>{}</cmdline>", e(cmdline))?;
+        }
+    }
+    writeln!(x, "  </os>")?;
+    writeln!(x, "  <features>\n    <acpi/>")?;
+    if vm.arch == Arch::X86_64 {
+        writeln!(x, "    <apic/>")?;
+    }
+    writeln!(x, "  </features>")?;
+    writeln!(x, "  <cpu mode='{}'/>", cpu_mode(vm.accel))?;
+    writeln!(x, "  <clock offset='utc'/>")?;
+    for (event, what) in [("poweroff", "destroy"), ("reboot", "restart"), ("crash", "destroy")] {
+        writeln!(x, "  <on_{event}>{what}</on_{event}>")?;
+    }
+    writeln!(x, "  <devices>")?;
+    if !vm.slots.is_empty() {
+        writeln!(x, "    <controller type='pci' index='0' model='pcie-root'/>")?;
+    }
+    for bus in (1u32..).take(vm.slots.len()) {
+        writeln!(x, "    {}", root_port(bus))?;
+    }
+    for (n, one) in vm.disks.iter().enumerate() {
+        writeln!(x, "    {}", disk(one, &disk_name(n)))?;
+    }
+    if let Some(nic) = &vm.nic {
+        writeln!(x, "    {}", interface(nic))?;
+    }
+    writeln!(x, "    <serial type='pty'/>\n    <console type='pty'/>")?;
+    writeln!(
+        x,
+        "    <channel type='unix'>\n      <target type='virtio' name='org.qemu.guest_agent.0'/>\n    </channel>"
+    )?;
+    for (bus, slot) in (1u32..).zip(&vm.slots) {
+        for hostdev in hostdevs(slot, Some(bus)) {
+            writeln!(x, "    {hostdev}")?;
+        }
+    }
+    writeln!(x, "    <memballoon model='virtio'/>")?;
+    writeln!(x, "    <rng model='virtio'>\n      <backend model='random'>/dev/urandom</backend>\n    </rng>")?;
+    writeln!(x, "  </devices>\n</domain>")
+}
