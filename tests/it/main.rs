@@ -6,3 +6,4 @@ mod layers;
 #[allow(dead_code)]
 mod machine;
 mod manifest;
+mod vms;
