@@ -120,6 +120,27 @@ pub fn with_uuid(xml: &str, uuid: &str) -> String {
     }
 }
 
+/// A definition without what people and other programs wrote into it for themselves: titles, metadata, arguments for
+/// QEMU, what the firmware tells the guest. It may hold passwords, and nothing of it is ever compared.
+pub fn without_private_parts(xml: &str) -> String {
+    const PRIVATE: [&str; 3] = ["title", "description", "sysinfo"];
+    let Ok(doc) = Document::parse(xml) else { return String::new() };
+    let root = doc.root_element();
+    let mut edits = Edits { xml, all: Vec::new() };
+    for node in root.children() {
+        let name = node.tag_name();
+        let private = name.namespace().is_some() || PRIVATE.contains(&name.name());
+        if node.is_comment() || node.is_pi() || (node.is_element() && private) {
+            edits.remove(node);
+        }
+    }
+    let metadata = child(root, "metadata").into_iter().flat_map(|m| m.children());
+    for node in metadata.filter(|n| !n.is_text() && n.tag_name().namespace() != Some(write::MARK)) {
+        edits.remove(node);
+    }
+    edits.done()
+}
+
 /// The definition with every managed field as wanted.
 pub(super) fn splice(
     vm: &LibvirtDomain,

@@ -390,3 +390,14 @@ fn the_uuid_of_the_vm_that_is_there_is_kept() {
     assert!(with.contains("<name>desk</name>\n  <uuid>11111111-2222-3333-4444-555555555555</uuid>\n"), "{with}");
     assert_eq!(with_uuid(&with, "other"), with);
 }
+
+#[test]
+fn a_record_holds_nothing_that_others_wrote_for_themselves() {
+    let xml = TUNED.replace("<uuid>", "<title>canary</title>\n  <sysinfo type='smbios'><x>canary</x></sysinfo>\n  <uuid>");
+    let kept = without_private_parts(&xml);
+    for foreign in ["canary", "fw_cfg", "other:thing", "pinned by hand"] {
+        assert!(!kept.contains(foreign), "{foreign}: {kept}");
+    }
+    assert_eq!(project(&kept), project(TUNED));
+    assert_eq!(without_private_parts("<broken"), "");
+}
