@@ -17,7 +17,7 @@ use virt::sys;
 
 use crate::host::{self, Answer, HostError, Virtualisation};
 use crate::plan::{Step, VolumeStep};
-use crate::resource::libvirt_domain::{disk_files, is_marked, with_uuid};
+use crate::resource::libvirt_domain::{disk_files, is_marked, with_passwords, with_uuid};
 use crate::types::{DomainName, xml_escape};
 
 const SYSTEM: &str = "qemu:///system";
@@ -110,7 +110,7 @@ fn unless_gone<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
 fn collect(connection: &Connect) -> Result<Virtualisation, Error> {
     let mut known = Virtualisation {
         version: u64::from(connection.get_lib_version()?),
-        capabilities: connection.get_capabilities()?,
+        // Its capabilities are not asked for: to tell them, libvirt starts every QEMU that is installed.
         ..Virtualisation::default()
     };
     for one in connection.list_all_domains(0)? {
@@ -318,7 +318,16 @@ fn define(connection: &Connect, name: &DomainName, xml: &str, autostart: bool) -
         None => xml.to_owned(),
         Some(there) => {
             ours(&there, name)?;
-            with_uuid(xml, &there.get_uuid_string().map_err(failed)?)
+            let xml = with_uuid(xml, &there.get_uuid_string().map_err(failed)?);
+            // A plan never holds passwords: what libvirt keeps to itself is put back from what it has.
+            let shown = there.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE).map_err(failed)?;
+            let whole =
+                there.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE).map_err(failed)?;
+            with_passwords(&xml, &shown, &whole).ok_or_else(|| {
+                HostError::Refused(format!(
+                    "VM `{name}` has a password that would be lost; change it by hand: virsh edit {name}"
+                ))
+            })?
         }
     };
     let domain = Domain::define_xml(connection, &xml).map_err(failed)?;
@@ -371,7 +380,8 @@ mod tests {
     use crate::resource::libvirt_domain::project;
     use crate::types::ByteSize;
 
-    /// libvirt's own test driver: a hypervisor in memory. `None` where libvirt is not installed.
+    /// libvirt's own test driver: a hypervisor in memory, the same for all tests of the process. `None` where libvirt is
+    /// not installed.
     fn connection() -> Option<Connect> {
         loaded().then(|| Connect::open(Some("test:///default")).unwrap())
     }
@@ -425,6 +435,20 @@ mod tests {
         let said = step(&connection, Step::UndefineDomain { name: "test".parse().unwrap() }).unwrap_err();
         assert!(said.contains("not made by gpuvm"), "{said}");
         assert_eq!(collect(&connection).unwrap().domain("test").unwrap().inactive_xml, before.inactive_xml);
+        let _ = connection.close();
+    }
+
+    #[test]
+    fn a_password_that_a_person_set_survives_a_change() {
+        let Some(mut connection) = connection() else { return };
+        let graphics = "<devices><graphics type='vnc' port='-1' passwd='canary&amp;'/></devices>\n</domain>";
+        step(&connection, define("shown", &XML.replace("mine", "shown").replace("</domain>", graphics))).unwrap();
+        let shown = collect(&connection).unwrap().domain("shown").unwrap().inactive_xml.clone();
+        assert!(shown.contains("<graphics") && !shown.contains("canary"), "{shown}");
+        step(&connection, define("shown", &shown.replace(">1</vcpu>", ">2</vcpu>"))).unwrap();
+        let there = lookup(&connection, &"shown".parse().unwrap()).unwrap().unwrap();
+        let whole = there.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE).unwrap();
+        assert!(whole.contains("passwd='canary&amp;'") && whole.contains(">2</vcpu>"), "{whole}");
         let _ = connection.close();
     }
 

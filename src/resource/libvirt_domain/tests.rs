@@ -401,3 +401,15 @@ fn a_record_holds_nothing_that_others_wrote_for_themselves() {
     assert_eq!(project(&kept), project(TUNED));
     assert_eq!(without_private_parts("<broken"), "");
 }
+
+#[test]
+fn what_libvirt_hides_is_put_back_or_nothing_is_done() {
+    let xml = |inside: &str| format!("<domain><devices>{inside}</devices></domain>");
+    let shown = xml("<graphics type='vnc' port='1'/><graphics type='spice'/>");
+    let whole = xml("<graphics type='vnc' port='1' passwd='p&lt;' connected='keep'/><graphics type='spice'/>");
+    let after = with_passwords(&shown.replace("port='1'", "port='2'"), &shown, &whole).unwrap();
+    assert_eq!(after, whole.replace("port='1' passwd='p&lt;' connected='keep'", "passwd='p&lt;' connected='keep' port='2'"));
+    assert_eq!(with_passwords(&shown, &shown, &shown), Some(shown.clone()));
+    assert_eq!(with_passwords(&xml(""), &shown, &whole), None, "no place for it");
+    assert_eq!(with_passwords(&shown, &shown, &whole.replace("<domain>", "<domain secret='1'>")), None, "something else");
+}
