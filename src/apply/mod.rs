@@ -169,13 +169,19 @@ impl Apply<'_> {
                 let Some(entry) = plan.entries.get(*index) else { return Ok(()) };
                 let Diff::Change(change) = &entry.diff else { return Ok(()) };
                 (self.tell)(Event::Begins(&entry.key));
-                // Owned and owed before the first write: a kill in the middle must not lose either.
+                // Owned and owed before the first write: a kill in the middle must not lose either. What was ours before
+                // keeps what was applied last until the new is in place: a step that fails must not lose what is to
+                // be taken back.
                 self.state.owe(&change.refreshes)?;
-                if let Some(wanted) = wanted.get(&entry.key) {
+                let wanted = wanted.get(&entry.key);
+                if let Some(wanted) = wanted.filter(|_| !self.state.owns(&entry.key)) {
                     self.state.own(&entry.key, wanted)?;
                 }
                 for step in &change.steps {
                     self.step(host, &entry.key, step)?;
+                }
+                if let Some(wanted) = wanted {
+                    self.state.own(&entry.key, wanted)?;
                 }
                 (self.tell)(Event::Done(&entry.key));
                 if !done.contains(&entry.key.to_string()) {

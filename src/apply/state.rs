@@ -253,6 +253,11 @@ impl StateDir {
         self.dir.join("runs").join(run.to_string())
     }
 
+    /// Whether a thing is ours.
+    pub fn owns(&self, key: &Key) -> bool {
+        self.ledger.owned.iter().any(|(k, _)| k == key)
+    }
+
     /// Remembers a thing as ours.
     pub fn own(&mut self, key: &Key, wanted: &Wanted) -> Result<(), StateError> {
         self.ledger.owned.retain(|(k, _)| k != key);

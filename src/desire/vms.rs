@@ -24,6 +24,15 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     if m.libvirt.is_some() || kept {
         want_package(shared, "libvirt-daemon-system", if kept { "vms" } else { "libvirt" });
     }
+    if m.libvirt.as_ref().is_some_and(|l| l.sockets != manifest::Sockets::Auto) {
+        desired.findings.push(finding(
+            Severity::Error,
+            "not-yet",
+            "libvirt.sockets",
+            "this version uses the daemon whose socket is there, and switches none".to_owned(),
+            "take `sockets` out",
+        ));
+    }
     storage(m, desired);
     let kvm = if kept { readiness(m, facts, desired, shared) } else { false };
     if kept {

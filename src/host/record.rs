@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::fixture::{Record, RecordedLibvirt, RecordedQuery, RecordedStat};
 use super::{Answer, FileKind, HostError, Output, Probe, Program, Stat, Virtualisation};
+use crate::resource::libvirt_domain::{is_marked, without_private_parts};
 use crate::types::sha256_hex;
 
 /// Remembers every answer of the probe below.
@@ -191,10 +192,28 @@ impl Probe for Recorder<'_> {
         self.record.borrow_mut().libvirt = match &answer {
             Answer::Absent => RecordedLibvirt::Absent,
             Answer::Denied => RecordedLibvirt::Denied,
-            Answer::Value(known) => RecordedLibvirt::Known(Virtualisation::clone(known)),
+            Answer::Value(known) => RecordedLibvirt::Known(public(known)),
         };
         Ok(answer)
     }
+}
+
+/// What libvirt knows, as it is written down. The addresses of gpuvm's own VMs stay: they are made up, and compared.
+fn public(known: &Virtualisation) -> Virtualisation {
+    let mut known = known.clone();
+    let definition = |xml: &str| {
+        let xml = without_private_parts(xml);
+        if is_marked(&xml) { xml } else { stand_ins(&xml) }
+    };
+    for domain in &mut known.domains {
+        domain.inactive_xml = definition(&domain.inactive_xml);
+        domain.live_xml = domain.live_xml.as_deref().map(definition);
+    }
+    let others = known.pools.iter_mut().map(|p| &mut p.xml).chain(known.networks.iter_mut().map(|n| &mut n.xml));
+    for xml in others.chain([&mut known.capabilities]) {
+        *xml = stand_ins(xml);
+    }
+    known
 }
 
 /// A file as it is written down.

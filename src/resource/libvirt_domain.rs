@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use read::{Projection, disk_files, is_marked, project};
-pub use splice::with_uuid;
+pub use splice::{with_passwords, with_uuid, without_private_parts};
 pub use write::MARK;
 
 use super::Resource;

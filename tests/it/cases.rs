@@ -42,7 +42,10 @@ fn expect(path: &Path, came: &str, wrong: &mut Vec<String>) {
 }
 
 /// The changed files of an apply, as text: new ones whole, others as a difference.
-fn changes(before: &std::collections::BTreeMap<String, String>, after: &std::collections::BTreeMap<String, String>) -> String {
+fn changes(
+    before: &std::collections::BTreeMap<String, String>,
+    after: &std::collections::BTreeMap<String, String>,
+) -> String {
     let mut out = String::new();
     for path in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
         let (old, new) = (before.get(path), after.get(path));

@@ -9,3 +9,4 @@ mod machine;
 mod manifest;
 mod network_guard;
 mod readme;
+mod vms;

@@ -20,7 +20,8 @@ fn the_commands_of_the_readme_do_what_it_says() {
     assert!(!blocks.is_empty(), "the README has commands to run");
     for block in blocks {
         // The one thing that differs here: the program is built already.
-        let script = block.replace("cargo run -q --", env!("CARGO_BIN_EXE_gpuvm")).replace("/tmp/rehearsal", "rehearsal");
+        let script =
+            block.replace("cargo run -q --", env!("CARGO_BIN_EXE_gpuvm")).replace("/tmp/rehearsal", "rehearsal");
         let out = Command::new("bash").args(["-c", &script]).current_dir(work.path()).output().unwrap();
         let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         assert!(matches!(out.status.code(), Some(0 | 2)), "{script}\n{said}");

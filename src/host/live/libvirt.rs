@@ -17,7 +17,7 @@ use virt::sys;
 
 use crate::host::{self, Answer, HostError, Virtualisation};
 use crate::plan::{Step, VolumeStep};
-use crate::resource::libvirt_domain::{disk_files, is_marked, with_uuid};
+use crate::resource::libvirt_domain::{disk_files, is_marked, with_passwords, with_uuid};
 use crate::types::{DomainName, xml_escape};
 
 const SYSTEM: &str = "qemu:///system";
@@ -110,7 +110,7 @@ fn unless_gone<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
 fn collect(connection: &Connect) -> Result<Virtualisation, Error> {
     let mut known = Virtualisation {
         version: u64::from(connection.get_lib_version()?),
-        capabilities: connection.get_capabilities()?,
+        // Its capabilities are not asked for: to tell them, libvirt starts every QEMU that is installed.
         ..Virtualisation::default()
     };
     for one in connection.list_all_domains(0)? {
@@ -318,7 +318,16 @@ fn define(connection: &Connect, name: &DomainName, xml: &str, autostart: bool) -
         None => xml.to_owned(),
         Some(there) => {
             ours(&there, name)?;
-            with_uuid(xml, &there.get_uuid_string().map_err(failed)?)
+            let xml = with_uuid(xml, &there.get_uuid_string().map_err(failed)?);
+            // A plan never holds passwords: what libvirt keeps to itself is put back from what it has.
+            let shown = there.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE).map_err(failed)?;
+            let whole =
+                there.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE).map_err(failed)?;
+            with_passwords(&xml, &shown, &whole).ok_or_else(|| {
+                HostError::Refused(format!(
+                    "VM `{name}` has a password that would be lost; change it by hand: virsh edit {name}"
+                ))
+            })?
         }
     };
     let domain = Domain::define_xml(connection, &xml).map_err(failed)?;
@@ -334,9 +343,12 @@ fn undefine(connection: &Connect, name: &DomainName) -> Result<(), HostError> {
     if domain.is_active().map_err(|e| said(&e))? {
         return Err(HostError::Refused(format!("VM `{name}` runs; shut it down first: virsh shutdown {name}")));
     }
-    let uefi = domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE).map_err(|e| said(&e))?.contains("<nvram");
-    let flags = if uefi { sys::VIR_DOMAIN_UNDEFINE_NVRAM } else { 0 };
-    domain.undefine_flags(flags).map_err(|e| said(&e))
+    // The variables may be there though the definition does not name their file (yet).
+    match domain.undefine_flags(sys::VIR_DOMAIN_UNDEFINE_NVRAM) {
+        // A driver without UEFI does not know the flag.
+        Err(e) if e.code() == ErrorNumber::InvalidArg => domain.undefine().map_err(|e| said(&e)),
+        other => other.map_err(|e| said(&e)),
+    }
 }
 
 /// Asks the guest, and waits. It is never powered off.
@@ -368,7 +380,8 @@ mod tests {
     use crate::resource::libvirt_domain::project;
     use crate::types::ByteSize;
 
-    /// libvirt's own test driver: a hypervisor in memory. `None` where libvirt is not installed.
+    /// libvirt's own test driver: a hypervisor in memory, the same for all tests of the process. `None` where libvirt is
+    /// not installed.
     fn connection() -> Option<Connect> {
         loaded().then(|| Connect::open(Some("test:///default")).unwrap())
     }
@@ -426,6 +439,20 @@ mod tests {
     }
 
     #[test]
+    fn a_password_that_a_person_set_survives_a_change() {
+        let Some(mut connection) = connection() else { return };
+        let graphics = "<devices><graphics type='vnc' port='-1' passwd='canary&amp;'/></devices>\n</domain>";
+        step(&connection, define("shown", &XML.replace("mine", "shown").replace("</domain>", graphics))).unwrap();
+        let shown = collect(&connection).unwrap().domain("shown").unwrap().inactive_xml.clone();
+        assert!(shown.contains("<graphics") && !shown.contains("canary"), "{shown}");
+        step(&connection, define("shown", &shown.replace(">1</vcpu>", ">2</vcpu>"))).unwrap();
+        let there = lookup(&connection, &"shown".parse().unwrap()).unwrap().unwrap();
+        let whole = there.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE).unwrap();
+        assert!(whole.contains("passwd='canary&amp;'") && whole.contains(">2</vcpu>"), "{whole}");
+        let _ = connection.close();
+    }
+
+    #[test]
     fn pools_and_volumes_are_made_once_and_never_shrunk() {
         let Some(mut connection) = connection() else { return };
         let c = &connection;
@@ -462,6 +489,115 @@ mod tests {
         assert!(known.network("default").unwrap().autostart && known.version > 1_000_000);
         let said = step(&connection, Step::Network { name: "none".parse().unwrap() }).unwrap_err();
         assert!(said.starts_with("libvirt: ") && said.contains("none"), "{said}");
+        let _ = connection.close();
+    }
+
+    /// Plans and executes until nothing is left to do; the ways that it took.
+    fn settle<R: crate::resource::Resource<State = Answer<std::sync::Arc<Virtualisation>>>>(
+        wanted: &R,
+        last: Option<&R>,
+        facts: &crate::facts::HostFacts,
+    ) -> Vec<String> {
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            let state = read().unwrap().map(std::sync::Arc::new);
+            match wanted.diff(&state, last, facts) {
+                crate::plan::Diff::Change(change) => {
+                    seen.push(change.what);
+                    change.steps.iter().for_each(|s| execute(s, &mut |_| {}).unwrap());
+                }
+                crate::plan::Diff::InSync { .. } => return seen,
+                crate::plan::Diff::Waits { on, .. } => {
+                    seen.push(format!("waits for {}", on.name()));
+                    return seen;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        panic!("no end: {seen:?}")
+    }
+
+    /// `cargo test -- --ignored real_daemon`, on a machine whose libvirt may be changed: QEMU emulates there.
+    #[test]
+    #[ignore = "makes a VM at the system's libvirt"]
+    fn real_daemon() {
+        use crate::resource::libvirt_domain::{Accel, Arch, Disk, Firmware, Kernel, LibvirtDomain, PassedSlot};
+        use crate::resource::{pool::Pool, volume::Volume};
+
+        let record = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(record.path().join("root")).unwrap();
+        host::fixture::Record::default().save(&record.path().join(host::fixture::Record::NAME)).unwrap();
+        let facts = crate::facts::collect(&host::fixture::Fixture::open(record.path()).unwrap());
+
+        let dir = PathBuf::from("/var/lib/libvirt/gpuvm-test");
+        let pool = Pool { name: "gpuvm-test".parse().unwrap(), path: dir.clone(), existing: false };
+        execute(&Step::Pool { name: pool.name.clone(), path: dir.clone() }, &mut |_| {}).unwrap();
+        let volume = |n: usize, mib| Volume {
+            pool: pool.name.clone(),
+            name: format!("gpuvm-test-{n}.qcow2"),
+            size: ByteSize::from_mib(mib),
+        };
+        assert_eq!(settle(&volume(0, 64), None, &facts).len(), 1);
+        assert_eq!(settle(&volume(1, 64), None, &facts).len(), 1);
+        let disk = |n: usize| Disk {
+            pool: pool.name.clone(),
+            volume: format!("gpuvm-test-{n}.qcow2"),
+            path: dir.join(format!("gpuvm-test-{n}.qcow2")),
+        };
+        let first = LibvirtDomain {
+            name: "gpuvm-test".parse().unwrap(),
+            cpus: 1,
+            memory: ByteSize::from_mib(128),
+            huge_pages: None,
+            disks: vec![disk(0)],
+            nic: None,
+            slots: vec![],
+            firmware: Firmware::Uefi,
+            boot: None,
+            accel: Accel::Tcg,
+            arch: Arch::X86_64,
+            autostart: true,
+            start_when_made: true,
+            running: None,
+            absent: false,
+        };
+        assert_eq!(settle(&first, None, &facts).len(), 1, "in sync once it is made and started");
+        assert_eq!(settle(&first, Some(&first), &facts).len(), 0);
+        assert_eq!(settle(&volume(0, 96), None, &facts).len(), 1, "a running VM's disk grows");
+        let uuid = || {
+            let Answer::Value(known) = read().unwrap() else { panic!("libvirt is there") };
+            known.domain("gpuvm-test").unwrap().uuid.clone()
+        };
+        let before = uuid();
+
+        let mut second = first.clone();
+        (second.cpus, second.memory, second.autostart) = (2, ByteSize::from_mib(192), false);
+        second.disks.push(disk(1));
+        second.boot =
+            Some(Kernel { kernel: "/boot/vmlinuz".into(), initrd: None, cmdline: Some("a='b' \"c\" <&>".into()) });
+        let slot: crate::types::PciSlot = "0000:7f:00".parse().unwrap();
+        second.slots = vec![PassedSlot { slot, functions: vec![slot.function(0), slot.function(1)] }];
+        let seen = settle(&second, Some(&first), &facts);
+        assert_eq!(seen[1..], ["waits for guest restart"], "{seen:?}");
+        assert_eq!(settle(&second, Some(&second), &facts), ["waits for guest restart"]);
+        assert_eq!(uuid(), before, "it is the same VM");
+        let back = settle(&first, Some(&second), &facts);
+        assert_eq!(back.len(), 1, "what runs is what was stored first: {back:?}");
+
+        // The guest has no system and does not listen; what ends it here is the test, never gpuvm.
+        let mut connection = Connect::open(Some(SYSTEM)).unwrap();
+        lookup(&connection, &first.name).unwrap().unwrap().destroy().unwrap();
+        let absent = LibvirtDomain { absent: true, ..first.clone() };
+        assert_eq!(settle(&absent, Some(&first), &facts).len(), 1);
+        for n in [0, 1] {
+            assert!(disk(n).path.exists(), "disks stay");
+        }
+        let made = StoragePool::lookup_by_name(&connection, "gpuvm-test").unwrap();
+        for one in made.list_all_volumes(0).unwrap() {
+            one.delete(0).unwrap();
+        }
+        made.destroy().unwrap();
+        made.undefine().unwrap();
         let _ = connection.close();
     }
 

@@ -120,6 +120,54 @@ pub fn with_uuid(xml: &str, uuid: &str) -> String {
     }
 }
 
+/// A definition with the passwords of the VM that it replaces, which libvirt shows only where they are asked for:
+/// `shown` is that VM's definition without them, `whole` with them. `None` where one of them has no place in `xml`.
+pub fn with_passwords(xml: &str, shown: &str, whole: &str) -> Option<String> {
+    // virDomainGraphicsAuthDefFormatAttr in libvirt's domain_conf.c
+    const SECRET: [&str; 3] = ["passwd", "passwdValidTo", "connected"];
+    if shown == whole {
+        return Some(xml.to_owned());
+    }
+    let (doc, secret) = (Document::parse(xml).ok()?, Document::parse(whole).ok()?);
+    let (ours, theirs) = (devices(&doc, "graphics"), devices(&secret, "graphics"));
+    let mut stripped = Edits { xml: whole, all: Vec::new() };
+    let mut edits = Edits { xml, all: Vec::new() };
+    for (n, graphics) in theirs.iter().enumerate() {
+        for attribute in graphics.attributes().filter(|a| SECRET.contains(&a.name())) {
+            let range = attribute.range();
+            stripped.replace(range.start - 1..range.end, "");
+            let place = ours.get(n).filter(|g| g.attribute("type") == graphics.attribute("type"))?;
+            if place.attribute(attribute.name()).is_none() {
+                let at = place.attribute_node("type")?.range().end;
+                edits.replace(at..at, format!(" {}='{}'", attribute.name(), e(attribute.value())));
+            }
+        }
+    }
+    // Anything else that libvirt hides would be lost.
+    (stripped.done() == shown).then(|| edits.done())
+}
+
+/// A definition without what people and other programs wrote into it for themselves: titles, metadata, arguments for
+/// QEMU, what the firmware tells the guest. It may hold passwords, and nothing of it is ever compared.
+pub fn without_private_parts(xml: &str) -> String {
+    const PRIVATE: [&str; 3] = ["title", "description", "sysinfo"];
+    let Ok(doc) = Document::parse(xml) else { return String::new() };
+    let root = doc.root_element();
+    let mut edits = Edits { xml, all: Vec::new() };
+    for node in root.children() {
+        let name = node.tag_name();
+        let private = name.namespace().is_some() || PRIVATE.contains(&name.name());
+        if node.is_comment() || node.is_pi() || (node.is_element() && private) {
+            edits.remove(node);
+        }
+    }
+    let metadata = child(root, "metadata").into_iter().flat_map(|m| m.children());
+    for node in metadata.filter(|n| !n.is_text() && n.tag_name().namespace() != Some(write::MARK)) {
+        edits.remove(node);
+    }
+    edits.done()
+}
+
 /// The definition with every managed field as wanted.
 pub(super) fn splice(
     vm: &LibvirtDomain,

@@ -390,3 +390,26 @@ fn the_uuid_of_the_vm_that_is_there_is_kept() {
     assert!(with.contains("<name>desk</name>\n  <uuid>11111111-2222-3333-4444-555555555555</uuid>\n"), "{with}");
     assert_eq!(with_uuid(&with, "other"), with);
 }
+
+#[test]
+fn a_record_holds_nothing_that_others_wrote_for_themselves() {
+    let xml = TUNED.replace("<uuid>", "<title>canary</title>\n  <sysinfo type='smbios'><x>canary</x></sysinfo>\n  <uuid>");
+    let kept = without_private_parts(&xml);
+    for foreign in ["canary", "fw_cfg", "other:thing", "pinned by hand"] {
+        assert!(!kept.contains(foreign), "{foreign}: {kept}");
+    }
+    assert_eq!(project(&kept), project(TUNED));
+    assert_eq!(without_private_parts("<broken"), "");
+}
+
+#[test]
+fn what_libvirt_hides_is_put_back_or_nothing_is_done() {
+    let xml = |inside: &str| format!("<domain><devices>{inside}</devices></domain>");
+    let shown = xml("<graphics type='vnc' port='1'/><graphics type='spice'/>");
+    let whole = xml("<graphics type='vnc' port='1' passwd='p&lt;' connected='keep'/><graphics type='spice'/>");
+    let after = with_passwords(&shown.replace("port='1'", "port='2'"), &shown, &whole).unwrap();
+    assert_eq!(after, whole.replace("port='1' passwd='p&lt;' connected='keep'", "passwd='p&lt;' connected='keep' port='2'"));
+    assert_eq!(with_passwords(&shown, &shown, &shown), Some(shown.clone()));
+    assert_eq!(with_passwords(&xml(""), &shown, &whole), None, "no place for it");
+    assert_eq!(with_passwords(&shown, &shown, &whole.replace("<domain>", "<domain secret='1'>")), None, "something else");
+}
