@@ -8,7 +8,7 @@ use miette::miette;
 use crate::desire::{self, Desired};
 use crate::facts;
 use crate::host::fixture::Fixture;
-use crate::host::live::{Live, read_libvirt};
+use crate::host::live::Live;
 use crate::host::{Probe, Snapshot};
 use crate::manifest::{self, Loaded};
 use crate::plan::{self, Key, Past, Plan, SavedManifest, Selection};
@@ -19,7 +19,7 @@ pub const STATE: &str = "var/lib/gpuvm";
 
 /// This machine, to look at.
 pub fn live() -> Live {
-    Live::new(read_libvirt)
+    Live::for_a_plan()
 }
 
 /// A recorded host.

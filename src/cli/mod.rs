@@ -70,8 +70,8 @@ pub enum Command {
     Status(status::StatusArgs),
     /// Check a manifest without looking at any host.
     Validate(validate::ValidateArgs),
-    /// Print the JSON Schema of the manifest, for editors.
-    Schema,
+    /// Print the JSON Schema of the manifest, for editors, or of a plan's JSON, for programs.
+    Schema(schema::SchemaArgs),
     /// Show what gpuvm sees of a host, or record it to a folder.
     Facts(facts::FactsArgs),
     /// Carry out an approved run; started by `apply` and after a reboot.
@@ -125,7 +125,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Plan(args) => plan::run(&args, cli.verbose > 0),
         Command::Apply(args) => apply::run(&args, cli.quiet),
         Command::Validate(args) => validate::run(&args),
-        Command::Schema => schema::run(),
+        Command::Schema(args) => schema::run(&args),
         Command::Facts(args) => facts::run(&args),
         Command::Status(args) => status::run(&args, cli.quiet),
         Command::Run(args) => run::run(&args),

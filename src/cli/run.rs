@@ -45,7 +45,7 @@ pub(super) fn run(args: &RunArgs) -> miette::Result<u8> {
         write(told);
     };
     let order = state.order(number).into_diagnostic()?;
-    let ending = carry_out(&mut state, number, &order, &mut host::live(), &mut tell);
+    let ending = carry_out(&mut state, number, &order, &mut live::Live::for_a_run(), &mut tell);
     state.finish(number, &ending).into_diagnostic()?;
     tell(&Told::Ended(ending.clone()));
     Ok(ending.code)

@@ -1,8 +1,30 @@
-//! `gpuvm schema`: the JSON Schema of the manifest.
+//! `gpuvm schema`: the JSON Schema of the manifest, or of a plan's JSON.
+
+use clap::{Args, ValueEnum};
 
 use super::{code, print};
 
-pub(super) fn run() -> miette::Result<u8> {
-    print(&format!("{:#}\n", crate::manifest::schema()))?;
+/// Arguments of `gpuvm schema`.
+#[derive(Debug, Args)]
+pub struct SchemaArgs {
+    /// Of what.
+    #[arg(value_enum, default_value = "manifest")]
+    of: Of,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Of {
+    /// host.yaml
+    Manifest,
+    /// What `gpuvm plan --output json` writes.
+    Plan,
+}
+
+pub(super) fn run(args: &SchemaArgs) -> miette::Result<u8> {
+    let schema = match args.of {
+        Of::Manifest => crate::manifest::schema(),
+        Of::Plan => crate::plan::schema(),
+    };
+    print(&format!("{schema:#}\n"))?;
     Ok(code::OK)
 }

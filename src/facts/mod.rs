@@ -239,6 +239,19 @@ pub enum Carries {
     Unknown(String),
 }
 
+impl std::fmt::Display for Carries {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Carries::Mount(path) => write!(f, "the file system {}", path.display()),
+            Carries::Swap(name) => write!(f, "swap ({name})"),
+            Carries::Array(name) => write!(f, "the array {name}"),
+            Carries::Uplink(link) => write!(f, "the uplink {link}"),
+            Carries::Bmc => f.write_str("the management controller"),
+            Carries::Unknown(why) => write!(f, "what is not known ({why})"),
+        }
+    }
+}
+
 /// One PCI function, from /sys/bus/pci/devices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]

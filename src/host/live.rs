@@ -19,7 +19,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use libvirt::read as read_libvirt;
 pub use pci::write_attribute;
 pub use runner::{RESUME_UNIT, keep_program, launch, stay, waits_for_boot};
 
@@ -40,19 +39,21 @@ const SERVICE_LIMIT: Duration = Duration::from_secs(240);
 /// An initramfs for every kernel on a slow disk.
 const BOOT_LIMIT: Duration = Duration::from_secs(1800);
 
-/// Reads what libvirt knows.
-pub type ReadLibvirt = fn() -> Result<Answer<Virtualisation>, HostError>;
-
 /// This machine.
 #[derive(Debug)]
 pub struct Live {
-    libvirt: ReadLibvirt,
+    libvirt_limit: Duration,
 }
 
 impl Live {
-    /// The machine, with the way to ask its libvirt.
-    pub fn new(libvirt: ReadLibvirt) -> Self {
-        Self { libvirt }
+    /// The machine for someone who waits for a plan: what does not answer soon is unknown.
+    pub fn for_a_plan() -> Self {
+        Self { libvirt_limit: Duration::from_secs(8) }
+    }
+
+    /// The machine for a run: a daemon that was installed a moment ago, or that a boot just starts, is waited for.
+    pub fn for_a_run() -> Self {
+        Self { libvirt_limit: Duration::from_secs(120) }
     }
 }
 
@@ -109,7 +110,7 @@ impl Probe for Live {
         }
     }
     fn virtualisation(&self) -> Result<Answer<Arc<Virtualisation>>, HostError> {
-        Ok((self.libvirt)()?.map(Arc::new))
+        Ok(libvirt::read(self.libvirt_limit)?.map(Arc::new))
     }
 }
 
@@ -191,7 +192,7 @@ mod tests {
 
     #[test]
     fn absence_is_an_answer() {
-        let live = Live::new(|| Ok(Answer::Absent));
+        let live = Live::for_a_plan();
         assert_eq!(live.read(Path::new("/nonexistent/file")).unwrap(), Answer::Absent);
         assert_eq!(live.link(Path::new("/etc/passwd")).unwrap(), Answer::Absent);
         assert!(live.read(Path::new("/etc")).is_err());

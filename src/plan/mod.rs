@@ -9,6 +9,8 @@ mod step;
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
 use serde::{Deserialize, Serialize};
 
 use crate::types::UnitName;
@@ -22,11 +24,19 @@ pub use step::{
     VolumeStep,
 };
 
+/// The JSON Schema (draft-07) of what `gpuvm plan --output json` writes.
+pub fn schema() -> serde_json::Value {
+    let mut root = SchemaSettings::draft07().into_generator().into_root_schema_for::<Plan>().to_value();
+    root["title"] = serde_json::json!("gpuvm plan");
+    root["properties"]["format"]["const"] = serde_json::json!(PLAN_FORMAT);
+    root
+}
+
 /// The number of the saved plan's format; another one is refused.
 pub const PLAN_FORMAT: u32 = 1;
 
 /// What could go wrong for the host by a change. Ordered, worst last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Risk {
     /// It takes effect at the next boot only.
@@ -61,7 +71,7 @@ impl Risk {
 }
 
 /// What is done once after all changes that name it. In the order in which they run when several are due.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Refresh {
     /// `systemctl daemon-reload`
@@ -90,7 +100,7 @@ impl Refresh {
 }
 
 /// What a change does to the thing that it names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
     /// It is not there yet.
@@ -113,7 +123,7 @@ impl Action {
 }
 
 /// One difference of one field; for the reader only, decides nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FieldDiff {
     /// The field, or a path of the host.
@@ -145,7 +155,7 @@ impl FieldDiff {
 }
 
 /// What would bring one thing from how it is to how it is wanted. `steps` and `refreshes` are all that apply reads.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Change {
     /// What happens to the thing.
@@ -189,7 +199,7 @@ impl Change {
 }
 
 /// What a thing waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum WaitFor {
     /// The package lists have to be fetched before versions are known.
@@ -215,7 +225,7 @@ impl WaitFor {
 }
 
 /// How one thing compares with what is wanted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", tag = "state")]
 pub enum Diff {
     /// As wanted, configured and running.
@@ -250,7 +260,7 @@ pub enum Diff {
 }
 
 /// A thing under management: `kind[name]`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct Key {
     /// The kind, as in plans: `vfio-binding`.
     pub kind: String,
@@ -272,7 +282,7 @@ impl std::fmt::Display for Key {
 }
 
 /// One resource in a plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry {
     /// Which thing.
@@ -287,7 +297,7 @@ pub struct Entry {
 }
 
 /// How bad a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
     /// Worth knowing.
@@ -299,7 +309,7 @@ pub enum Severity {
 }
 
 /// Something about manifest and host together that a person should know before anything is changed.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
     /// How bad it is.
@@ -315,7 +325,7 @@ pub struct Finding {
 }
 
 /// What stands in a plan's order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", tag = "do")]
 pub enum Item {
     /// The change or promise of an entry, by its place in `entries`.
@@ -338,7 +348,7 @@ pub enum Item {
 }
 
 /// What the plan was made for; a plan refuses to run on another host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HostLine {
     /// Host name.
@@ -358,7 +368,7 @@ pub struct HostLine {
 }
 
 /// What would change, in which order, why and at what risk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
     /// [`PLAN_FORMAT`].

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Refresh;
@@ -13,7 +14,7 @@ use crate::types::{
 };
 
 /// What is written to a file.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Content {
     /// The text itself.
@@ -32,7 +33,7 @@ impl std::fmt::Debug for Content {
 }
 
 /// A whole file as it will be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FileWrite {
     /// Where.
@@ -61,7 +62,7 @@ impl FileWrite {
 }
 
 /// One package of a transaction, with the exact version that was planned.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AptPackage {
     /// Its name.
@@ -74,7 +75,7 @@ pub struct AptPackage {
 }
 
 /// What is done with a systemd unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ServiceAction {
     /// Starts it at boot.
@@ -103,7 +104,7 @@ impl ServiceAction {
 }
 
 /// The driver that a function is to have.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum BindTarget {
     /// vfio-pci, by `driver_override`.
@@ -113,7 +114,7 @@ pub enum BindTarget {
 }
 
 /// All functions of a slot, or none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SlotBinding {
     /// Each function with the driver that it had when the plan was made.
@@ -124,7 +125,7 @@ pub struct SlotBinding {
 
 /// Something that answered before a network change and must answer after it. Looked for on [`NetworkSwitch::from`]
 /// before and on [`NetworkSwitch::to`] afterwards.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Proof {
     /// The link is up.
@@ -145,7 +146,7 @@ pub enum Proof {
 }
 
 /// Changes of a file that is there, whose text is not in the plan: it may hold passwords.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FileEdit {
     /// The file. Its mode and owner stay.
@@ -177,7 +178,7 @@ impl FileEdit {
 }
 
 /// A change of the host's network as one guarded whole: new files, removed files, what must answer afterwards.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkSwitch {
     /// The bridge.
@@ -219,7 +220,7 @@ impl NetworkSwitch {
 }
 
 /// A volume to be made or grown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeStep {
     /// The pool that it is in.
@@ -235,7 +236,7 @@ pub struct VolumeStep {
 }
 
 /// One primitive effect. Each is idempotent: run again after a crash, it ends in the same state.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Step {
     /// Writes a whole file: temporary file, fsync, rename, fsync of the folder.

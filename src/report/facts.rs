@@ -42,7 +42,7 @@ fn render(facts: &HostFacts, out: &mut String) -> std::fmt::Result {
         }
     }
     for f in facts.pci.values().filter(|f| !f.carries.is_empty()) {
-        let what = f.carries.iter().map(|c| format!("{c:?}")).collect::<Vec<_>>().join(", ");
+        let what = f.carries.iter().map(|c| c.to_string()).collect::<Vec<_>>().join(", ");
         writeln!(out, "carries   {} {}: {what}", f.address, f.name)?;
     }
     match &facts.network {

@@ -67,7 +67,7 @@ impl VfioBinding {
             return blocked(format!("{} is a bridge ({})", f.address, f.name), "name the slot of the card itself");
         }
         let shown = |f: &PciFunction| {
-            let carries: Vec<String> = f.carries.iter().map(|c| format!("{c:?}")).collect();
+            let carries: Vec<String> = f.carries.iter().map(|c| c.to_string()).collect();
             let carries = if carries.is_empty() { String::new() } else { format!(" carries {}", carries.join(", ")) };
             format!("{} {}{carries}", f.address, f.name)
         };

@@ -1,9 +1,10 @@
 //! Changes of a text at given bytes, so that every byte beside them stays as it is.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Some bytes of a text are replaced. Places are those of the text before any change.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Splice {
     /// Where, in bytes.

@@ -281,13 +281,15 @@ fn bombs_and_depth_are_refused() {
 
 #[test]
 fn the_schema_is_current() {
-    let want = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
-    let file = beside("schema/host.schema.json");
-    if std::env::var_os("UPDATE_SCHEMA").is_some() {
-        std::fs::write(&file, &want).unwrap();
+    for (schema, file) in [(schema(), "host.schema.json"), (gpuvm::plan::schema(), "plan.schema.json")] {
+        let want = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+        let file = beside(&format!("schema/{file}"));
+        if std::env::var_os("UPDATE_SCHEMA").is_some() {
+            std::fs::write(&file, &want).unwrap();
+        }
+        let is = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(is == want, "{} is stale: run UPDATE_SCHEMA=1 cargo test --test it manifest", file.display());
     }
-    let is = std::fs::read_to_string(&file).unwrap_or_default();
-    assert!(is == want, "schema/host.schema.json is stale: run UPDATE_SCHEMA=1 cargo test --test it manifest");
 }
 
 #[test]

@@ -25,8 +25,6 @@ const SYSTEM: &str = "qemu:///system";
 /// The sockets of the one daemon and of the one for QEMU: without either, nothing answers.
 const SOCKETS: [&str; 2] = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"];
 
-/// How long a plan waits for libvirt.
-const READ_LIMIT: Duration = Duration::from_secs(5);
 /// A definition, a pool, a volume.
 const CHANGE_LIMIT: Duration = Duration::from_secs(120);
 /// A VM with a device has all of its memory pinned before it starts.
@@ -68,12 +66,12 @@ fn loaded() -> bool {
     loaded
 }
 
-/// Everything that libvirt knows.
-pub fn read() -> Result<Answer<Virtualisation>, HostError> {
+/// Everything that libvirt knows, unless it takes longer than this to say it.
+pub(super) fn read(limit: Duration) -> Result<Answer<Virtualisation>, HostError> {
     if !SOCKETS.iter().any(|s| Path::new(s).exists()) || !loaded() {
         return Ok(Answer::Absent);
     }
-    in_time("libvirt", READ_LIMIT, || {
+    in_time("libvirt", limit, || {
         // Read-only: the daemon itself refuses a change then, and people who may not change may look.
         match Connect::open_read_only(Some(SYSTEM)) {
             Ok(mut connection) => {
@@ -500,7 +498,7 @@ mod tests {
     ) -> Vec<String> {
         let mut seen = Vec::new();
         for _ in 0..4 {
-            let state = read().unwrap().map(std::sync::Arc::new);
+            let state = read(CHANGE_LIMIT).unwrap().map(std::sync::Arc::new);
             match wanted.diff(&state, last, facts) {
                 crate::plan::Diff::Change(change) => {
                     seen.push(change.what);
@@ -565,7 +563,7 @@ mod tests {
         assert_eq!(settle(&first, Some(&first), &facts).len(), 0);
         assert_eq!(settle(&volume(0, 96), None, &facts).len(), 1, "a running VM's disk grows");
         let uuid = || {
-            let Answer::Value(known) = read().unwrap() else { panic!("libvirt is there") };
+            let Answer::Value(known) = read(CHANGE_LIMIT).unwrap() else { panic!("libvirt is there") };
             known.domain("gpuvm-test").unwrap().uuid.clone()
         };
         let before = uuid();
