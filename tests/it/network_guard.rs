@@ -82,7 +82,7 @@ impl Place {
         guard("absent", &format!("{}\n", t.join("etc/ours").display()));
         guard("links", "br0\n");
         guard("boot", &fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap());
-        guard("unit", &format!("{}\n", t.join("unit").display()));
+        guard("units", &format!("{}\n", t.join("unit").display()));
         fs::write(t.join("unit"), "").unwrap();
         place
     }
