@@ -82,7 +82,7 @@ impl Place {
         guard("absent", &format!("{}\n", t.join("etc/ours").display()));
         guard("links", "br0\n");
         guard("boot", &fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap());
-        guard("unit", &format!("{}\n", t.join("unit").display()));
+        guard("units", &format!("{}\n", t.join("unit").display()));
         fs::write(t.join("unit"), "").unwrap();
         place
     }
@@ -142,7 +142,7 @@ fn a_switch_stays_when_what_answered_answers_again() {
     let place = Place::new(PROOFS);
     let said = place.run(
         "arm; wait_for ready; switch bridge; sleep 2; [ -e $T/guard/verdict ] && echo early\n\
-         netplan apply; : >$T/guard/applied; wait_for verdict; ip -br address show dev br0",
+         netplan apply; : >$T/guard/applied; wait_for verdict; wait $guard; ip -br address show dev br0",
     );
     assert_eq!(place.text("guard/verdict"), "kept\n", "{}", place.text("log"));
     assert_eq!(

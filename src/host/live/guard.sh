@@ -9,6 +9,7 @@
 #   ready     measured, the change may begin                 switched the new files are all there
 #   applied   they are live                                  give-up  why it has to go back at once
 #   undoing   it goes back, and why                          verdict  kept, or reverted: why
+#   units     the files of this unit, which go away at the end
 set -u
 dir=${1:?the folder of the guard}
 cd "$dir" || exit 1
@@ -93,9 +94,11 @@ failing() {
     done <proofs
 }
 
+# The unit goes away only after the verdict is written: without a verdict it has to run again.
 finish() {
-    systemctl disable gpuvm-network-guard.service >/dev/null 2>&1
-    rm -f "$(cat unit)"
+    printf '%s\n' "$units" | while read -r path; do
+        rm -f "$path"
+    done
     exit 0
 }
 
@@ -120,6 +123,7 @@ undo() {
 
 from=$(cat from)
 to=$(cat to)
+units=$(cat units)
 [ -e verdict ] && finish
 [ -e undoing ] && undo "$(cat undoing)"
 

@@ -9,13 +9,15 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::files::{remove, write};
+use super::files::{link, make_dir, remove, write};
 use crate::host::{HostError, Program, Running};
 use crate::plan::{Content, FileWrite, NetworkSwitch, Proof};
 
 /// Where the guard lives, and its unit.
 const GUARD: &str = "/var/lib/gpuvm/guard";
 const UNIT: &str = "/etc/systemd/system/gpuvm-network-guard.service";
+/// What starts it at boot, as `systemctl enable` would make it, without another reload of all units.
+const WANTED: &str = "/etc/systemd/system/multi-user.target.wants/gpuvm-network-guard.service";
 const UNIT_NAME: &str = "gpuvm-network-guard.service";
 const SCRIPT: &str = include_str!("guard.sh");
 const UNIT_TEXT: &str = "# Written by gpuvm, for the time of one change of the network.\n\
@@ -31,7 +33,7 @@ const MEASURE_LIMIT: Duration = Duration::from_secs(90);
 const UNDO_LIMIT: Duration = Duration::from_secs(180);
 /// netplan waits for systemd-networkd and udev.
 const APPLY_LIMIT: Duration = Duration::from_secs(120);
-const SHORT_LIMIT: Duration = Duration::from_secs(30);
+const SHORT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Carries out the change; an error means that everything was put back, or that nothing was begun.
 pub(super) fn switch(step: &NetworkSwitch, running: &mut Running<'_>) -> Result<(), HostError> {
@@ -117,7 +119,7 @@ fn clear(guard: &Path) -> Result<(), HostError> {
     }
     // Without its unit it was never armed, so that nothing was changed.
     if armed {
-        perform(Program::Systemctl, &["disable", UNIT_NAME], SHORT_LIMIT)?;
+        remove(Path::new(WANTED))?;
         remove(Path::new(UNIT))?;
     }
     fs::remove_dir_all(guard).map_err(HostError::file(guard))?;
@@ -126,10 +128,13 @@ fn clear(guard: &Path) -> Result<(), HostError> {
 
 fn arm(guard: &Path) -> Result<(), HostError> {
     write(Path::new(UNIT), UNIT_TEXT.as_bytes(), 0o644, 0, 0)?;
-    let armed = perform(Program::Systemctl, &["daemon-reload"], SHORT_LIMIT)
-        .and_then(|()| perform(Program::Systemctl, &["enable", UNIT_NAME], SHORT_LIMIT))
+    let wanted = Path::new(WANTED);
+    let armed = make_dir(wanted.parent().unwrap_or(Path::new("/")), 0o755, 0, 0)
+        .and_then(|()| link(wanted, Path::new(UNIT)))
+        .and_then(|()| perform(Program::Systemctl, &["daemon-reload"], SHORT_LIMIT))
         .and_then(|()| perform(Program::Systemctl, &["start", "--no-block", UNIT_NAME], SHORT_LIMIT));
     if armed.is_err() {
+        remove(wanted)?;
         remove(Path::new(UNIT))?;
         fs::remove_dir_all(guard).map_err(HostError::file(guard))?;
     }
@@ -216,7 +221,7 @@ fn lay(guard: &Path, step: &NetworkSwitch, peers: &BTreeSet<IpAddr>) -> Result<(
         ("absent", &absent),
         ("links", &links),
         ("boot", boot.trim()),
-        ("unit", UNIT),
+        ("units", &format!("{UNIT}\n{WANTED}\n")),
     ];
     for (name, text) in files {
         let line = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
