@@ -22,6 +22,8 @@ pub mod manifest;
 
 pub mod facts;
 
+pub mod net;
+
 pub mod desire;
 
 pub mod resource;

@@ -242,9 +242,7 @@ fn replaced(step: &Step) -> Vec<&std::path::Path> {
     match step {
         Step::WriteFile(file) => vec![&file.path],
         Step::RemoveFile { path } | Step::Link { path, .. } => vec![path],
-        Step::SwitchNetwork(switch) => {
-            switch.write.iter().map(|f| f.path.as_path()).chain(switch.remove.iter().map(|p| p.as_path())).collect()
-        }
+        Step::SwitchNetwork(switch) => switch.paths().map(|p| p.as_path()).collect(),
         _ => Vec::new(),
     }
 }

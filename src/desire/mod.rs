@@ -1,9 +1,9 @@
 //! What the manifest wants of this host: one section a file, each a pure function from manifest and facts to resources
 //! and the edges between them. What a section implies (packages, modules, groups, a pool) is wanted here, once.
 
+mod bridge;
 mod gpus;
 mod host_basics;
-mod not_yet;
 mod vms;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,8 +71,8 @@ pub fn desire(manifest: &Loaded, facts: &HostFacts) -> Desired {
     let mut desired = Desired::default();
     let mut shared = Shared::default();
     gpus::desire(manifest, facts, &mut desired, &mut shared);
+    bridge::desire(manifest, &mut desired);
     vms::desire(manifest, facts, &mut desired, &mut shared);
-    not_yet::desire(manifest, &mut desired);
     host_basics::desire(manifest, facts, &mut desired, shared);
     desired.findings.sort();
     desired

@@ -4,6 +4,7 @@
 mod boot;
 mod carries;
 mod iommu;
+mod network;
 mod os;
 mod packages;
 mod pci;
@@ -13,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::Serialize;
+
+pub use network::{Address, Lease, Link, LinkKind, Manager, NetplanFile, NetworkFacts, Route};
 
 use crate::host::{Answer, Probe};
 use crate::types::{ByteSize, PciAddress, PciId, PciSlot};
@@ -55,6 +58,8 @@ pub struct HostFacts {
     pub iommu: Iommu,
     /// Every PCI function, by address.
     pub pci: BTreeMap<PciAddress, PciFunction>,
+    /// Links, addresses, routes, and who configures them.
+    pub network: Known<NetworkFacts>,
     /// Installed packages, by name (`name:arch` for foreign architectures).
     pub packages: Known<BTreeMap<String, Package>>,
     /// Local groups with their members.
@@ -88,6 +93,7 @@ pub fn collect(probe: &dyn Probe) -> HostFacts {
         boot: boot::boot(probe, &packages),
         iommu: iommu::iommu(probe, &kernel),
         pci,
+        network: network::network(probe),
         packages,
         groups: users::groups(&os::text(probe, "/etc/group")),
         users: users::users(&os::text(probe, "/etc/passwd")),

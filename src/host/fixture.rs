@@ -3,6 +3,7 @@
 //! Steps really write files in the copy; what programs would do (apt, the boot loader, a reboot) is played from plain
 //! rules below. What cannot be played is refused, never passed over in silence.
 
+mod network;
 mod play;
 mod play_libvirt;
 mod record_file;

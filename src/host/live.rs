@@ -6,6 +6,7 @@
 mod apt;
 mod files;
 mod libvirt;
+mod network;
 mod pci;
 mod program;
 mod runner;
@@ -149,6 +150,7 @@ impl Host for Live {
                 let word = if *present { "-a" } else { "-d" };
                 program::perform(Program::Gpasswd, &[word, user, group], SHORT_LIMIT, progress)
             }
+            Step::SwitchNetwork(switch) => network::switch(switch, running),
             Step::BindSlot(binding) => pci::bind(binding, progress),
             Step::Refresh { refresh } => self.refresh(refresh, progress),
             Step::Reboot => runner::reboot(running.run_dir, progress),
@@ -159,7 +161,6 @@ impl Host for Live {
             | Step::UndefineDomain { .. }
             | Step::StartDomain { .. }
             | Step::StopDomain { .. } => libvirt::execute(step, progress),
-            other => Err(HostError::Refused(format!("this version cannot do {other:?}"))),
         }
     }
 }

@@ -240,6 +240,20 @@ fn redacted(path: &Path, bytes: &[u8]) -> Vec<u8> {
         };
         return text.lines().map(line).collect::<String>().into_bytes();
     }
+    // Passwords of Wi-Fi, tunnels and 802.1X are in netplan's files.
+    if path.parent().is_some_and(|folder| folder.ends_with("netplan")) {
+        return stand_ins(&crate::net::netplan::redacted(&String::from_utf8_lossy(bytes))).into_bytes();
+    }
+    // Of a lease, two fields are read; what follows the association in `CLIENTID` identifies the machine.
+    if path.starts_with("/run/systemd/netif/leases") {
+        let text = String::from_utf8_lossy(bytes);
+        let line = |l: &str| match l.split_once('=')? {
+            ("ADDRESS", _) => Some(format!("{l}\n")),
+            ("CLIENTID", id) => Some(format!("CLIENTID={}\n", id.get(..10)?)),
+            _ => None,
+        };
+        return stand_ins(&text.lines().filter_map(line).collect::<String>()).into_bytes();
+    }
     match std::str::from_utf8(bytes) {
         Ok(text) => stand_ins(text).into_bytes(),
         Err(_) => bytes.to_vec(),
@@ -267,7 +281,6 @@ fn stand_ins(text: &str) -> String {
 }
 
 fn stand_in(word: &str) -> String {
-    let digest = sha256_hex(word.as_bytes());
     if let Some((scheme, after)) = word.split_once("://") {
         let (_, path) = after.split_once('/').map_or((after, String::new()), |(h, p)| (h, format!("/{p}")));
         let host = after.split('/').next().unwrap_or_default();
@@ -277,10 +290,13 @@ fn stand_in(word: &str) -> String {
         && mac.0 != [0; 6]
         && mac.0 != [0xff; 6]
     {
+        let digest = sha256_hex(mac.to_string().as_bytes());
         let d = |i: usize| &digest[i * 2..i * 2 + 2];
         return format!("02:{}:{}:{}:{}:{}", d(0), d(1), d(2), d(3), d(4));
     }
     let (address, prefix) = word.split_once('/').map_or((word, String::new()), |(a, p)| (a, format!("/{p}")));
+    // The same one with a prefix length and without.
+    let digest = sha256_hex(address.as_bytes());
     match address.parse::<std::net::IpAddr>() {
         Ok(std::net::IpAddr::V4(a))
             if !(a.is_private()
@@ -315,6 +331,16 @@ mod tests {
         assert!(out.contains("10.0.0.1") && out.contains("/debian") && out.contains("192.0.2."), "{out}");
         assert_eq!(out, stand_ins(text));
         assert_eq!(stand_ins("ordinary text: 0000:01:00.0\n"), "ordinary text: 0000:01:00.0\n");
+    }
+
+    #[test]
+    fn passwords_of_networks_and_identities_of_leases_are_not_written_down() {
+        let netplan = b"network:\n  wifis:\n    wl0: {access-points: {a: {password: canary}}}\n";
+        let text = String::from_utf8(redacted(Path::new("/etc/netplan/50-wifi.yaml"), netplan)).unwrap();
+        assert!(!text.contains("canary") && text.contains("wl0"), "{text}");
+        let lease = b"ADDRESS=10.0.2.15\nCLIENTID=ff0a1b2c3d0002canary\nHOSTNAME=canary\n";
+        let text = String::from_utf8(redacted(Path::new("/run/systemd/netif/leases/2"), lease)).unwrap();
+        assert_eq!(text, "ADDRESS=10.0.2.15\nCLIENTID=ff0a1b2c3d\n");
     }
 
     #[test]

@@ -18,7 +18,8 @@ pub use order::{OrderError, order};
 pub use saved::{SavedManifest, SavedPlan, SavedPlanError};
 pub use select::{NoSuchKind, Selection, Selector};
 pub use step::{
-    AptPackage, BindTarget, Content, FileWrite, NetworkSwitch, Proof, ServiceAction, SlotBinding, Step, VolumeStep,
+    AptPackage, BindTarget, Content, FileEdit, FileWrite, NetworkSwitch, Proof, ServiceAction, SlotBinding, Step,
+    VolumeStep,
 };
 
 /// The number of the saved plan's format; another one is refused.

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Refresh;
 use crate::types::{
-    ByteSize, DomainName, InterfaceName, MacAddress, Mode, PackageName, PciAddress, ResourceName, UnitName,
+    ByteSize, DomainName, InterfaceName, MacAddress, Mode, PackageName, PciAddress, ResourceName, Splice, SpliceError,
+    UnitName, sha256_hex, splice,
 };
 
 /// What is written to a file.
@@ -121,27 +122,58 @@ pub struct SlotBinding {
     pub target: BindTarget,
 }
 
-/// Something that answered before a network change and must answer after it.
+/// Something that answered before a network change and must answer after it. Looked for on [`NetworkSwitch::from`]
+/// before and on [`NetworkSwitch::to`] afterwards.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Proof {
     /// The link is up.
-    Link(InterfaceName),
-    /// The address (without prefix) is on the link.
-    Address {
-        /// Link.
-        link: InterfaceName,
-        /// Address.
-        address: std::net::IpAddr,
-    },
+    Link,
+    /// The address is on the link.
+    Address(std::net::IpAddr),
     /// A default route goes through the link.
-    DefaultRoute(InterfaceName),
-    /// The gateway answers ARP or neighbour discovery.
+    DefaultRoute {
+        /// Of IPv6.
+        v6: bool,
+    },
+    /// The gateway answers.
     Gateway(std::net::IpAddr),
     /// The name server answers a query.
     NameServer(std::net::IpAddr),
-    /// The peer of the ssh session is reachable.
+    /// The peer of an ssh session answers. Found when the step runs.
     Peer(std::net::IpAddr),
+}
+
+/// Changes of a file that is there, whose text is not in the plan: it may hold passwords.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FileEdit {
+    /// The file. Its mode and owner stay.
+    pub path: PathBuf,
+    /// sha256 in hex of its text before; another text is refused.
+    pub before: String,
+    /// What changes.
+    pub splices: Vec<Splice>,
+    /// sha256 in hex of its text afterwards.
+    pub after: String,
+}
+
+impl FileEdit {
+    /// The edit of a text.
+    pub fn new(path: impl Into<PathBuf>, text: &str, splices: Vec<Splice>) -> Result<Self, SpliceError> {
+        let after = sha256_hex(splice(text, &splices)?.as_bytes());
+        Ok(Self { path: path.into(), before: sha256_hex(text.as_bytes()), splices, after })
+    }
+    /// The text afterwards; `None` where the text is not the one that was planned for. One that is changed already
+    /// stays as it is.
+    pub fn apply(&self, text: &str) -> Option<String> {
+        let digest = sha256_hex(text.as_bytes());
+        if digest == self.after {
+            return Some(text.to_owned());
+        }
+        let changed = (digest == self.before).then(|| splice(text, &self.splices).ok()).flatten()?;
+        (sha256_hex(changed.as_bytes()) == self.after).then_some(changed)
+    }
 }
 
 /// A change of the host's network as one guarded whole: new files, removed files, what must answer afterwards.
@@ -152,18 +184,38 @@ pub struct NetworkSwitch {
     pub bridge: InterfaceName,
     /// Its port.
     pub uplink: InterfaceName,
-    /// The uplink's address, which the bridge keeps.
+    /// The link that has the host's addresses now.
+    pub from: InterfaceName,
+    /// The link that has them afterwards.
+    pub to: InterfaceName,
+    /// The bridge's address, which is the uplink's.
     pub mac: MacAddress,
+    /// Files that change at some places only.
+    #[serde(default)]
+    pub edit: Vec<FileEdit>,
     /// Files as they will be.
+    #[serde(default)]
     pub write: Vec<FileWrite>,
     /// Files that go away.
+    #[serde(default)]
     pub remove: Vec<PathBuf>,
-    /// Links of ours that go away when the change is undone or the bridge is removed.
+    /// Links of ours that go away with the change.
+    #[serde(default)]
     pub delete_links: Vec<InterfaceName>,
+    /// Links that the change makes, and that go away when it is undone.
+    #[serde(default)]
+    pub made_links: Vec<InterfaceName>,
     /// What must answer; anything that did not answer before the change is left out when the step runs.
     pub proofs: BTreeSet<Proof>,
     /// How long the guard waits for the proofs, in seconds.
     pub patience_s: u32,
+}
+
+impl NetworkSwitch {
+    /// The files that it changes in whichever way.
+    pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.edit.iter().map(|e| &e.path).chain(self.write.iter().map(|f| &f.path)).chain(&self.remove)
+    }
 }
 
 /// A volume to be made or grown.
@@ -308,9 +360,7 @@ impl Step {
             Step::RemoveFile { path } | Step::Link { path, .. } | Step::RestoreFile { path } => {
                 vec![path.display().to_string()]
             }
-            Step::SwitchNetwork(switch) => {
-                switch.write.iter().map(|f| &f.path).chain(&switch.remove).map(|p| p.display().to_string()).collect()
-            }
+            Step::SwitchNetwork(switch) => switch.paths().map(|p| p.display().to_string()).collect(),
             Step::DefineDomain { name, .. } | Step::UndefineDomain { name } => vec![format!("domain {name}")],
             Step::Volume(volume) => vec![format!("volume {}/{}", volume.pool, volume.name)],
             Step::BindSlot(binding) => binding.functions.iter().map(|(a, _)| format!("function {a}")).collect(),

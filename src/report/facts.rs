@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::facts::{HostFacts, Iommu, Known};
+use crate::facts::{HostFacts, Iommu, Known, LinkKind, NetworkFacts};
 
 /// The facts that a person asks for first; `--output json` has all.
 pub fn facts_text(facts: &HostFacts) -> String {
@@ -45,6 +45,10 @@ fn render(facts: &HostFacts, out: &mut String) -> std::fmt::Result {
         let what = f.carries.iter().map(|c| format!("{c:?}")).collect::<Vec<_>>().join(", ");
         writeln!(out, "carries   {} {}: {what}", f.address, f.name)?;
     }
+    match &facts.network {
+        Known::Unknown(why) => writeln!(out, "network   not known: {why}")?,
+        Known::Value(net) => network(net, out)?,
+    }
     match &facts.packages {
         Known::Unknown(why) => writeln!(out, "packages  not known: {why}")?,
         Known::Value(all) => writeln!(out, "packages  {} installed", all.values().filter(|p| p.installed).count())?,
@@ -53,4 +57,26 @@ fn render(facts: &HostFacts, out: &mut String) -> std::fmt::Result {
         writeln!(out, "\nnot root: some answers may be missing")?;
     }
     Ok(())
+}
+
+/// One line a link that is more than a tap, and how the host gets out.
+fn network(net: &NetworkFacts, out: &mut String) -> std::fmt::Result {
+    for (name, link) in net.links.iter().filter(|(_, l)| l.kind != LinkKind::Other) {
+        let kind = format!("{:?}", link.kind).to_lowercase();
+        let mac = link.permanent_mac.map_or(String::new(), |m| format!(" {m}"));
+        write!(out, "network   {name} {kind}{mac} {}", link.state.to_lowercase())?;
+        for address in link.addresses.iter().filter(|a| a.scope == "global") {
+            write!(out, ", {}/{}", address.address, address.prefix)?;
+        }
+        if let Some(master) = &link.master {
+            write!(out, ", port of {master}")?;
+        }
+        let managers: Vec<&str> = link.managers.iter().map(|m| m.name()).collect();
+        writeln!(out, ", by {}", if managers.is_empty() { "nobody".to_owned() } else { managers.join(" and ") })?;
+    }
+    let out_by = net.uplink.as_deref().unwrap_or("none");
+    let gateways: Vec<String> =
+        net.routes.iter().filter(|r| r.to == "default").filter_map(|r| r.via).map(|a| a.to_string()).collect();
+    let servers: Vec<String> = net.name_servers.iter().map(ToString::to_string).collect();
+    writeln!(out, "          uplink {out_by}, gateway {}, DNS {}", gateways.join(" "), servers.join(" "))
 }

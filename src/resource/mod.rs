@@ -81,6 +81,7 @@ kinds! {
     service::Service,
     group_member::GroupMember,
     vfio_binding::VfioBinding,
+    bridge::Bridge,
     pool::Pool,
     volume::Volume,
     libvirt_network::LibvirtNetwork,

@@ -2,8 +2,10 @@
 #![allow(clippy::disallowed_methods)] // tests start the program itself
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
+mod bridge;
 mod layers;
 #[allow(dead_code)]
 mod machine;
 mod manifest;
 mod vms;
+mod network_guard;

@@ -1,0 +1,936 @@
+//! The bridge that VMs share the host's network through, over a card, a bond or a VLAN that netplan configures.
+//!
+//! What the uplink had moves to the bridge in one guarded step. What was taken out of which file is remembered beside
+//! gpuvm's ledger, so that it can be put back; secrets in netplan's files never get into a plan.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Resource;
+use crate::facts::{HostFacts, Known, Link, LinkKind, Manager, NetworkFacts};
+use crate::host::{Answer, HostError, Probe};
+use crate::net::netplan::{self, Moved};
+use crate::plan::{Action, Change, Diff, FieldDiff, FileEdit, FileWrite, NetworkSwitch, Proof, Risk, Step};
+use crate::types::{InterfaceName, MacAddress, Mode, inverse, sha256_hex};
+
+/// Which link becomes the bridge's port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum UplinkChoice {
+    /// The link with the default route.
+    Auto,
+    /// By name.
+    Name(InterfaceName),
+    /// By its permanent Ethernet address.
+    Mac(MacAddress),
+}
+
+/// A bridge.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Bridge {
+    /// Its name.
+    pub name: InterfaceName,
+    /// Its port.
+    pub uplink: UplinkChoice,
+    /// It is there already: used, never touched.
+    pub existing: bool,
+}
+
+/// What was done for a bridge, to tell later what differs, and to put it back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Memory {
+    /// [`MEMORY_FORMAT`].
+    format: u32,
+    /// The uplink's name when it was made.
+    uplink: InterfaceName,
+    /// The uplink's permanent address, where it is a card.
+    card: Option<MacAddress>,
+    /// The bridge's address.
+    mac: MacAddress,
+    /// Our netplan file.
+    ours: String,
+    /// What moved, to know an entry that came back.
+    moved: String,
+    /// Fixed addresses with prefix length.
+    addresses: Vec<String>,
+    /// Whether IPv4 comes from DHCP.
+    dhcp4: bool,
+    /// What puts back what was taken out of files.
+    back: Vec<FileEdit>,
+    /// Whether cloud-init's rewriting was turned off.
+    cloud_init: bool,
+    /// The text of networkd's drop-in that keeps the identity for DHCP.
+    drop_in: Option<String>,
+}
+
+/// The number of the format of [`Memory`]; another one is not touched.
+const MEMORY_FORMAT: u32 = 1;
+
+/// How long the guard waits for what answered before: spanning tree, LACP and a slow DHCP server need more than half a
+/// minute each.
+const PATIENCE_S: u32 = 90;
+
+/// What turns cloud-init's network configuration off (cloud-init's documentation, "Network configuration").
+const CLOUD_INIT: &str = "/etc/cloud/cloud.cfg.d/99-gpuvm-network.cfg";
+const CLOUD_INIT_TEXT: &str = "# Written by gpuvm: cloud-init would write the card's addresses into /etc/netplan again.\n\
+network: {config: disabled}\n";
+
+/// What is there.
+#[derive(Debug)]
+pub struct BridgeState {
+    memory: Known<Option<Memory>>,
+    ours: Option<(String, Mode)>,
+    cloud_init_off: Option<String>,
+    drop_in: Option<String>,
+}
+
+/// Why no change can be planned.
+enum Stop {
+    /// It must not be done; with the next step.
+    Blocked { why: String, help: String },
+    /// It could not be told.
+    Unknown(String),
+}
+
+impl From<Stop> for Diff {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Blocked { why, help } => Diff::Blocked { why, help },
+            Stop::Unknown(why) => Diff::Unknown { why },
+        }
+    }
+}
+
+impl From<netplan::Refused> for Stop {
+    fn from(refused: netplan::Refused) -> Self {
+        Stop::Blocked { why: refused.why, help: refused.help }
+    }
+}
+
+/// Blocked, with the next step.
+fn blocked(why: impl Into<String>, help: impl Into<String>) -> Stop {
+    Stop::Blocked { why: why.into(), help: help.into() }
+}
+
+impl Bridge {
+    fn ours(&self) -> PathBuf {
+        format!("/etc/netplan/90-gpuvm-{}.yaml", self.name).into()
+    }
+    fn memory(&self) -> PathBuf {
+        format!("/var/lib/gpuvm/network/{}.json", self.name).into()
+    }
+    /// netplan calls the file of a bridge so, and systemd.network(5) reads drop-ins beside its name.
+    fn drop_in(&self) -> PathBuf {
+        format!("/etc/systemd/network/10-netplan-{}.network.d/90-gpuvm.conf", self.name).into()
+    }
+
+    /// The link that the manifest means, on a host where the bridge is not there yet.
+    fn find_uplink<'a>(&self, net: &'a NetworkFacts) -> Result<(InterfaceName, &'a Link), Stop> {
+        let known = || {
+            let cards = net.links.iter().filter(|(_, l)| l.kind != LinkKind::Other);
+            let shown = |(n, l): (&String, &Link)| format!("{n} {}", l.permanent_mac.map_or(String::new(), |m| m.to_string()));
+            format!("there are: {}", cards.map(shown).collect::<Vec<_>>().join(", "))
+        };
+        let name = match &self.uplink {
+            UplinkChoice::Auto => net.uplink.clone().ok_or_else(|| {
+                blocked("no link has a default route, so that `uplink: auto` means none", format!("name the uplink; {}", known()))
+            })?,
+            UplinkChoice::Name(name) => name.to_string(),
+            UplinkChoice::Mac(mac) => {
+                // A VLAN has the address of its card.
+                let fits = |l: &&Link| l.permanent_mac == Some(*mac) && l.is_card();
+                let all: Vec<&String> = net.links.iter().filter(|(_, l)| fits(l)).map(|(n, _)| n).collect();
+                match all.as_slice() {
+                    [one] => (*one).clone(),
+                    [] => return Err(blocked(format!("no card has the address {mac}"), known())),
+                    several => return Err(blocked(format!("{} cards have the address {mac}", several.len()), "name the uplink")),
+                }
+            }
+        };
+        let link = net.links.get(&name).ok_or_else(|| blocked(format!("there is no link `{name}`"), known()))?;
+        let name = name.parse().map_err(|e| blocked(format!("{e}"), "rename the link"))?;
+        Ok((name, link))
+    }
+
+    /// Everything about a link that keeps it from becoming the bridge's port.
+    fn unfit(&self, name: &InterfaceName, link: &Link, net: &NetworkFacts) -> Option<Stop> {
+        let existing = format!("make the bridge `{}` yourself and write `existing: true`", self.name);
+        match link.kind {
+            LinkKind::Physical | LinkKind::Bond | LinkKind::Vlan => {}
+            LinkKind::Wireless => {
+                return Some(blocked(format!("`{name}` is wireless; a bridge cannot go over it"), "name a wired link as `uplink`"));
+            }
+            LinkKind::Bridge => {
+                return Some(blocked(
+                    format!("`{name}` is a bridge already, and not gpuvm's"),
+                    format!("use it: bridge: {{ name: {name}, existing: true }}"),
+                ));
+            }
+            LinkKind::Other => {
+                return Some(blocked(format!("`{name}` is no card, bond or VLAN"), "name another link as `uplink`"));
+            }
+        }
+        if let Some(master) = &link.master {
+            return Some(blocked(
+                format!("`{name}` is a port of `{master}` already"),
+                "use that one: name it as `uplink` (a bond), or with `existing: true` (a bridge)",
+            ));
+        }
+        let managers: Vec<Manager> = link.managers.iter().copied().collect();
+        match managers.as_slice() {
+            [Manager::Netplan] => {}
+            [Manager::Ifupdown] => {
+                return Some(blocked(
+                    format!("ifupdown configures `{name}` (/etc/network/interfaces), which gpuvm does not write"),
+                    format!("move it to netplan (package netplan.io), or {existing}"),
+                ));
+            }
+            [Manager::NetworkManager] => {
+                return Some(blocked(
+                    format!("NetworkManager configures `{name}`, which gpuvm does not write"),
+                    format!("make the bridge with nmcli and write `existing: true`, or move `{name}` to netplan with `renderer: networkd`"),
+                ));
+            }
+            [Manager::Networkd] => {
+                return Some(blocked(
+                    format!("systemd-networkd configures `{name}` by a file of its own, which gpuvm does not write"),
+                    format!("move it to netplan, or {existing}"),
+                ));
+            }
+            [] => {
+                let why = if net.netplan_installed { "no netplan file names it" } else { "netplan is not installed" };
+                return Some(blocked(format!("nothing that gpuvm knows configures `{name}`: {why}"), format!("write an entry for it in /etc/netplan (package netplan.io), or {existing}")));
+            }
+            several => {
+                let names: Vec<&str> = several.iter().map(|m| m.name()).collect();
+                return Some(blocked(format!("`{name}` is configured by {} at once", names.join(" and ")), "leave one of them, netplan if gpuvm is to make the bridge"));
+            }
+        }
+        (!net.netplan_installed).then(|| blocked("netplan is not installed, although its files are there", "install netplan.io"))
+    }
+
+    fn create(&self, state: &BridgeState, net: &NetworkFacts) -> Result<Diff, Stop> {
+        if let Some(link) = net.links.get(self.name.as_str()) {
+            let what = if link.kind == LinkKind::Bridge { "a bridge" } else { "a link" };
+            return Err(blocked(
+                format!("there is {what} `{}` already, which is not gpuvm's", self.name),
+                "write `existing: true` to use it as it is, or name the bridge otherwise",
+            ));
+        }
+        if state.ours.is_some() {
+            return Err(blocked(
+                format!("{} is there, and what it was made from is not known", self.ours().display()),
+                "take it away, with the network as it was before, and plan again",
+            ));
+        }
+        let files = net.netplan_texts().map_err(Stop::Unknown)?;
+        netplan::Config::read(&files)?;
+        let (uplink, link) = self.find_uplink(net)?;
+        if let Some(unfit) = self.unfit(&uplink, link, net) {
+            return Err(unfit);
+        }
+        let moved = self.moved(&uplink, link, net)?;
+        let mac = link.mac.ok_or_else(|| blocked(format!("`{uplink}` has no Ethernet address"), "name another link as `uplink`"))?;
+        let dhcp4 = says_true(&moved.moved, "dhcp4");
+        let by_mac = moved.moved.lines().any(|l| l.trim() == "dhcp-identifier: mac");
+        let lease = net.leases.iter().find(|lease| link.addresses.iter().any(|a| a.address == lease.address));
+        let drop_in = lease.filter(|_| dhcp4 && !by_mac).map(|lease| drop_in_text(&self.name, &uplink, lease.association));
+        let memory = Memory {
+            format: MEMORY_FORMAT,
+            uplink: uplink.clone(),
+            card: link.permanent_mac.filter(|_| link.is_card()),
+            mac,
+            ours: moved.ours.clone(),
+            moved: moved.moved.clone(),
+            addresses: moved.addresses.clone(),
+            dhcp4,
+            back: back(&moved)?,
+            cloud_init: net.cloud_init && cuts_cloud_init(&moved),
+            drop_in,
+        };
+        let kept = if dhcp4 { "DHCP kept" } else { "addresses kept" };
+        let mut change = Change::new(Action::Create, format!("{uplink} → {}, {kept}, MAC kept", self.name));
+        let switch = self.switch(&uplink, &uplink, &memory, net);
+        self.fill(&mut change, switch, state, &memory, &moved)?;
+        if link.addresses.iter().any(|a| a.address.is_ipv4() && a.prefix == 32 && a.scope == "global")
+            || net.routes.iter().any(|r| r.link == uplink.as_str() && r.to == "default" && r.on_link)
+        {
+            change.notes.push("this looks like a provider's network: many pass frames of the host's own MAC only; there a VM needs a routed or NAT network".to_owned());
+        }
+        Ok(Diff::Change(change))
+    }
+
+    fn moved(&self, uplink: &InterfaceName, link: &Link, net: &NetworkFacts) -> Result<Moved, Stop> {
+        let files = net.netplan_texts().map_err(Stop::Unknown)?;
+        let (Some(id), Some(mac)) = (net.link_id(uplink.as_str()), link.mac) else {
+            return Err(blocked(format!("`{uplink}` has no Ethernet address"), "name another link as `uplink`"));
+        };
+        netplan::to_bridge(&files, &self.ours(), &id, &net.link_ids(), &self.name, mac).map_err(Stop::from)
+    }
+
+    /// The step without files: from the link that has the network now to the bridge.
+    fn switch(&self, from: &InterfaceName, uplink: &InterfaceName, memory: &Memory, net: &NetworkFacts) -> NetworkSwitch {
+        let there = net.links.contains_key(self.name.as_str());
+        NetworkSwitch {
+            bridge: self.name.clone(),
+            uplink: uplink.clone(),
+            from: from.clone(),
+            to: self.name.clone(),
+            mac: memory.mac,
+            edit: Vec::new(),
+            write: Vec::new(),
+            remove: Vec::new(),
+            delete_links: Vec::new(),
+            made_links: if there { Vec::new() } else { vec![self.name.clone()] },
+            proofs: proofs(from, net),
+            patience_s: PATIENCE_S,
+        }
+    }
+
+    /// Fills in the files that differ, with what the reader wants to know.
+    fn fill(
+        &self,
+        change: &mut Change,
+        mut switch: NetworkSwitch,
+        state: &BridgeState,
+        memory: &Memory,
+        moved: &Moved,
+    ) -> Result<(), Stop> {
+        for edit in &moved.edits {
+            let wrong = |e| blocked(format!("`{}`: {e}", edit.path.display()), "write its entries in plain block style");
+            switch.edit.push(FileEdit::new(&edit.path, &edit.before, edit.splices.clone()).map_err(wrong)?);
+            let (before, after) = (netplan::redacted(&edit.before), netplan::redacted(&edit.after));
+            change.fields.push(FieldDiff::text(edit.path.display().to_string(), Some(&before), Some(&after)));
+        }
+        let mut write = |path: PathBuf, before: Option<&str>, text: &str, mode: u32| {
+            if before != Some(text) {
+                change.fields.push(FieldDiff::text(path.display().to_string(), before, Some(text)));
+            }
+            switch.write.push(FileWrite::root(path, text, mode));
+        };
+        let private = Mode::new(0o600);
+        if state.ours.as_ref().is_none_or(|(text, mode)| *text != memory.ours || *mode != private) {
+            write(self.ours(), state.ours.as_ref().map(|(t, _)| t.as_str()), &memory.ours, 0o600);
+        }
+        if memory.cloud_init && state.cloud_init_off.as_deref() != Some(CLOUD_INIT_TEXT) {
+            write(CLOUD_INIT.into(), state.cloud_init_off.as_deref(), CLOUD_INIT_TEXT, 0o644);
+        }
+        if let Some(text) = memory.drop_in.as_ref().filter(|t| state.drop_in.as_ref() != Some(*t)) {
+            write(self.drop_in(), state.drop_in.as_deref(), text, 0o644);
+        }
+        if state.memory.value().and_then(Option::as_ref) != Some(memory) {
+            let text = serde_json::to_string_pretty(memory).map_err(|e| Stop::Unknown(e.to_string()))?;
+            switch.write.push(FileWrite::root(self.memory(), text + "\n", 0o600));
+        }
+        change.notes.push(guarded(&switch));
+        if !moved.edits.is_empty() {
+            change.notes.push("the originals are kept; no other entry of any file changes".to_owned());
+        }
+        change.risks.insert(Risk::NetworkLoss);
+        change.steps.push(Step::SwitchNetwork(switch));
+        Ok(())
+    }
+
+    /// It was made once: what differs now.
+    fn compare(&self, memory: &Memory, state: &BridgeState, net: &NetworkFacts) -> Result<Diff, Stop> {
+        let (uplink, link) = remembered(memory, net)?;
+        let other = match &self.uplink {
+            UplinkChoice::Auto => None,
+            UplinkChoice::Name(name) => (*name != uplink).then(|| name.to_string()),
+            UplinkChoice::Mac(mac) => (memory.card != Some(*mac)).then(|| mac.to_string()),
+        };
+        if let Some(other) = other {
+            return Err(blocked(
+                format!("the bridge is over `{uplink}`, and the manifest says {other}"),
+                "take `bridge` out, apply, and put it in again with the new uplink",
+            ));
+        }
+        // An entry of the uplink that came back, by a hand or by another program.
+        let files = net.netplan_texts().map_err(Stop::Unknown)?;
+        let foreign: Vec<_> = files.iter().filter(|(path, _)| *path != self.ours()).cloned().collect();
+        let config = netplan::Config::read(&foreign).map_err(Stop::from)?;
+        let id = net.link_id(uplink.as_str());
+        let back_again = id.is_some_and(|id| !config.entries_of(&id).is_empty());
+        let mut memory = memory.clone();
+        let moved = if back_again { Some(self.moved(&uplink, link, net)?).filter(|m| !m.edits.is_empty()) } else { None };
+        if let Some(moved) = &moved {
+            if !moved.keys.is_empty() && moved.moved != memory.moved {
+                let paths: Vec<String> = moved.edits.iter().map(|e| e.path.display().to_string()).collect();
+                return Err(blocked(
+                    format!("`{uplink}` has an entry again in {}, which differs from what the bridge has", paths.join(", ")),
+                    format!("take it out there, or take `bridge` out of the manifest and apply, to begin anew; the bridge has: {}", self.ours().display()),
+                ));
+            }
+            for edit in back(moved)? {
+                memory.back.retain(|b| b.path != edit.path);
+                memory.back.push(edit);
+            }
+        }
+        let wrong = not_live(self.name.as_str(), &uplink, link, &memory, net);
+        let nothing = Moved {
+            entry: netplan::EntryName { section: String::new(), id: String::new() },
+            edits: Vec::new(),
+            ours: String::new(),
+            moved: String::new(),
+            addresses: Vec::new(),
+            keys: Vec::new(),
+        };
+        let from = match net.links.get(self.name.as_str()) {
+            Some(_) if net.uplink.as_deref() != Some(uplink.as_str()) => self.name.clone(),
+            _ => uplink.clone(),
+        };
+        let mut change = Change::new(Action::Change, String::new());
+        let switch = self.switch(&from, &uplink, &memory, net);
+        self.fill(&mut change, switch, state, &memory, moved.as_ref().unwrap_or(&nothing))?;
+        let files = change.steps.iter().any(|s| matches!(s, Step::SwitchNetwork(s) if s.paths().next().is_some()));
+        if wrong.is_empty() && !files {
+            let addresses = net.links.get(self.name.as_str()).into_iter().flat_map(|l| &l.addresses);
+            let addresses: Vec<String> = addresses.filter(|a| a.scope == "global").map(|a| format!("{}/{}", a.address, a.prefix)).collect();
+            return Ok(Diff::InSync { evidence: format!("over {uplink}, {}", addresses.join(", ")) });
+        }
+        change.what = match (files, wrong.as_slice()) {
+            (_, [first, ..]) => format!("{first}: made again"),
+            _ => "its files were changed: written again".to_owned(),
+        };
+        for line in wrong {
+            change.notes.push(format!("now: {line}"));
+        }
+        Ok(Diff::Change(change))
+    }
+}
+
+/// The link that a bridge was made over: a card by its address, since its name changes when a card is added.
+fn remembered<'a>(memory: &Memory, net: &'a NetworkFacts) -> Result<(InterfaceName, &'a Link), Stop> {
+    let found = match memory.card {
+        Some(mac) => net.links.iter().find(|(_, l)| l.is_card() && l.permanent_mac == Some(mac)),
+        None => net.links.get_key_value(memory.uplink.as_str()),
+    };
+    let gone = || {
+        let mac = memory.card.map_or(String::new(), |m| format!(" ({m})"));
+        blocked(format!("the bridge's uplink `{}`{mac} is not there", memory.uplink), "put the card back, or take `bridge` out of the manifest")
+    };
+    let (name, link) = found.ok_or_else(gone)?;
+    Ok((name.parse().map_err(|e| blocked(format!("{e}"), "rename the link"))?, link))
+}
+
+/// What of the running bridge is not as its files say.
+fn not_live(name: &str, uplink: &InterfaceName, link: &Link, memory: &Memory, net: &NetworkFacts) -> Vec<String> {
+    let Some(bridge) = net.links.get(name).filter(|l| l.kind == LinkKind::Bridge) else {
+        return vec![format!("`{name}` is not there")];
+    };
+    let mut wrong = Vec::new();
+    if link.master.as_deref() != Some(name) {
+        wrong.push(format!("`{uplink}` is not its port"));
+    }
+    if !bridge.up {
+        wrong.push("it is switched off".to_owned());
+    }
+    if bridge.mac != Some(memory.mac) {
+        wrong.push(format!("its address is {}, not {}", bridge.mac.map_or("none".to_owned(), |m| m.to_string()), memory.mac));
+    }
+    for wanted in &memory.addresses {
+        let address = wanted.split('/').next().unwrap_or_default();
+        if !bridge.addresses.iter().any(|a| a.address.to_string() == address || address.parse() == Ok(a.address)) {
+            wrong.push(format!("it does not have {wanted}"));
+        }
+    }
+    if memory.dhcp4 && !bridge.addresses.iter().any(|a| a.address.is_ipv4() && a.scope == "global") {
+        wrong.push("it has no IPv4 address from DHCP".to_owned());
+    }
+    wrong
+}
+
+/// What answers now on a link, as far as facts tell; the guard asks before the change.
+fn proofs(from: &InterfaceName, net: &NetworkFacts) -> std::collections::BTreeSet<Proof> {
+    let mut all = std::collections::BTreeSet::from([Proof::Link]);
+    if let Some(link) = net.links.get(from.as_str()) {
+        // What a router announced changes with the link, and is not what the host is known by.
+        let lasting = link.addresses.iter().filter(|a| a.scope == "global" && !a.temporary && (a.address.is_ipv4() || !a.dynamic));
+        all.extend(lasting.map(|a| Proof::Address(a.address)));
+    }
+    for route in net.routes.iter().filter(|r| r.to == "default" && r.link == from.as_str()) {
+        all.insert(Proof::DefaultRoute { v6: route.v6 });
+        all.extend(route.via.map(Proof::Gateway));
+    }
+    all.extend(net.name_servers.iter().copied().map(Proof::NameServer));
+    all
+}
+
+/// The sentence about the guard.
+fn guarded(switch: &NetworkSwitch) -> String {
+    let mut words = Vec::new();
+    for proof in &switch.proofs {
+        match proof {
+            Proof::Link => words.push("link".to_owned()),
+            Proof::Address(a) | Proof::Gateway(a) => words.push(a.to_string()),
+            Proof::DefaultRoute { v6: false } => words.push("route".to_owned()),
+            Proof::DefaultRoute { v6: true } => words.push("IPv6 route".to_owned()),
+            Proof::NameServer(a) => words.push(format!("DNS {a}")),
+            Proof::Peer(_) => {}
+        }
+    }
+    format!("guarded: goes back unless what answers now does so again: {}, ssh peer", words.join(", "))
+}
+
+/// What puts the texts back.
+fn back(moved: &Moved) -> Result<Vec<FileEdit>, Stop> {
+    let edit = |e: &netplan::Edit| FileEdit::new(&e.path, &e.after, inverse(&e.before, &e.splices)?);
+    moved.edits.iter().map(|e| edit(e).map_err(|e| Stop::Unknown(e.to_string()))).collect()
+}
+
+fn cuts_cloud_init(moved: &Moved) -> bool {
+    moved.edits.iter().any(|e| e.path.file_name().is_some_and(|n| n == "50-cloud-init.yaml"))
+}
+
+fn says_true(moved: &str, key: &str) -> bool {
+    let value = |l: &str| l.trim().strip_prefix(key)?.strip_prefix(':').map(|v| v.trim().trim_matches('"').to_ascii_lowercase());
+    moved.lines().filter_map(value).any(|v| ["true", "yes", "on", "y"].contains(&v.as_str()))
+}
+
+/// systemd.network(5): networkd names itself to a DHCP server by the machine and by a number made from the link's name,
+/// so that a bridge would be a stranger and get another address.
+fn drop_in_text(bridge: &InterfaceName, uplink: &InterfaceName, iaid: u32) -> String {
+    format!("# Written by gpuvm: {bridge} is the DHCP client that {uplink} was, so that the lease stays.\n[DHCPv4]\nIAID={iaid}\n")
+}
+
+impl Resource for Bridge {
+    const KIND: &'static str = "bridge";
+    type State = BridgeState;
+
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn probe(&self, host: &dyn Probe) -> Result<BridgeState, HostError> {
+        let ours = self.ours();
+        let memory = match host.text(&self.memory())? {
+            Answer::Absent => Known::Value(None),
+            Answer::Denied => Known::Unknown(format!("{} may not be read (not root)", self.memory().display())),
+            Answer::Value(text) => match serde_json::from_str::<Memory>(&text) {
+                Ok(memory) if memory.format == MEMORY_FORMAT => Known::Value(Some(memory)),
+                Ok(memory) => Known::Unknown(format!("{} has the format {}", self.memory().display(), memory.format)),
+                Err(e) => Known::Unknown(format!("{}: {e}", self.memory().display())),
+            },
+        };
+        Ok(BridgeState {
+            memory,
+            ours: match (host.stat(&ours)?, host.text(&ours)?) {
+                (Answer::Value(stat), Answer::Value(text)) => Some((text, stat.mode)),
+                _ => None,
+            },
+            cloud_init_off: host.text(Path::new(CLOUD_INIT))?.value(),
+            drop_in: host.text(&self.drop_in())?.value(),
+        })
+    }
+
+    fn diff(&self, state: &BridgeState, _: Option<&Self>, facts: &HostFacts) -> Diff {
+        let net = match &facts.network {
+            Known::Value(net) => net,
+            Known::Unknown(why) => return Diff::Unknown { why: why.clone() },
+        };
+        if self.existing {
+            return match net.links.get(self.name.as_str()) {
+                Some(link) if link.kind == LinkKind::Bridge => Diff::InSync {
+                    evidence: format!("there, with {} ports; not gpuvm's", net.ports(self.name.as_str()).count()),
+                },
+                Some(_) => blocked(format!("`{}` is there, and is no bridge", self.name), "name a bridge").into(),
+                None => blocked(
+                    format!("`existing: true`, and there is no bridge `{}`", self.name),
+                    "make it first, or take `existing` out so that gpuvm makes it",
+                )
+                .into(),
+            };
+        }
+        let result = match &state.memory {
+            Known::Unknown(why) => Err(Stop::Unknown(why.clone())),
+            Known::Value(None) => self.create(state, net),
+            Known::Value(Some(memory)) => self.compare(memory, state, net),
+        };
+        result.unwrap_or_else(Diff::from)
+    }
+
+    fn remove(&self, state: &BridgeState, facts: &HostFacts) -> Diff {
+        let memory = match &state.memory {
+            _ if self.existing => return Diff::InSync { evidence: "it was never gpuvm's".to_owned() },
+            Known::Value(Some(memory)) => memory,
+            Known::Value(None) if state.ours.is_none() => return Diff::InSync { evidence: "gone".to_owned() },
+            Known::Value(None) => {
+                return blocked(format!("what was moved to {} is not known any more", self.ours().display()), "move it back by hand").into();
+            }
+            Known::Unknown(why) => return Diff::Unknown { why: why.clone() },
+        };
+        let net = match &facts.network {
+            Known::Value(net) => net,
+            Known::Unknown(why) => return Diff::Unknown { why: why.clone() },
+        };
+        self.take_back(memory, state, net).unwrap_or_else(Diff::from)
+    }
+}
+
+impl Bridge {
+    fn take_back(&self, memory: &Memory, state: &BridgeState, net: &NetworkFacts) -> Result<Diff, Stop> {
+        let (uplink, _) = remembered(memory, net)?;
+        let guests: Vec<&str> = net.ports(self.name.as_str()).map(|(n, _)| n.as_str()).filter(|n| *n != uplink.as_str()).collect();
+        if !guests.is_empty() {
+            return Err(blocked(
+                format!("`{}` is in use by {}", self.name, guests.join(", ")),
+                "stop the VMs that are on it, or take those ports off",
+            ));
+        }
+        let mut change = Change::new(Action::Remove, format!("{} → {uplink}: everything goes back", self.name));
+        let from = if net.links.contains_key(self.name.as_str()) { &self.name } else { &uplink };
+        let mut switch = NetworkSwitch {
+            to: uplink.clone(),
+            made_links: Vec::new(),
+            delete_links: vec![self.name.clone()],
+            ..self.switch(from, &uplink, memory, net)
+        };
+        let texts = net.netplan_texts().map_err(Stop::Unknown)?;
+        for edit in &memory.back {
+            let text = texts.iter().find(|(path, _)| *path == edit.path).map_or("", |(_, t)| t.as_str());
+            let Some(after) = edit.apply(text) else {
+                return Err(blocked(
+                    format!("`{}` was changed since the entry of `{uplink}` was taken out, so that it cannot be put back as it was", edit.path.display()),
+                    format!("put it back by hand from {} and take that file away; then run `netplan apply`", self.ours().display()),
+                ));
+            };
+            if sha256_hex(text.as_bytes()) != edit.after {
+                let (before, after) = (netplan::redacted(text), netplan::redacted(&after));
+                change.fields.push(FieldDiff::text(edit.path.display().to_string(), Some(&before), Some(&after)));
+                switch.edit.push(edit.clone());
+            }
+        }
+        let mut gone = |path: PathBuf, text: Option<&str>| {
+            if let Some(text) = text {
+                change.fields.push(FieldDiff::text(path.display().to_string(), Some(text), None));
+                switch.remove.push(path);
+            }
+        };
+        gone(self.ours(), state.ours.as_ref().map(|(t, _)| t.as_str()));
+        gone(CLOUD_INIT.into(), state.cloud_init_off.as_deref().filter(|t| memory.cloud_init && *t == CLOUD_INIT_TEXT));
+        gone(self.drop_in(), state.drop_in.as_deref().filter(|_| memory.drop_in.is_some()));
+        switch.remove.push(self.memory());
+        change.notes.push(guarded(&switch));
+        change.risks.insert(Risk::NetworkLoss);
+        change.steps.push(Step::SwitchNetwork(switch));
+        Ok(Diff::Change(change))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::facts;
+    use crate::host::fixture::{Fixture, Record, RecordedQuery};
+    use crate::host::{Host, Output, Program, Running};
+    use crate::resource::Wanted;
+
+    const FILE: &str = "/etc/netplan/50-cloud-init.yaml";
+    const OURS: &str = "/etc/netplan/90-gpuvm-br0.yaml";
+    const DHCP: &str = "# a comment\nnetwork:\n  version: 2\n  ethernets:\n    enp5s0:\n      dhcp4: true\n    enp6s0:\n      addresses: [10.9.0.2/24]\n";
+
+    /// A small recorded host: two cards, the first with the default route, and a link for each further name.
+    struct Small(tempfile::TempDir);
+
+    impl Small {
+        fn new() -> Self {
+            let small = Self(tempfile::tempdir().unwrap());
+            let address = |local: &str| json!([{"family": "inet", "local": local, "prefixlen": 24, "scope": "global", "dynamic": true}]);
+            let card = |index: u32, name: &str, local: &str| {
+                json!({"ifindex": index, "ifname": name, "flags": ["UP", "LOWER_UP"], "operstate": "UP", "link_type": "ether",
+                    "address": format!("52:54:00:00:00:0{index}"), "addr_info": address(local)})
+            };
+            small.ip(json!([card(2, "enp5s0", "10.0.0.2"), card(3, "enp6s0", "10.9.0.2")]));
+            for name in ["enp5s0", "enp6s0"] {
+                small.sysfs(name, "", true);
+            }
+            small.write("/usr/sbin/netplan", "");
+            small.write("/run/systemd/resolve/resolv.conf", "nameserver 10.0.0.1\n");
+            small.write(FILE, DHCP);
+            small
+        }
+        fn ip(&self, links: serde_json::Value) {
+            let routes = json!([{"dst": "default", "gateway": "10.0.0.1", "dev": "enp5s0", "metric": 100, "flags": []}]);
+            let answers: [(&[&str], String); 3] = [
+                (&["-json", "address"], links.to_string()),
+                (&["-json", "route", "show", "table", "main"], routes.to_string()),
+                (&["-json", "-6", "route"], "[]".to_owned()),
+            ];
+            let queries = answers
+                .map(|(args, stdout)| RecordedQuery {
+                    program: Program::Ip,
+                    args: args.iter().map(|a| (*a).to_owned()).collect(),
+                    output: Some(Output { status: 0, stdout, stderr: String::new() }),
+                })
+                .to_vec();
+            Record { queries, ..Record::default() }.save(&self.0.path().join(Record::NAME)).unwrap();
+        }
+        /// Changes a link as `ip` shows it.
+        fn change_link(&self, name: &str, change: impl Fn(&mut serde_json::Value)) {
+            let record = Record::load(&self.0.path().join(Record::NAME)).unwrap();
+            let mut links: serde_json::Value = serde_json::from_str(&record.queries[0].output.as_ref().unwrap().stdout).unwrap();
+            links.as_array_mut().unwrap().iter_mut().filter(|l| l["ifname"] == name).for_each(change);
+            let mut record = record;
+            record.queries[0].output.as_mut().unwrap().stdout = links.to_string();
+            record.save(&self.0.path().join(Record::NAME)).unwrap();
+        }
+        fn sysfs(&self, name: &str, uevent: &str, device: bool) {
+            self.write(&format!("/sys/class/net/{name}/uevent"), uevent);
+            if device {
+                let link = self.place(&format!("/sys/class/net/{name}/device"));
+                let _ = std::os::unix::fs::symlink("../../../devices/x", link);
+            }
+        }
+        fn place(&self, path: &str) -> PathBuf {
+            self.0.path().join("root").join(path.trim_start_matches('/'))
+        }
+        fn write(&self, path: &str, text: &str) {
+            let place = self.place(path);
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            fs::write(place, text).unwrap();
+        }
+        fn text(&self, path: &str) -> Option<String> {
+            fs::read_to_string(self.place(path)).ok()
+        }
+        fn plan(&self, bridge: &Bridge) -> Diff {
+            let fixture = Fixture::open(self.0.path()).unwrap();
+            let facts = facts::collect(&fixture);
+            Wanted::from(bridge.clone()).compare(None, &fixture, &facts).unwrap()
+        }
+        fn removal(&self, bridge: &Bridge) -> Diff {
+            let fixture = Fixture::open(self.0.path()).unwrap();
+            let facts = facts::collect(&fixture);
+            Wanted::from(bridge.clone()).compare_removal(&fixture, &facts).unwrap()
+        }
+        fn apply(&self, diff: Diff) -> Change {
+            let Diff::Change(change) = diff else { panic!("{diff:#?}") };
+            let mut fixture = Fixture::open(self.0.path()).unwrap();
+            let secrets = BTreeMap::new();
+            for step in &change.steps {
+                let mut running = Running { secrets: &secrets, progress: &mut |_| {}, run_dir: self.0.path() };
+                fixture.execute(step, &mut running).unwrap();
+            }
+            change
+        }
+        fn blocked(&self, bridge: &Bridge) -> String {
+            match self.plan(bridge) {
+                Diff::Blocked { why, help } => format!("{why} | {help}"),
+                other => panic!("{other:#?}"),
+            }
+        }
+    }
+
+    fn br0() -> Bridge {
+        Bridge { name: "br0".parse().unwrap(), uplink: UplinkChoice::Auto, existing: false }
+    }
+
+    fn in_sync(diff: &Diff) -> bool {
+        matches!(diff, Diff::InSync { .. })
+    }
+
+    #[test]
+    fn it_is_made_found_in_sync_and_taken_back_byte_for_byte() {
+        for uplink in [
+            UplinkChoice::Auto,
+            UplinkChoice::Name("enp5s0".parse().unwrap()),
+            UplinkChoice::Mac("52:54:00:00:00:02".parse().unwrap()),
+        ] {
+            let host = Small::new();
+            let bridge = Bridge { uplink, ..br0() };
+            let change = host.apply(host.plan(&bridge));
+            assert_eq!(change.risks, [Risk::NetworkLoss].into());
+            assert_eq!(host.text(FILE).unwrap(), DHCP.replace("    enp5s0:\n      dhcp4: true\n", ""));
+            assert!(host.text(OURS).unwrap().contains("52:54:00:00:00:02"));
+            let Step::SwitchNetwork(switch) = &change.steps[0] else { panic!() };
+            let proofs = [
+                Proof::Link,
+                Proof::Address("10.0.0.2".parse().unwrap()),
+                Proof::DefaultRoute { v6: false },
+                Proof::Gateway("10.0.0.1".parse().unwrap()),
+                Proof::NameServer("10.0.0.1".parse().unwrap()),
+            ];
+            assert_eq!(switch.proofs, proofs.into());
+            let second = host.plan(&bridge);
+            assert!(in_sync(&second), "{second:#?}");
+            host.apply(host.removal(&bridge));
+            assert_eq!(host.text(FILE).unwrap(), DHCP);
+            assert_eq!(host.text(OURS), None);
+            assert!(in_sync(&host.removal(&bridge)));
+        }
+    }
+
+    #[test]
+    fn the_client_identity_moves_with_dhcp() {
+        const DROP_IN: &str = "/etc/systemd/network/10-netplan-br0.network.d/90-gpuvm.conf";
+        let host = Small::new();
+        host.write("/run/systemd/netif/leases/2", "ADDRESS=10.0.0.2\nCLIENTID=ff0000000a0002\n");
+        host.write("/run/systemd/netif/leases/3", "ADDRESS=10.9.0.2\nCLIENTID=ff0000000b0002\n");
+        host.apply(host.plan(&br0()));
+        assert!(host.text(DROP_IN).unwrap().ends_with("[DHCPv4]\nIAID=10\n"));
+        assert!(in_sync(&host.plan(&br0())));
+        let host = Small::new();
+        host.write(FILE, &DHCP.replace("dhcp4: true", "dhcp4: true\n      dhcp-identifier: mac"));
+        host.write("/run/systemd/netif/leases/2", "ADDRESS=10.0.0.2\nCLIENTID=0152540000000002\n");
+        host.apply(host.plan(&br0()));
+        assert_eq!(host.text(DROP_IN), None);
+    }
+
+    #[test]
+    fn cloud_init_is_turned_off_where_its_file_was_cut() {
+        let host = Small::new();
+        host.write("/etc/cloud/cloud.cfg", "");
+        host.apply(host.plan(&br0()));
+        assert_eq!(host.text(CLOUD_INIT).unwrap(), CLOUD_INIT_TEXT);
+        host.apply(host.removal(&br0()));
+        assert_eq!(host.text(CLOUD_INIT), None);
+        let host = Small::new();
+        host.apply(host.plan(&br0()));
+        assert_eq!(host.text(CLOUD_INIT), None, "there is no cloud-init");
+    }
+
+    #[test]
+    fn what_was_changed_by_hand_is_repaired() {
+        let host = Small::new();
+        host.apply(host.plan(&br0()));
+        let ours = host.text(OURS).unwrap();
+        host.write(OURS, &ours.replace("dhcp4: true", "dhcp4: false"));
+        let change = host.apply(host.plan(&br0()));
+        assert!(change.fields.iter().any(|f| f.field == OURS), "{:#?}", change.fields);
+        assert_eq!(host.text(OURS).unwrap(), ours);
+        fs::remove_file(host.place(OURS)).unwrap();
+        host.apply(host.plan(&br0()));
+        assert_eq!(host.text(OURS).unwrap(), ours);
+
+        // cloud-init wrote the same entry again, in another form.
+        let again = "network:\n  version: 2\n  ethernets:\n    enp5s0: {dhcp4: true}\n    enp6s0: {addresses: [10.9.0.2/24]}\n";
+        host.write(FILE, again);
+        host.apply(host.plan(&br0()));
+        assert!(!host.text(FILE).unwrap().contains("enp5s0"));
+        assert!(in_sync(&host.plan(&br0())));
+        host.apply(host.removal(&br0()));
+        assert_eq!(host.text(FILE).unwrap(), again);
+    }
+
+    #[test]
+    fn an_entry_that_came_back_otherwise_is_not_overwritten() {
+        let host = Small::new();
+        host.apply(host.plan(&br0()));
+        host.write(FILE, &DHCP.replace("dhcp4: true", "addresses: [10.0.0.9/24]"));
+        assert!(host.blocked(&br0()).contains("has an entry again"));
+    }
+
+    #[test]
+    fn configured_and_not_live_is_a_difference() {
+        let host = Small::new();
+        host.apply(host.plan(&br0()));
+        host.change_link("enp5s0", |l| l["master"] = serde_json::Value::Null);
+        let Diff::Change(change) = host.plan(&br0()) else { panic!() };
+        assert!(change.what.contains("`enp5s0` is not its port"), "{}", change.what);
+        host.change_link("enp5s0", |l| l["master"] = "br0".into());
+        host.change_link("br0", |l| l["address"] = "52:54:00:00:00:99".into());
+        assert!(matches!(host.plan(&br0()), Diff::Change(_)));
+        host.change_link("br0", |l| l["address"] = "52:54:00:00:00:02".into());
+        host.change_link("br0", |l| l["addr_info"] = json!([]));
+        assert!(matches!(host.plan(&br0()), Diff::Change(_)));
+    }
+
+    #[test]
+    fn a_card_with_another_name_is_still_the_uplink() {
+        let host = Small::new();
+        host.apply(host.plan(&br0()));
+        host.sysfs("enp7s0", "", true);
+        host.change_link("enp5s0", |l| l["ifname"] = "enp7s0".into());
+        assert!(in_sync(&host.plan(&br0())), "{:#?}", host.plan(&br0()));
+    }
+
+    #[test]
+    fn other_managers_are_refused_with_the_next_step() {
+        let host = Small::new();
+        host.write("/usr/sbin/ifup", "");
+        host.write("/etc/network/interfaces", "source /etc/network/interfaces.d/*\nauto lo\niface lo inet loopback\n");
+        host.write("/etc/network/interfaces.d/lan", "allow-hotplug enp5s0\niface enp5s0 inet dhcp\n");
+        assert!(host.blocked(&br0()).contains("netplan and ifupdown at once"));
+        host.write(FILE, "network:\n  version: 2\n");
+        assert!(host.blocked(&br0()).contains("ifupdown configures `enp5s0`"));
+        fs::remove_file(host.place("/usr/sbin/ifup")).unwrap();
+        assert!(host.blocked(&br0()).contains("no netplan file names it"));
+        host.write("/etc/systemd/network/20-lan.network", "[Match]\nName=en*\n[Network]\nDHCP=yes\n");
+        assert!(host.blocked(&br0()).contains("systemd-networkd configures"));
+        fs::remove_file(host.place("/etc/systemd/network/20-lan.network")).unwrap();
+        host.write("/etc/NetworkManager/system-connections/lan.nmconnection", "canary");
+        assert!(host.blocked(&br0()).contains("NetworkManager configures"));
+
+        let host = Small::new();
+        host.write("/etc/netplan/01-network-manager-all.yaml", "network: {version: 2, renderer: NetworkManager}\n");
+        assert!(host.blocked(&br0()).contains("NetworkManager configures"));
+    }
+
+    #[test]
+    fn links_that_cannot_be_a_port_are_refused() {
+        let host = Small::new();
+        let by_name = |n: &str| Bridge { uplink: UplinkChoice::Name(n.parse().unwrap()), ..br0() };
+        assert!(host.blocked(&by_name("enp9s0")).contains("there is no link `enp9s0` | there are: enp5s0 52:54:00:00:00:02"));
+        assert!(host.blocked(&Bridge { uplink: UplinkChoice::Mac("52:54:00:00:00:77".parse().unwrap()), ..br0() }).contains("no card has"));
+        host.sysfs("enp6s0", "DEVTYPE=wlan\n", true);
+        assert!(host.blocked(&by_name("enp6s0")).contains("wireless"));
+        host.sysfs("enp6s0", "DEVTYPE=bridge\n", false);
+        assert!(host.blocked(&by_name("enp6s0")).contains("existing: true"));
+        host.change_link("enp5s0", |l| l["master"] = "bond0".into());
+        assert!(host.blocked(&br0()).contains("a port of `bond0`"));
+    }
+
+    #[test]
+    fn a_foreign_bridge_is_used_or_left_alone() {
+        let host = Small::new();
+        host.change_link("enp6s0", |l| l["ifname"] = "br0".into());
+        host.sysfs("br0", "DEVTYPE=bridge\n", false);
+        assert!(host.blocked(&br0()).contains("not gpuvm's"));
+        let existing = Bridge { existing: true, ..br0() };
+        assert!(in_sync(&host.plan(&existing)));
+        assert!(in_sync(&host.removal(&existing)));
+        let other = Bridge { name: "br9".parse().unwrap(), ..existing };
+        assert!(host.blocked(&other).contains("no bridge `br9`"));
+    }
+
+    #[test]
+    fn a_bridge_in_use_and_a_changed_file_are_not_taken_back() {
+        let host = Small::new();
+        host.apply(host.plan(&br0()));
+        host.change_link("enp6s0", |l| l["master"] = "br0".into());
+        assert!(matches!(host.removal(&br0()), Diff::Blocked { why, .. } if why.contains("in use by enp6s0")));
+        host.change_link("enp6s0", |l| l["master"] = serde_json::Value::Null);
+        host.write(FILE, "network:\n  version: 2\n");
+        assert!(matches!(host.removal(&br0()), Diff::Blocked { why, .. } if why.contains("was changed since")));
+    }
+
+    #[test]
+    fn no_secret_of_a_file_gets_into_a_plan() {
+        let host = Small::new();
+        let wifi = "  wifis:\n    wl0:\n      access-points:\n        home: {password: canary}\n";
+        host.write(FILE, &format!("{DHCP}{wifi}"));
+        let diff = host.plan(&br0());
+        assert!(!serde_json::to_string(&diff).unwrap().contains("canary"), "{diff:#?}");
+        host.apply(diff);
+        assert!(host.text(FILE).unwrap().contains("canary"));
+        assert!(!host.text("/var/lib/gpuvm/network/br0.json").unwrap().contains("canary"));
+        assert!(!serde_json::to_string(&host.removal(&br0())).unwrap().contains("canary"));
+    }
+
+    #[test]
+    fn what_is_not_known_is_unknown() {
+        let host = Small::new();
+        Record { denied: [PathBuf::from("/etc/netplan/50-cloud-init.yaml")].into(), ..Record::load(&host.0.path().join(Record::NAME)).unwrap() }
+            .save(&host.0.path().join(Record::NAME))
+            .unwrap();
+        let diff = host.plan(&br0());
+        assert!(matches!(&diff, Diff::Unknown { why } if why.contains("not root")), "{diff:#?}");
+    }
+}

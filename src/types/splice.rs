@@ -1,0 +1,82 @@
+//! Changes of a text at given bytes, so that every byte beside them stays as it is.
+
+use serde::{Deserialize, Serialize};
+
+/// Some bytes of a text are replaced. Places are those of the text before any change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Splice {
+    /// Where, in bytes.
+    pub at: usize,
+    /// How many bytes go away.
+    pub remove: usize,
+    /// What comes in their place.
+    pub insert: String,
+}
+
+/// Why splices do not fit a text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a change at byte {0} does not fit the text")]
+pub struct SpliceError(pub usize);
+
+/// The text with all splices applied. They are in order and do not overlap.
+pub fn splice(text: &str, splices: &[Splice]) -> Result<String, SpliceError> {
+    let mut out = String::with_capacity(text.len());
+    let mut done = 0;
+    for s in splices {
+        let wrong = || SpliceError(s.at);
+        let end = s.at.checked_add(s.remove).ok_or_else(wrong)?;
+        out += text.get(done..s.at).ok_or_else(wrong)?;
+        out += &s.insert;
+        text.get(s.at..end).ok_or_else(wrong)?;
+        done = end;
+    }
+    out += text.get(done..).ok_or(SpliceError(done))?;
+    Ok(out)
+}
+
+/// The splices that lead back from the changed text to this one.
+pub fn inverse(text: &str, splices: &[Splice]) -> Result<Vec<Splice>, SpliceError> {
+    splice(text, splices)?;
+    let (mut grown, mut shrunk) = (0, 0);
+    Ok(splices
+        .iter()
+        .map(|s| {
+            let back = Splice {
+                at: s.at + grown - shrunk,
+                remove: s.insert.len(),
+                insert: text.get(s.at..s.at + s.remove).unwrap_or_default().to_owned(),
+            };
+            grown += s.insert.len();
+            shrunk += s.remove;
+            back
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(at: usize, remove: usize, insert: &str) -> Splice {
+        Splice { at, remove, insert: insert.to_owned() }
+    }
+
+    #[test]
+    fn back_is_the_text_again() {
+        let text = "eins\nzwei\ndrei\n";
+        let there = [at(0, 5, ""), at(5, 4, "2 und mehr"), at(15, 0, "Ende\n")];
+        let changed = splice(text, &there).unwrap();
+        assert_eq!(changed, "2 und mehr\ndrei\nEnde\n");
+        assert_eq!(splice(&changed, &inverse(text, &there).unwrap()).unwrap(), text);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        for bad in
+            [vec![at(9, 1, "")], vec![at(0, 4, ""), at(2, 1, "")], vec![at(1, 1, "")], vec![at(usize::MAX, 2, "")]]
+        {
+            assert!(splice("ä€", &bad).is_err(), "{bad:?}");
+        }
+    }
+}
