@@ -7,5 +7,5 @@ mod layers;
 #[allow(dead_code)]
 mod machine;
 mod manifest;
-mod vms;
 mod network_guard;
+mod vms;
