@@ -79,8 +79,8 @@ pub enum Event<'a> {
 pub struct Outcome {
     /// The run's number.
     pub run: u64,
-    /// What was changed, in order.
-    pub done: Vec<Key>,
+    /// What was changed, in order, before a reboot in the middle too.
+    pub done: Vec<String>,
     /// The plan after the last round: what still waits.
     pub left: Plan,
 }
@@ -111,7 +111,7 @@ impl Apply<'_> {
         let envelope = Envelope::of(approved);
         let boots_approved = approved.order.iter().filter(|i| matches!(i, Item::Reboot { .. })).count() as u64;
         let begun = self.state.has_begun(self.run);
-        let mut done = Vec::new();
+        let mut done = self.state.done(self.run)?;
         let mut made: BTreeMap<Key, Diff> = BTreeMap::new();
         for round in 0..MOST_ROUNDS {
             let (plan, wanted) = (self.plan)(host, &self.state.past()?);
@@ -155,7 +155,7 @@ impl Apply<'_> {
         plan: &Plan,
         item: &Item,
         wanted: &BTreeMap<Key, Wanted>,
-        done: &mut Vec<Key>,
+        done: &mut Vec<String>,
     ) -> Result<(), ApplyError> {
         match item {
             Item::Refresh { refresh, .. } => {
@@ -184,7 +184,9 @@ impl Apply<'_> {
                     self.state.own(&entry.key, wanted)?;
                 }
                 (self.tell)(Event::Done(&entry.key));
-                done.push(entry.key.clone());
+                if !done.contains(&entry.key.to_string()) {
+                    done.push(entry.key.to_string());
+                }
             }
             Item::Reboot { .. } => {}
         }

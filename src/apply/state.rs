@@ -198,6 +198,28 @@ impl StateDir {
         self.run_dir(run).join("journal.jsonl").exists()
     }
 
+    /// The things of which a run did a step, in order, without refreshes and reboots. A line that a power cut tore is
+    /// not counted.
+    pub fn done(&self, run: u64) -> Result<Vec<String>, StateError> {
+        let path = self.run_dir(run).join("journal.jsonl");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(StateError::File { path, source }),
+        };
+        let mut done: Vec<String> = Vec::new();
+        for line in text.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()) {
+            let key = line.get("key").and_then(serde_json::Value::as_str).unwrap_or_default();
+            let counts = line.get("state").and_then(serde_json::Value::as_str) == Some("done")
+                && !key.starts_with("refresh[")
+                && key != "reboot";
+            if counts && !done.iter().any(|d| d == key) {
+                done.push(key.to_owned());
+            }
+        }
+        Ok(done)
+    }
+
     /// How often the run booted the host.
     pub fn boots(&self, run: u64) -> u64 {
         fs::read_to_string(self.run_dir(run).join("boots")).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0)

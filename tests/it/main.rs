@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
 mod bridge;
+mod cases;
 mod layers;
-#[allow(dead_code)]
 mod machine;
 mod manifest;
 mod network_guard;
+mod readme;
 mod vms;

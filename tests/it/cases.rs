@@ -1,0 +1,127 @@
+//! Data-only cases: a folder of tests/cases is one. It holds a manifest, the recorded host that it is for (`base`, with
+//! files to lay over it in `overlay/`), a manifest that was applied before (`before.yaml`), and what has to come out: the plan, every file that an apply changes, and what
+//! is left. `UPDATE_CASES=1` writes what came out; read it before you keep it.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::machine::{copy_tree, gpuvm, repository, stdout, tree};
+
+fn cases() -> Vec<PathBuf> {
+    let mut all: Vec<_> = fs::read_dir(repository().join("tests/cases"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.join("host.yaml").is_file())
+        .collect();
+    all.sort();
+    all
+}
+
+/// The copy of the host that a case starts from.
+fn host(case: &Path, work: &Path) -> PathBuf {
+    let base = fs::read_to_string(case.join("base")).unwrap();
+    let root = work.join("host");
+    copy_tree(&repository().join("examples/hosts").join(base.trim()), &root);
+    if case.join("overlay").is_dir() {
+        copy_tree(&case.join("overlay"), &root);
+    }
+    root
+}
+
+fn expect(path: &Path, came: &str, wrong: &mut Vec<String>) {
+    if std::env::var_os("UPDATE_CASES").is_some() {
+        fs::write(path, came).unwrap();
+    }
+    let wanted = fs::read_to_string(path).unwrap_or_default();
+    if wanted != came {
+        let diff = similar::TextDiff::from_lines(&wanted, came).unified_diff().header("wanted", "came").to_string();
+        wrong.push(format!("{}:\n{diff}", path.strip_prefix(repository()).unwrap().display()));
+    }
+}
+
+/// The changed files of an apply, as text: new ones whole, others as a difference.
+fn changes(
+    before: &std::collections::BTreeMap<String, String>,
+    after: &std::collections::BTreeMap<String, String>,
+) -> String {
+    let mut out = String::new();
+    for path in before.keys().chain(after.keys()).collect::<BTreeSet<_>>() {
+        let (old, new) = (before.get(path), after.get(path));
+        if old != new {
+            let old = old.map_or("", String::as_str);
+            let gone = if new.is_none() { " (gone)" } else { "" };
+            let diff = similar::TextDiff::from_lines(old, new.map_or("", String::as_str));
+            let _ = writeln!(out, "== {path}{gone}\n{}", diff.unified_diff().context_radius(1));
+        }
+    }
+    out
+}
+
+#[test]
+fn every_case_plans_applies_and_is_in_sync_then() {
+    let mut wrong = Vec::new();
+    for case in cases() {
+        let work = tempfile::tempdir().unwrap();
+        let root = host(&case, work.path());
+        let manifest = case.join("host.yaml").display().to_string();
+        let run = |verb: &str, more: &[&str]| {
+            let root = root.display().to_string();
+            gpuvm(&[&[verb, "-f", &manifest, "--root", &root], more].concat(), work.path())
+        };
+        let earlier = case.join("before.yaml");
+        if earlier.is_file() {
+            let (file, root) = (earlier.display().to_string(), root.display().to_string());
+            let apply = gpuvm(&["apply", "-f", &file, "--root", &root, "--yes", "--reboot"], work.path());
+            if apply.status.code() != Some(0) {
+                wrong.push(format!("{}: {}", earlier.display(), String::from_utf8_lossy(&apply.stderr)));
+            }
+        }
+        let before = tree(&root);
+        let plan = run("plan", &[]);
+        let code = plan.status.code();
+        let mut shown = format!("exit {}\n", code.unwrap());
+        shown.push_str(&stdout(&plan));
+        shown.push_str(&String::from_utf8_lossy(&plan.stderr).replace(&manifest, "host.yaml"));
+        expect(&case.join("plan.txt"), &shown, &mut wrong);
+        if tree(&root) != before {
+            wrong.push(format!("{}: plan changed something", case.display()));
+        }
+        let json = run("plan", &["--output", "json"]);
+        if run("plan", &["--output", "json"]).stdout != json.stdout {
+            wrong.push(format!("{}: the same plan twice is not the same bytes", case.display()));
+        }
+        if code != Some(2) {
+            let apply = run("apply", &["--yes", "--reboot"]);
+            if tree(&root) != before {
+                wrong.push(format!("{}: apply changed something although {:?}", case.display(), apply.status));
+            }
+            continue;
+        }
+        let apply = run("apply", &["--yes", "--reboot"]);
+        if apply.status.code() != Some(0) {
+            let said = String::from_utf8_lossy(&apply.stderr).into_owned();
+            wrong.push(format!("{}: apply ended with {:?}\n{said}", case.display(), apply.status));
+        }
+        let after = tree(&root);
+        expect(&case.join("applied.txt"), &changes(&before, &after), &mut wrong);
+        let second = run("plan", &["-v"]);
+        if second.status.code() != Some(0) {
+            wrong.push(format!("{}: the second plan is not empty:\n{}", case.display(), stdout(&second)));
+        }
+        let third = run("apply", &["--yes", "--reboot"]);
+        if third.status.code() != Some(0) || tree(&root) != after {
+            wrong.push(format!("{}: an apply with nothing to do did something", case.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_kind_is_without_a_case() {
+    let plans: String = cases().iter().map(|c| fs::read_to_string(c.join("plan.txt")).unwrap_or_default()).collect();
+    let missing: Vec<_> =
+        gpuvm::resource::Wanted::KINDS.iter().filter(|kind| !plans.contains(&format!(" {kind}"))).collect();
+    assert!(missing.is_empty(), "no case plans {missing:?}");
+}
