@@ -284,4 +284,47 @@ mod tests {
         assert_ne!(mac("a", "web"), mac("a", "db"));
         assert_ne!(mac("a", "web"), mac("b", "web"));
     }
+
+    fn desired(os: &str, arch: &str, text: &str) -> (Vec<String>, Vec<String>, Desired) {
+        let mut facts = crate::resource::tests::facts();
+        (facts.os.id, facts.os.arch) = (os.to_owned(), arch.to_owned());
+        facts.cpu.virtualisation = Some("vmx".to_owned());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("host.yaml");
+        std::fs::write(&path, text).unwrap();
+        let loaded = manifest::load(&path).unwrap();
+        let (mut desired, mut shared) = (Desired::default(), Shared::default());
+        desire(&loaded, &facts, &mut desired, &mut shared);
+        (shared.packages.into_keys().collect(), shared.modules.into_keys().collect(), desired)
+    }
+    const VM: &str = "version: 1\nvms:\n  a: { cpus: 1, memory: 1GiB, disks: [1GiB] }\n";
+
+    #[test]
+    fn a_vm_implies_what_it_needs_by_the_distributions_names() {
+        let (packages, modules, _) = desired("debian", "amd64", VM);
+        assert_eq!(packages, ["libvirt-daemon-system", "ovmf", "qemu-system-x86", "qemu-utils"]);
+        assert_eq!(modules, ["kvm_intel"]);
+        let (packages, _, _) = desired("ubuntu", "arm64", VM);
+        assert_eq!(packages, ["libvirt-daemon-system", "qemu-efi-aarch64", "qemu-system-arm", "qemu-utils"]);
+        let (_, modules, _) = desired("debian", "amd64", &VM.replace("cpus: 1,", "cpus: 1, accel: tcg,"));
+        assert!(modules.is_empty(), "what is emulated needs no KVM");
+        let (packages, _, desired) = desired("fedora", "amd64", VM);
+        assert_eq!(packages, ["libvirt-daemon-system"]);
+        assert!(desired.findings.iter().any(|f| f.code == "no-hypervisor" && f.severity == Severity::Error));
+    }
+
+    #[test]
+    fn only_what_is_used_is_wanted() {
+        let keys = |text: &str| {
+            let (_, _, desired) = desired("debian", "amd64", text);
+            desired.nodes.keys().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(keys(VM), ["libvirt-domain[a]", "pool[default]", "volume[default/a-0.qcow2]"]);
+        assert_eq!(keys(&VM.replace("disks: [1GiB]", "absent: true")), ["libvirt-domain[a]"]);
+        assert_eq!(keys("version: 1\nnetworks: { n: { libvirt: default } }\n"), [""; 0], "no VM is on it");
+        assert_eq!(
+            keys("version: 1\nlibvirt: { pool: /srv/p }\nstorage: { s: { dir: /srv/s } }\n"),
+            ["pool[default]", "pool[s]"]
+        );
+    }
 }

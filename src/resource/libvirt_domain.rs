@@ -276,7 +276,7 @@ impl LibvirtDomain {
             return Diff::Blocked {
                 why: "a VM of this name was not made by gpuvm; it is left as it is".to_owned(),
                 help: format!(
-                    "name this one differently, or hand that one over: virsh metadata {name} {MARK} '<vm/>' --key gpuvm --config"
+                    "name this one differently, or hand that one over: virsh metadata {name} {MARK} --set '<vm/>' --key gpuvm --config"
                 ),
             };
         }

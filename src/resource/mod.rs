@@ -91,12 +91,12 @@ kinds! {
 mod libvirt;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use crate::facts::{self, HostFacts};
     use crate::host::fixture::{Fixture, Record};
 
     /// The facts of a host of which nothing is known.
-    pub(super) fn facts() -> HostFacts {
+    pub(crate) fn facts() -> HostFacts {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("root")).unwrap();
         Record::default().save(&dir.path().join(Record::NAME)).unwrap();

@@ -27,7 +27,7 @@ pub struct Pool {
 #[derive(Debug, Clone)]
 pub struct State {
     libvirt: Libvirt,
-    directory: Option<FileKind>,
+    directory: Answer<FileKind>,
 }
 
 /// The type and the directory of a pool's definition.
@@ -60,31 +60,34 @@ impl Resource for Pool {
     }
 
     fn probe(&self, host: &dyn Probe) -> Result<State, HostError> {
-        let mut directory = host.stat(&self.path)?.value().map(|s| s.kind);
-        if directory == Some(FileKind::Link) {
+        let directory = match host.stat(&self.path)?.map(|s| s.kind) {
             // What the link leads to is what counts.
-            directory = matches!(host.list(&self.path), Ok(Answer::Value(_))).then_some(FileKind::Directory);
-        }
+            Answer::Value(FileKind::Link) => host.list(&self.path)?.map(|_| FileKind::Directory),
+            other => other,
+        };
         Ok(State { libvirt: ask(host)?, directory })
     }
 
     fn diff(&self, state: &State, _: Option<&Self>, _: &HostFacts) -> Diff {
         let path = self.path.display();
         match state.directory {
-            Some(FileKind::Directory) => {}
-            Some(_) => {
+            Answer::Value(FileKind::Directory) => {}
+            Answer::Value(_) => {
                 return Diff::Blocked {
                     why: format!("`{path}` is no directory"),
                     help: "name a directory in the manifest".to_owned(),
                 };
             }
-            None if self.existing => {
+            Answer::Denied => {
+                return Diff::Unknown { why: format!("this user may not look at `{path}`: run gpuvm as root") };
+            }
+            Answer::Absent if self.existing => {
                 return Diff::Blocked {
                     why: format!("there is no directory `{path}`"),
                     help: "make it, and mount what belongs there, first: storage is used, never made".to_owned(),
                 };
             }
-            None => {}
+            Answer::Absent => {}
         }
         let known = match known(&state.libvirt, || self.change(Action::Create)) {
             Ok(known) => known,
@@ -144,7 +147,7 @@ mod tests {
     fn pool(existing: bool) -> Pool {
         Pool { name: "default".parse().unwrap(), path: "/srv/vms".into(), existing }
     }
-    fn diff(pool: &Pool, libvirt: Libvirt, directory: Option<FileKind>) -> Diff {
+    fn diff(pool: &Pool, libvirt: Libvirt, directory: Answer<FileKind>) -> Diff {
         pool.diff(&State { libvirt, directory }, None, &facts())
     }
     fn with(pools: Vec<crate::host::Pool>) -> Libvirt {
@@ -159,11 +162,11 @@ mod tests {
             volumes: Vec::new(),
         }
     }
-    const DIR: Option<FileKind> = Some(FileKind::Directory);
+    const DIR: Answer<FileKind> = Answer::Value(FileKind::Directory);
 
     #[test]
     fn before_libvirt_is_there_the_whole_change_is_promised() {
-        let Diff::Waits { on: WaitFor::Libvirt, promise, .. } = diff(&pool(false), Answer::Absent, None) else {
+        let Diff::Waits { on: WaitFor::Libvirt, promise, .. } = diff(&pool(false), Answer::Absent, Answer::Absent) else {
             panic!("it waits")
         };
         assert_eq!(promise.steps.len(), 1);
@@ -190,8 +193,9 @@ mod tests {
 
     #[test]
     fn storage_of_a_person_is_never_made() {
-        assert!(matches!(diff(&pool(true), with(vec![]), None), Diff::Blocked { .. }));
-        assert!(matches!(diff(&pool(false), with(vec![]), None), Diff::Change(_)));
-        assert!(matches!(diff(&pool(false), with(vec![]), Some(FileKind::File)), Diff::Blocked { .. }));
+        assert!(matches!(diff(&pool(true), with(vec![]), Answer::Absent), Diff::Blocked { .. }));
+        assert!(matches!(diff(&pool(false), with(vec![]), Answer::Absent), Diff::Change(_)));
+        assert!(matches!(diff(&pool(false), with(vec![]), Answer::Value(FileKind::File)), Diff::Blocked { .. }));
+        assert!(matches!(diff(&pool(true), with(vec![]), Answer::Denied), Diff::Unknown { .. }));
     }
 }

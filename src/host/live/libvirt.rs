@@ -519,8 +519,10 @@ mod tests {
     #[test]
     #[ignore = "makes a VM at the system's libvirt"]
     fn real_daemon() {
-        use crate::resource::libvirt_domain::{Accel, Arch, Disk, Firmware, Kernel, LibvirtDomain, PassedSlot};
-        use crate::resource::{pool::Pool, volume::Volume};
+        use crate::resource::libvirt_domain::{
+            Accel, Arch, Disk, Firmware, Kernel, LibvirtDomain, Nic, NicOn, PassedSlot,
+        };
+        use crate::resource::{libvirt_network::LibvirtNetwork, pool::Pool, volume::Volume};
 
         let record = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(record.path().join("root")).unwrap();
@@ -537,6 +539,7 @@ mod tests {
         };
         assert_eq!(settle(&volume(0, 64), None, &facts).len(), 1);
         assert_eq!(settle(&volume(1, 64), None, &facts).len(), 1);
+        settle(&LibvirtNetwork { name: "default".parse().unwrap() }, None, &facts);
         let disk = |n: usize| Disk {
             pool: pool.name.clone(),
             volume: format!("gpuvm-test-{n}.qcow2"),
@@ -548,7 +551,10 @@ mod tests {
             memory: ByteSize::from_mib(128),
             huge_pages: None,
             disks: vec![disk(0)],
-            nic: None,
+            nic: Some(Nic {
+                on: NicOn::Network("default".parse().unwrap()),
+                mac: crate::types::MacAddress([0x52, 0x54, 0, 1, 2, 3]),
+            }),
             slots: vec![],
             firmware: Firmware::Uefi,
             boot: None,
