@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Builds the lab part by part. A part is built when it is missing or when what it is made from changed: its script, the
+# files that the script names on its `#< ` line, and the parts it needs (`#needs `).
+set -euo pipefail
+# shellcheck source=tests/lab/lib.sh
+. "$(dirname "$0")/lib.sh"
+export DEBIAN_FRONTEND=noninteractive
+
+mkdir -p "$LAB/stamps" "$LAB/hosts"
+exec 9>"$LAB/build.lock"
+flock -n 9 || die "another build is at work in $LAB"
+
+needed=()
+for pair in mmdebstrap:mmdebstrap sfdisk:fdisk mkfs.vfat:dosfstools mcopy:mtools ssh:openssh-client \
+  qemu-img:qemu-utils cpio:cpio; do
+  command -v "${pair%%:*}" >/dev/null || needed+=("${pair#*:}")
+done
+if [ ${#needed[@]} -gt 0 ]; then
+  apt-get update -qq
+  apt-get install -y -qq --no-install-recommends "${needed[@]}" >/dev/null
+fi
+[ -f "$LAB/id" ] || ssh-keygen -q -t ed25519 -N '' -C lab -f "$LAB/id"
+
+# The mirror that this machine uses, for everything that the lab installs.
+MIRROR=${MIRROR:-$(cat /etc/apt/sources.list /etc/apt/sources.list.d/debian.sources 2>/dev/null |
+  awk '/^URIs:/ { print $2; exit } $1 == "deb" { print $2; exit }')}
+export LAB HERE MIRROR
+
+digest() { # part
+  local file=$HERE/parts/$1.sh part input
+  {
+    cat "$file"
+    echo "$MIRROR"
+    sed -n 's/^#needs //p' "$file" | tr ' ' '\n' | while read -r part; do cat "$LAB/stamps/$part"; done
+    sed -n 's/^#< //p' "$file" | while read -r input; do
+      find "$HERE/$input" -type f ! -path '*/target/*' -print0 | sort -z | xargs -0 cat
+    done
+  } | sha256sum | cut -d' ' -f1
+}
+
+for part in qemu fakegpu root driver guest bare baked ifupdown; do
+  now=$(digest "$part")
+  if [ "$(cat "$LAB/stamps/$part" 2>/dev/null)" = "$now" ]; then
+    say "$part: as it is"
+    continue
+  fi
+  rm -f "$LAB/stamps/$part"
+  t0=$SECONDS
+  case $part in
+    qemu | fakegpu | bare | baked | ifupdown)
+      for d in "$LAB"/hosts/*/; do
+        if [ -d "$d" ] && DIR=${d%/} running; then die "$part has to be built anew, but the lab host \`$(basename "$d")\` runs"; fi
+      done ;;
+  esac
+  bash -euo pipefail "$HERE/parts/$part.sh" || die "$part: failed"
+  echo "$now" >"$LAB/stamps/$part"
+  say "$part: built in $((SECONDS - t0)) s"
+done
