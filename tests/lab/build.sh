@@ -12,7 +12,7 @@ flock -n 9 || die "another build is at work in $LAB"
 
 needed=()
 for pair in mmdebstrap:mmdebstrap sfdisk:fdisk mkfs.vfat:dosfstools mcopy:mtools ssh:openssh-client \
-  qemu-img:qemu-utils cpio:cpio; do
+  qemu-img:qemu-utils cpio:cpio jq:jq xz:xz-utils; do
   command -v "${pair%%:*}" >/dev/null || needed+=("${pair#*:}")
 done
 if [ ${#needed[@]} -gt 0 ]; then
