@@ -22,8 +22,9 @@ fi
 [ -f "$LAB/id" ] || ssh-keygen -q -t ed25519 -N '' -C lab -f "$LAB/id"
 
 # The mirror that this machine uses, for everything that the lab installs.
-MIRROR=${MIRROR:-$(cat /etc/apt/sources.list /etc/apt/sources.list.d/debian.sources 2>/dev/null |
-  awk '/^URIs:/ { print $2; exit } $1 == "deb" { print $2; exit }')}
+MIRROR=${MIRROR:-$(sed -nE 's/^URIs: *([^ ]+).*/\1/p; s/^deb (\[[^]]*\] )?([^ ]+).*/\2/p' \
+  /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | sed -n 1p || true)}
+[ -n "$MIRROR" ] || die "no Debian mirror is known: set MIRROR"
 export LAB HERE MIRROR
 
 digest() { # part
@@ -52,7 +53,8 @@ for part in qemu fakegpu root driver guest bare baked ifupdown; do
         if [ -d "$d" ] && DIR=${d%/} running; then die "$part has to be built anew, but the lab host \`$(basename "$d")\` runs"; fi
       done ;;
   esac
-  bash -euo pipefail "$HERE/parts/$part.sh" || die "$part: failed"
+  # In a mount namespace of its own: a build that is cut off leaves nothing mounted below LAB.
+  unshare --mount --propagation private bash -euo pipefail "$HERE/parts/$part.sh" || die "$part: failed"
   echo "$now" >"$LAB/stamps/$part"
   say "$part: built in $((SECONDS - t0)) s"
 done

@@ -40,6 +40,7 @@ wait_back() {
   last=$(cat "$DIR/boot_id" 2>/dev/null || true)
   while :; do
     running || { say "the lab host is off"; return 1; }
+    ! grep -qs "Kernel panic" "$DIR/serial.log" || { say "the lab host's kernel panicked: $DIR/serial.log"; return 1; }
     id=$(boot_id || true)
     [ -z "$id" ] || [ "$id" = "$last" ] || break
     if [ $((SECONDS - t0)) -ge "$limit" ]; then

@@ -3,7 +3,7 @@
 #needs root
 #< hostdriver
 kernel=$(basename "$(find "$LAB/root/lib/modules" -mindepth 1 -maxdepth 1 | sort -V | tail -n 1)")
-if [ ! -d "$LAB/kbuild/usr/src/linux-headers-$kernel" ]; then
+if [ ! -d "$LAB/kbuild/usr/src/linux-headers-$kernel" ] || [ ! -x "$LAB/kbuild/usr/bin/busybox" ]; then
   rm -rf "${LAB:?}/kbuild"
   mmdebstrap --quiet --variant=apt --components=main --include="linux-headers-$kernel,make,busybox-static" \
     trixie "$LAB/kbuild" "$MIRROR"
