@@ -28,13 +28,19 @@ boot() {
 # manifest <<'Y': writes the manifest on the lab host, where `guest` runs: /root/host.yaml.
 manifest() { guest 'cat >/root/host.yaml'; }
 
+# What the last command said; of what is long, the beginning.
+show_last() {
+  sed -n '1,60s/^/   | /p' "$LAST" >&2
+  [ "$(wc -l <"$LAST")" -le 60 ] || say "   | … all of it: $LAST"
+}
+
 # expect_status N COMMAND…: runs it, keeps what it says for expect_text, and checks its exit status.
 expect_status() {
   local wanted=$1 status=0
   shift
   step "$*"
   "$@" >"$LAST" 2>&1 </dev/null || status=$?
-  sed 's/^/   | /' "$LAST" >&2
+  show_last
   [ "$status" = "$wanted" ] || fail "exit status $status where $wanted was expected: $*"
 }
 
@@ -112,7 +118,7 @@ apply_across_reboot() {
   local status=0
   step "gpuvm apply --yes --reboot"
   guest timeout "$1" gpuvm apply -f host.yaml --yes --reboot >"$LAST" 2>&1 </dev/null || status=$?
-  sed 's/^/   | /' "$LAST" >&2
+  show_last
   # 255: the connection went with the host. 3: the run says that it goes on after the reboot.
   case $status in
     0) say "   done without a reboot" ;;
