@@ -47,12 +47,13 @@ for part in qemu fakegpu root driver guest bare baked ifupdown; do
   fi
   rm -f "$LAB/stamps/$part"
   t0=$SECONDS
-  case $part in
-    qemu | fakegpu | bare | baked | ifupdown)
-      for d in "$LAB"/hosts/*/; do
-        if [ -d "$d" ] && DIR=${d%/} running; then die "$part has to be built anew, but the lab host \`$(basename "$d")\` runs"; fi
-      done ;;
-  esac
+  for d in "$LAB"/hosts/*/; do
+    DIR=${d%/}
+    case $part:$(cat "$DIR/base" 2>/dev/null || true) in
+      qemu:* | fakegpu:* | bare:* | baked:baked | ifupdown:ifupdown)
+        ! running || die "$part has to be built anew, but the lab host \`$(basename "$d")\` runs from it" ;;
+    esac
+  done
   # In a mount namespace of its own: a build that is cut off leaves nothing mounted below LAB.
   unshare --mount --propagation private bash -euo pipefail "$HERE/parts/$part.sh" || die "$part: failed"
   echo "$now" >"$LAB/stamps/$part"
