@@ -12,7 +12,7 @@ gpus:
   work: { match: "$card", use: vfio }
 Y
 expect_status 1 guest gpuvm plan -f host.yaml
-expect_text "IOMMU group" "$neighbour" root
+expect_text "IOMMU group" "$neighbour" "the file system /"
 snapshot_files before
 expect_status 1 guest gpuvm apply -f host.yaml --yes --reboot
 snapshot_files after
@@ -26,7 +26,7 @@ devices:
   disk: { match: "${neighbour%.*}", use: vfio }
 Y
 expect_status 1 guest gpuvm plan -f host.yaml
-expect_text "$neighbour" root
+expect_text "$neighbour" "the file system /"
 expect_status 1 guest gpuvm apply -f host.yaml --yes --reboot
 snapshot_files after
 same_files before after
