@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# Boots the lab host in a topology on a copy-on-write disk, and waits for ssh.
+set -euo pipefail
+# shellcheck source=tests/lab/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+topology='' base=bare fresh=
+while [ $# -gt 0 ]; do
+  case $1 in
+    --disk) base=${2:?--disk needs a name}; shift ;;
+    --ifupdown) base=ifupdown ;;
+    --fresh) fresh=1 ;;
+    -*) die "unknown option $1" ;;
+    *) topology=$1 ;;
+  esac
+  shift
+done
+[ -n "$topology" ] || die "which topology? plain twin no-iommu bad-group-nic bad-group-disk"
+case $base in
+  bare) backing=bare.img format=raw ;;
+  *) backing=$base.qcow2 format=qcow2 ;;
+esac
+[ -f "$LAB/$backing" ] || die "there is no disk \`$base\`: tests/lab/run build"
+! running || die "the lab host \`$LAB_HOST\` runs already: tests/lab/run stop"
+
+mkdir -p "$DIR/s"
+in_lab=/lab/hosts/$LAB_HOST
+# A disk of another base is of no use: the name is kept beside it.
+if [ -n "$fresh" ] || [ ! -f "$DIR/disk.qcow2" ] || [ "$(cat "$DIR/base" 2>/dev/null)" != "$base" ]; then
+  rm -f "$DIR/disk.qcow2" "$DIR/vars.fd"
+  qemu-img create -q -f qcow2 -F "$format" -u -b "/lab/$backing" "$DIR/disk.qcow2" 12G
+  echo "$base" >"$DIR/base"
+fi
+[ -f "$DIR/vars.fd" ] || cp "$LAB/qroot/usr/share/OVMF/OVMF_VARS_4M.fd" "$DIR/vars.fd"
+rm -f "$DIR"/s/* "$DIR/boot_id" "$DIR/port"
+[ ! -f "$DIR/serial.log" ] || mv "$DIR/serial.log" "$DIR/serial.log.before"
+
+functions=() devices=()
+root_port() { # id number
+  devices+=(-device "pcie-root-port,id=$1,chassis=$2,slot=$2,bus=pcie.0,addr=0x1$2")
+}
+function_at() { # bus address name vendor device class subvendor subdevice
+  functions+=("$DIR/s/$3:$4:$5:$6:$7:$8:1")
+  devices+=(-device "{\"driver\":\"vfio-user-pci\",\"socket\":{\"path\":\"$in_lab/s/$3\",\"type\":\"unix\"},\"bus\":\"$1\",\"addr\":\"$2\",\"multifunction\":true}")
+}
+rtx4090() { # bus slot name
+  function_at "$1" "$2.0" "$3v" 10de 2684 030000 10de 16f4
+  function_at "$1" "$2.1" "$3a" 10de 22ba 040300 10de 16f4
+}
+# What stands behind a PCIe-to-PCI bridge is one IOMMU group: the bus has no requester ids of its own.
+legacy_bus() {
+  root_port rp1 1
+  devices+=(-device "pcie-pci-bridge,id=pci1,bus=rp1")
+}
+
+uplink_at="addr=2" disk_at="addr=4" iommu=(-device "intel-iommu,intremap=on,caching-mode=on") smbios=()
+case $topology in
+  plain) ;;
+  twin | no-iommu)
+    for n in 1 2; do
+      root_port "rp$n" "$n"
+      rtx4090 "rp$n" 00 "gpu$n"
+    done
+    if [ "$topology" = no-iommu ]; then iommu=(); fi ;;
+  bad-group-nic)
+    legacy_bus
+    rtx4090 pci1 01 gpu1
+    uplink_at="bus=pci1,addr=2"
+    # The link keeps the name that the disk's netplan has, wherever its card is: systemd takes this .link file from
+    # the firmware, so that the disk needs no change.
+    link=$(printf '[Match]\nMACAddress=52:54:00:4c:41:42\n[Link]\nName=enp0s2\n' | base64 -w0)
+    smbios=(-smbios "type=11,value=io.systemd.credential.binary:network.link.50-lab=$link") ;;
+  bad-group-disk)
+    legacy_bus
+    rtx4090 pci1 01 gpu1
+    disk_at="bus=pci1,addr=2" ;;
+  *) die "unknown topology $topology" ;;
+esac
+
+# Hardware virtualisation only where the processor really has it: some machines offer a /dev/kvm that cannot run a
+# firmware. The interrupt remapping of the emulated IOMMU needs QEMU's own half of the interrupt controller.
+accel=${LAB_ACCEL:-}
+if [ -z "$accel" ]; then
+  if [ -w /dev/kvm ] && grep -qE '^flags.* (svm|vmx)( |$)' /proc/cpuinfo; then accel=kvm; else accel=tcg; fi
+fi
+case $accel in
+  kvm) cpu=(-machine kernel-irqchip=split -cpu host -accel kvm) ;;
+  tcg) cpu=(-cpu max -accel "tcg,thread=multi,tb-size=1024") ;;
+  *) die "LAB_ACCEL is kvm or tcg, not $accel" ;;
+esac
+
+port=${SSH_PORT:-2230}
+while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
+echo "$port" >"$DIR/port"
+
+if [ ${#functions[@]} -gt 0 ]; then
+  setsid "$LAB/fakegpu" "${functions[@]}" >"$DIR/fakegpu.log" 2>&1 </dev/null &
+  echo $! >"$DIR/fakegpu.pid"
+  for f in "${functions[@]}"; do
+    until [ -S "${f%%:*}" ]; do
+      kill -0 "$(cat "$DIR/fakegpu.pid")" 2>/dev/null || die "the simulated functions ended: $DIR/fakegpu.log"
+      sleep 0.1
+    done
+  done
+fi
+
+# Mounts live in a namespace of their own: nothing of the machine's is left bound inside the chroot.
+in_qroot() {
+  # shellcheck disable=SC2016
+  exec setsid unshare --mount --propagation private bash -c '
+    for d in proc sys dev; do mount --rbind "/$d" "$0/qroot/$d"; done
+    mount --bind "$0" "$0/qroot/lab"
+    exec chroot "$0/qroot" "$@"' "$LAB" "$@"
+}
+mem=${MEM:-4096}
+in_qroot qemu-system-x86_64 -name "labhost-$LAB_HOST" -nodefaults -display none \
+  -machine q35,memory-backend=ram0 -object "memory-backend-memfd,id=ram0,size=${mem}M,share=on" \
+  "${cpu[@]}" -smp 2 -m "$mem" "${iommu[@]}" "${smbios[@]}" \
+  -drive if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd \
+  -drive "if=pflash,format=raw,file=$in_lab/vars.fd" "${devices[@]}" \
+  -drive "id=d0,if=none,format=qcow2,cache=unsafe,discard=unmap,file=$in_lab/disk.qcow2" \
+  -device "virtio-blk-pci,drive=d0,$disk_at" \
+  -device "virtio-net-pci,netdev=n0,mac=52:54:00:4c:41:42,romfile=,$uplink_at" \
+  -netdev "user,id=n0,hostfwd=tcp:127.0.0.1:$port-:22" \
+  -device virtio-rng-pci,addr=5 -device VGA,addr=6 \
+  -serial "file:$in_lab/serial.log" -monitor "unix:$in_lab/mon.sock,server=on,wait=off" \
+  >"$DIR/qemu.log" 2>&1 </dev/null &
+echo $! >"$DIR/qemu.pid"
+sleep 1 # until then the process is still the shell that becomes QEMU
+wait_back "${BOOT_S:-300}" || {
+  tail -n 5 "$DIR/qemu.log" "$DIR/serial.log" >&2
+  stop
+  exit 1
+}
