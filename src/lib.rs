@@ -18,6 +18,8 @@
 
 pub mod types;
 
+pub mod fail_point;
+
 pub mod manifest;
 
 pub mod facts;
@@ -29,6 +31,8 @@ pub mod desire;
 pub mod resource;
 
 pub mod plan;
+
+pub mod undo;
 
 pub mod apply;
 

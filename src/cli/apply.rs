@@ -1,20 +1,22 @@
 //! `gpuvm apply`: plan → shown → asked → carried out in a process of its own → told.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use miette::{IntoDiagnostic, miette};
 
-use super::progress::Screen;
+use super::progress::{Screen, Told};
 use super::run::{EVENTS, carry_out as carry_out_here};
 use super::status::{Standing, cut_off, follow, standing};
-use super::{SelectArgs, Target, code, host, plan::verdict, print};
-use crate::apply::{Allowed, Ending, Order, StateDir};
+use super::stop::Stop;
+use super::{SelectArgs, Target, code, host, plan::verdict, print, say};
+use crate::apply::{self, ABOUT_FORMAT, About, Allowed, Ending, Order, StateDir};
 use crate::host::{Host, live};
 use crate::manifest;
-use crate::plan::{Plan, SavedPlan, Severity};
+use crate::plan::{Diff, Plan, SavedPlan, Severity};
 use crate::report::{self, Detail};
+use crate::undo::Back;
 
 /// Arguments of `gpuvm apply`.
 #[derive(Debug, Args)]
@@ -41,22 +43,27 @@ pub struct ApplyArgs {
 }
 
 /// The host that an apply changes.
-enum Machine {
+pub(super) enum Machine {
     /// This one, by a process apart.
     This,
     /// A recorded one, here.
     Recorded(Box<dyn Host>),
 }
 
-pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
-    let (mut machine, dir) = match &args.target.root {
+/// This machine or a recorded one, with gpuvm's state on it.
+pub(super) fn machine(root: Option<&Path>) -> miette::Result<(Machine, StateDir)> {
+    let (machine, dir) = match root {
         Some(dir) => (Machine::Recorded(Box::new(host::recorded(dir)?)), dir.join("root").join(host::STATE)),
         None => (Machine::This, Path::new("/").join(host::STATE)),
     };
-    let mut state = StateDir::open(dir).into_diagnostic()?;
+    Ok((machine, StateDir::open(dir).into_diagnostic()?))
+}
+
+pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
+    let (mut machine, mut state) = machine(args.target.root.as_deref())?;
     if !args.abandon && !args.resume && matches!(machine, Machine::This) && !nix::unistd::geteuid().is_root() {
         // The plan is shown all the same: that needs no rights.
-        anstream::eprintln!("apply needs root: this shows the plan only");
+        say("apply needs root: this shows the plan only\n");
     }
     let waits = matches!(machine, Machine::This) && live::waits_for_boot();
     match standing(&state, waits) {
@@ -68,6 +75,21 @@ pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
             state.lock().into_diagnostic()?;
             if matches!(machine, Machine::This) {
                 live::stay().into_diagnostic()?;
+            }
+            // A journal that is damaged must not keep a run from being closed.
+            let mut this = live::Live::for_a_run();
+            let host: &mut dyn Host = match &mut machine {
+                Machine::Recorded(host) => host.as_mut(),
+                Machine::This => &mut this,
+            };
+            if let Err(e) = apply::tidy(&state, run, host) {
+                say(&format!("what the step that was cut off left beside its files is not known: {e}\n"));
+            }
+            if let Err(e) = settle(&mut state, run, host) {
+                say(&format!("what is gone stays in the ledger as gpuvm's: {e}\n"));
+            }
+            if let Err(e) = apply::record_after(&state, run, host) {
+                say(&format!("how the run left the host could not be recorded: {e}\n"));
             }
             let text = format!("run {run} was abandoned; what it did stays done\n");
             state.finish(run, &Ending { code: code::ERROR, text: text.clone() }).into_diagnostic()?;
@@ -82,9 +104,10 @@ pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
         }
         Standing::CutOff(run) if args.resume => {
             need_root(&machine)?;
-            return carry_out(&mut state, run, &mut machine, quiet);
+            let stop = watch(&machine)?;
+            return carry_out(&mut state, run, &mut machine, &stop, quiet);
         }
-        Standing::CutOff(run) => return Err(miette!("{}", cut_off(run).trim_end())),
+        Standing::CutOff(run) => return Err(miette!("{}", cut_off(&state, run).trim_end())),
         _ if args.resume || args.abandon => return Err(miette!("no run was cut off; nothing was changed")),
         _ => {}
     }
@@ -93,7 +116,7 @@ pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
         Some(path) => {
             let saved = SavedPlan::read(path).into_diagnostic()?;
             if let Some(why) = manifest_changed(&saved)? {
-                anstream::eprintln!("{why}");
+                say(&format!("{why}\n"));
                 return Ok(code::REFUSED);
             }
             saved
@@ -107,41 +130,104 @@ pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
                 Machine::This => &live,
             };
             if let Err(other) = host::is_meant(&loaded, probe) {
-                anstream::eprintln!("{other}");
+                say(&format!("{other}\n"));
                 return Ok(code::REFUSED);
             }
             let (plan, _) = host::plan_now(&loaded, &selection, probe, &state.past().into_diagnostic()?);
             SavedPlan::new(plan, selection, host::saved_manifest(&loaded)?)
         }
     };
-    let approved = &order.plan;
+    let how = Go { yes: args.yes, reboot: args.reboot, quiet };
+    approve(&mut state, &mut machine, order, None, &how)
+}
+
+/// What a person said about how it is done.
+pub(super) struct Go {
+    /// Do not ask.
+    pub(super) yes: bool,
+    /// Boot where it is needed.
+    pub(super) reboot: bool,
+    /// Say only results.
+    pub(super) quiet: bool,
+}
+
+/// Shows a plan, asks, and carries it out as a run.
+pub(super) fn approve(
+    state: &mut StateDir,
+    machine: &mut Machine,
+    saved: SavedPlan,
+    undo: Option<Back>,
+    how: &Go,
+) -> miette::Result<u8> {
+    let approved = &saved.plan;
     print(&report::plan_text(approved, Detail::Normal))?;
     match verdict(approved) {
         code::ERROR => return Ok(code::ERROR),
         code::OK => return Ok(code::OK),
-        code::WAITS if !(args.reboot && waits_for_a_boot(approved)) => return Ok(code::WAITS),
+        code::WAITS if !(how.reboot && waits_for_a_boot(approved)) => return Ok(code::WAITS),
         _ => {}
     }
-    need_root(&machine)?;
-    if !args.yes && !asked()? {
-        anstream::eprintln!("nothing was changed");
+    need_root(machine)?;
+    if !how.yes && !asked()? {
+        say("nothing was changed\n");
         return Ok(code::CHANGES);
     }
+    let stop = watch(machine)?;
+    let last = state.last_run();
     state.lock().into_diagnostic()?;
-    let order = Order { saved: order, allowed: Allowed { reboot: args.reboot } };
-    let number = state.new_run(&order).into_diagnostic()?;
-    carry_out(&mut state, number, &mut machine, quiet)
+    if state.last_run() != last {
+        say(&format!("run {} came in between; plan again; nothing was changed\n", state.last_run()));
+        return Ok(code::REFUSED);
+    }
+    let about = About {
+        format: ABOUT_FORMAT,
+        at: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+        asked: asked_for(),
+        undo: undo.as_ref().map(|back| back.run),
+        plan: saved.plan.clone(),
+    };
+    let order = Order { saved, allowed: Allowed { reboot: how.reboot }, undo };
+    let number = state.new_run(&order, &about).into_diagnostic()?;
+    carry_out(state, number, machine, &stop, how.quiet)
+}
+
+/// A run that is carried out here is stopped between two steps; one in a process of its own does not depend on this one.
+fn watch(machine: &Machine) -> miette::Result<Stop> {
+    match machine {
+        Machine::Recorded(_) => Stop::watch().into_diagnostic(),
+        Machine::This => Ok(Stop::default()),
+    }
+}
+
+/// The command line that began this, as it was typed.
+fn asked_for() -> String {
+    std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
+/// What a run was about to write into the ledger about things that it took away, or put back, is written now.
+fn settle(state: &mut StateDir, run: u64, host: &dyn Host) -> miette::Result<()> {
+    let order = state.order(run).into_diagnostic()?;
+    let past = state.past().into_diagnostic()?;
+    let Some(back) = &order.undo else {
+        let manifest = host::restore(&order.saved.manifest)?;
+        let (plan, wanted) = host::plan_now(&manifest, &order.saved.selection, host, &past);
+        return state.forget_what_is_gone(&plan, &wanted).into_diagnostic();
+    };
+    let recorded = state.recorded(back.run).into_diagnostic()?;
+    let (plan, _) = host::undo_now(back, &recorded, host, &past);
+    let in_sync = plan.entries.iter().filter(|e| matches!(e.diff, Diff::InSync { .. }));
+    state.own_as_before(&in_sync.map(|e| e.key.clone()).collect(), &recorded.owned).into_diagnostic()
 }
 
 /// Carries a run out: a recorded host's here, this machine's in a process that outlives the terminal.
-fn carry_out(state: &mut StateDir, number: u64, machine: &mut Machine, quiet: bool) -> miette::Result<u8> {
+fn carry_out(state: &mut StateDir, number: u64, machine: &mut Machine, stop: &Stop, quiet: bool) -> miette::Result<u8> {
     let ending = match machine {
         Machine::Recorded(host) => {
             state.lock().into_diagnostic()?;
             let order = state.order(number).into_diagnostic()?;
             let mut screen = Screen::new(quiet);
-            let ending = carry_out_here(state, number, &order, host.as_mut(), &mut |told| screen.show(told));
-            state.finish(number, &ending).into_diagnostic()?;
+            let ending = carry_out_here(state, number, &order, host.as_mut(), stop, &mut |told| screen.show(told))?;
+            screen.show(&Told::Ended(ending.clone()));
             Some(ending)
         }
         Machine::This => {
@@ -150,13 +236,13 @@ fn carry_out(state: &mut StateDir, number: u64, machine: &mut Machine, quiet: bo
             let seen = std::fs::metadata(dir.join(EVENTS)).map_or(0, |m| m.len());
             state.unlock();
             live::launch(&dir, number).into_diagnostic()?;
-            anstream::eprintln!("run {number}; it goes on without this terminal: gpuvm status --follow");
+            say(&format!("run {number}; it goes on without this terminal: gpuvm status --follow\n"));
             follow(&dir, seen, quiet).into_diagnostic()?
         }
     };
     match ending {
         Some(ending) if ending.code == code::ERROR || ending.code == code::REFUSED => {
-            anstream::eprint!("{}", ending.text);
+            say(&ending.text);
             Ok(ending.code)
         }
         Some(ending) => {
@@ -167,7 +253,7 @@ fn carry_out(state: &mut StateDir, number: u64, machine: &mut Machine, quiet: bo
             print(&format!("run {number} goes on after the reboot: gpuvm status --follow\n"))?;
             Ok(code::WAITS)
         }
-        None => Err(miette!("{}", cut_off(number).trim_end())),
+        None => Err(miette!("{}", cut_off(state, number).trim_end())),
     }
 }
 
@@ -205,8 +291,7 @@ fn asked() -> miette::Result<bool> {
             "there is no terminal to ask on; nothing was changed"
         ));
     }
-    anstream::eprint!("apply this? [y/N] ");
-    std::io::stderr().flush().into_diagnostic()?;
+    say("apply this? [y/N] ");
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).into_diagnostic()?;
     Ok(matches!(line.trim(), "y" | "yes"))

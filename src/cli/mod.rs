@@ -2,12 +2,15 @@
 
 mod apply;
 mod facts;
+mod history;
 mod host;
 mod plan;
 mod progress;
 mod run;
 mod schema;
 mod status;
+mod stop;
+mod undo;
 mod validate;
 mod write_attribute;
 
@@ -68,6 +71,12 @@ pub enum Command {
     Apply(apply::ApplyArgs),
     /// Show how the last run stands, or follow one that is at work.
     Status(status::StatusArgs),
+    /// List the runs: when, what was asked for, how each ended.
+    History(history::HistoryArgs),
+    /// Show one run: its plan, what it did and what not.
+    Show(history::ShowArgs),
+    /// Go back to the state before a run: a plan like any other, shown and approved.
+    Undo(undo::UndoArgs),
     /// Check a manifest without looking at any host.
     Validate(validate::ValidateArgs),
     /// Print the JSON Schema of the manifest, for editors, or of a plan's JSON, for programs.
@@ -128,16 +137,25 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Schema(args) => schema::run(&args),
         Command::Facts(args) => facts::run(&args),
         Command::Status(args) => status::run(&args, cli.quiet),
+        Command::History(args) => history::history(&args),
+        Command::Show(args) => history::show(&args),
+        Command::Undo(args) => undo::run(&args, cli.quiet),
         Command::Run(args) => run::run(&args),
         Command::WriteAttribute(args) => write_attribute::run(&args),
     };
     match result {
         Ok(code) => ExitCode::from(code),
         Err(report) => {
-            anstream::eprint!("{report:?}");
+            say(&format!("{report:?}"));
             ExitCode::from(code::ERROR)
         }
     }
+}
+
+/// Talk goes to standard error. A terminal that is gone is no reason to stop.
+fn say(text: &str) {
+    use std::io::Write;
+    let _ = anstream::stderr().write_all(text.as_bytes());
 }
 
 /// Standard output is data; a closed pipe is the reader's choice and no error.

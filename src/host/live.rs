@@ -157,12 +157,17 @@ impl Host for Live {
             Step::Reboot => runner::reboot(running.run_dir, progress),
             Step::Pool { .. }
             | Step::Volume(_)
+            | Step::RemovePool { .. }
+            | Step::RemoveVolume { .. }
             | Step::Network { .. }
             | Step::DefineDomain { .. }
             | Step::UndefineDomain { .. }
             | Step::StartDomain { .. }
             | Step::StopDomain { .. } => libvirt::execute(step, progress),
         }
+    }
+    fn tidy(&mut self, path: &Path) -> Result<(), HostError> {
+        super::whole::tidy(path).map_err(HostError::file(path))
     }
 }
 

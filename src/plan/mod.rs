@@ -3,6 +3,7 @@
 
 mod build;
 mod order;
+mod place;
 mod saved;
 mod select;
 mod step;
@@ -15,8 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::UnitName;
 
+pub(crate) use build::host_line;
 pub use build::{Past, build};
 pub use order::{OrderError, order};
+pub use place::{Place, Seen, touched};
 pub use saved::{SavedManifest, SavedPlan, SavedPlanError};
 pub use select::{NoSuchKind, Selection, Selector};
 pub use step::{

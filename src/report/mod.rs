@@ -4,7 +4,7 @@ mod facts;
 mod text;
 
 pub use facts::facts_text;
-pub use text::{outcome, plan_text};
+pub use text::{outcome, plan_text, safe};
 
 use crate::plan::Plan;
 

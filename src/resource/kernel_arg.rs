@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Resource;
 use crate::facts::{BootLoader, HostFacts};
 use crate::host::{HostError, Probe};
+use crate::plan::Place;
 use crate::plan::{Action, Change, Diff, FieldDiff, FileWrite, Refresh, Risk, Step, WaitFor};
 
 /// Our drop-in. grub-mkconfig reads `*.cfg` in the order of their names.
@@ -49,6 +50,10 @@ impl Resource for KernelArgs {
 
     fn probe(&self, host: &dyn Probe) -> Result<Option<String>, HostError> {
         Ok(host.text(Path::new(PATH))?.value())
+    }
+
+    fn at_boot(&self, _: &dyn Probe) -> Vec<Place> {
+        self.wanted.keys().cloned().map(Place::Argument).collect()
     }
 
     fn diff(&self, state: &Option<String>, _: Option<&Self>, facts: &HostFacts) -> Diff {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Resource;
 use crate::facts::{HostFacts, InitramfsTool, Iommu, PciFunction};
 use crate::host::{HostError, Probe};
+use crate::plan::Place;
 use crate::plan::{Action, BindTarget, Change, Diff, FieldDiff, FileWrite, Refresh, Risk, SlotBinding, Step, WaitFor};
 use crate::types::PciSlot;
 
@@ -55,7 +56,9 @@ impl VfioBinding {
             Iommu::On { .. } => {}
             Iommu::Off { why, help } => return blocked(format!("the IOMMU is off: {why}"), help),
             Iommu::Missing { why, help } => return blocked(format!("there is no IOMMU: {why}"), help),
-            Iommu::Unknown(why) => return blocked(format!("it is not known whether the IOMMU is on: {why}"), "run it as root"),
+            Iommu::Unknown(why) => {
+                return blocked(format!("it is not known whether the IOMMU is on: {why}"), "run it as root");
+            }
         }
         if facts.boot.initramfs != InitramfsTool::InitramfsTools {
             return blocked(
@@ -91,8 +94,14 @@ impl VfioBinding {
                 "a group moves as a whole: try another slot, or ACS in the firmware; or name the neighbours under `devices` with `use: vfio`",
             );
         }
-        let other = functions.iter().find_map(|f| f.driver_override.as_ref().filter(|o| *o != "vfio-pci").map(|o| (f, o)));
-        other.and_then(|(f, o)| blocked(format!("{} has driver_override `{o}`, set by something else", f.address), "find and remove what sets it"))
+        let other =
+            functions.iter().find_map(|f| f.driver_override.as_ref().filter(|o| *o != "vfio-pci").map(|o| (f, o)));
+        other.and_then(|(f, o)| {
+            blocked(
+                format!("{} has driver_override `{o}`, set by something else", f.address),
+                "find and remove what sets it",
+            )
+        })
     }
 }
 
@@ -109,10 +118,22 @@ impl Resource for VfioBinding {
         Ok(host.text(&self.path())?.value())
     }
 
+    fn at_boot(&self, host: &dyn Probe) -> Vec<Place> {
+        let functions = (0..8).map(|number| self.slot.function(number));
+        let there = |address: &crate::types::PciAddress| {
+            let device = format!("/sys/bus/pci/devices/{address}");
+            host.stat(device.as_ref()).is_ok_and(|answer| answer.value().is_some())
+        };
+        functions.filter(there).map(Place::FunctionAtBoot).collect()
+    }
+
     fn diff(&self, state: &Option<String>, _: Option<&Self>, facts: &HostFacts) -> Diff {
         let functions: Vec<&PciFunction> = facts.slot(self.slot).collect();
         let Some(first) = functions.first() else {
-            return Diff::Blocked { why: format!("there is no device at {}", self.slot), help: "see what is there: gpuvm facts".to_owned() };
+            return Diff::Blocked {
+                why: format!("there is no device at {}", self.slot),
+                help: "see what is there: gpuvm facts".to_owned(),
+            };
         };
         if let Some((why, help)) = self.forbidden(&functions, facts) {
             return Diff::Blocked { why, help };
@@ -131,9 +152,14 @@ impl Resource for VfioBinding {
         );
         for f in functions.iter().filter(|f| !bound(f)) {
             let driver = f.driver.clone().unwrap_or_else(|| "no driver".to_owned());
-            change.fields.push(FieldDiff::new(format!(".{}", f.address.function), Some(driver), Some("vfio-pci".to_owned())));
+            change.fields.push(FieldDiff::new(
+                format!(".{}", f.address.function),
+                Some(driver),
+                Some("vfio-pci".to_owned()),
+            ));
         }
-        let twins = facts.pci.values().filter(|f| f.id == first.id && f.address.slot != self.slot && f.address.function == 0);
+        let twins =
+            facts.pci.values().filter(|f| f.id == first.id && f.address.slot != self.slot && f.address.function == 0);
         for twin in twins.filter(|t| !self.companions.contains(&t.address.slot)) {
             let driver = twin.driver.as_deref().unwrap_or("no driver");
             change.notes.push(format!("stays: {} {} on {driver}", twin.address.slot, twin.name));
@@ -142,7 +168,8 @@ impl Resource for VfioBinding {
             change.risks.insert(Risk::DisplayLoss);
             change.notes.push("it is the boot display: the screen on it goes dark".to_owned());
         }
-        if written {
+        let free = functions.iter().all(|f| f.driver.is_none() || bound(f));
+        if written && !free {
             change.risks.insert(Risk::Reboot);
             return Diff::Waits {
                 on: WaitFor::Reboot,
@@ -150,12 +177,15 @@ impl Resource for VfioBinding {
                 promise: Change { steps: Vec::new(), ..change },
             };
         }
-        change.fields.push(FieldDiff::text(self.path().display().to_string(), state.as_deref(), Some(&rules)));
-        change.steps.push(Step::WriteFile(FileWrite::root(self.path(), rules, 0o644)));
-        change.refreshes.extend([Refresh::Udev, Refresh::Initramfs]);
-        change.risks.insert(Risk::BootConfig);
+        if !written {
+            change.fields.push(FieldDiff::text(self.path().display().to_string(), state.as_deref(), Some(&rules)));
+            change.steps.push(Step::WriteFile(FileWrite::root(self.path(), rules, 0o644)));
+            change.refreshes.extend([Refresh::Udev, Refresh::Initramfs]);
+            change.risks.insert(Risk::BootConfig);
+        }
         if !all_bound {
-            if functions.iter().all(|f| f.driver.is_none() || bound(f)) {
+            // Also where a run was cut off between two functions: the slot moves as a whole.
+            if free {
                 let functions = functions.iter().map(|f| (f.address, f.driver.clone())).collect();
                 change.steps.push(Step::BindSlot(SlotBinding { functions, target: BindTarget::Vfio }));
             } else {
@@ -187,4 +217,3 @@ pub const INITRAMFS_HOOK: &str = "/etc/initramfs-tools/hooks/gpuvm";
 pub const INITRAMFS_HOOK_TEXT: &str = "#!/bin/sh\n# Written by gpuvm: the drivers that keep devices for VMs, in the initramfs.\n\
 case \"$1\" in prereqs) exit 0 ;; esac\n. /usr/share/initramfs-tools/hook-functions\n\
 manual_add_modules vfio vfio_iommu_type1 vfio_pci\n";
-

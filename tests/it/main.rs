@@ -4,6 +4,8 @@
 
 mod bridge;
 mod cases;
+mod crash;
+mod faults;
 mod layers;
 mod machine;
 mod manifest;

@@ -17,9 +17,14 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long services and VMs may take to stop before it counts as an error.
 const DOWN_LIMIT: Duration = Duration::from_secs(900);
 
+/// How long the step that is at work may take when the run is to stop. Only gpuvm itself is told to (`KillMode=mixed`):
+/// dpkg in the middle of a package is not.
+const STEP_LIMIT: Duration = Duration::from_secs(900);
+
 /// `Type=exec`: the boot does not wait for the run. `gpuvm.off` on the kernel's command line keeps it from starting.
 fn unit(run_dir: &Path) -> String {
     let dir = run_dir.display();
+    let stop = STEP_LIMIT.as_secs();
     format!(
         "# Written by gpuvm for one boot; it removes itself.\n\
          [Unit]\n\
@@ -30,6 +35,8 @@ fn unit(run_dir: &Path) -> String {
          \n\
          [Service]\n\
          Type=exec\n\
+         KillMode=mixed\n\
+         TimeoutStopSec={stop}\n\
          ExecStart={dir}/gpuvm run {dir}\n\
          StandardError=append:{dir}/log\n\
          \n\
@@ -43,7 +50,9 @@ pub fn launch(run_dir: &Path, run: u64) -> Result<(), HostError> {
     let dir = run_dir.display();
     let (unit, log) = (format!("--unit=gpuvm-run-{run}"), format!("--property=StandardError=append:{dir}/log"));
     let (program, dir) = (format!("{dir}/gpuvm"), dir.to_string());
-    let args = ["--quiet", "--collect", &unit, &log, "--property=Type=exec", "--", &program, "run", &dir];
+    let stop = format!("--property=TimeoutStopSec={}", STEP_LIMIT.as_secs());
+    let properties = ["--property=Type=exec", "--property=KillMode=mixed", &stop];
+    let args = [&["--quiet", "--collect", &unit, &log][..], &properties, &["--", &program, "run", &dir]].concat();
     program::perform(Program::SystemdRun, &args, START_LIMIT, &mut |_| {})
 }
 
