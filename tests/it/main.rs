@@ -11,4 +11,5 @@ mod machine;
 mod manifest;
 mod network_guard;
 mod readme;
+mod undo;
 mod vms;
