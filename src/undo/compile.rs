@@ -158,7 +158,8 @@ pub fn plan(
 /// What the change of a thing had to have made anew, and its way back has to as well.
 fn refreshes(plan: &Plan, key: &Key) -> BTreeSet<crate::plan::Refresh> {
     let change = plan.changes().find(|(e, _)| e.key == *key).map(|(_, c)| c);
-    change.map(|c| c.refreshes.clone()).unwrap_or_default()
+    let all = change.map(|c| c.refreshes.clone()).unwrap_or_default();
+    all.into_iter().filter(|refresh| !matches!(refresh, crate::plan::Refresh::Start(_))).collect()
 }
 
 /// Everything that needed a thing, directly or through others.
@@ -430,7 +431,7 @@ impl Thing<'_> {
                     _ => None,
                 };
                 match (active, runs) {
-                    (true, false) if left == Some(runs) => {
+                    (true, false) if left.is_none_or(|left| left == runs) => {
                         change.steps.push(Step::StartDomain { name: name.clone() });
                         change.fields.push(FieldDiff::new("running", Some("no".to_owned()), Some("yes".to_owned())));
                     }
