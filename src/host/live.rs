@@ -183,7 +183,6 @@ impl Live {
                 program::perform(Program::UpdateInitramfs, &["-u", "-k", "all"], BOOT_LIMIT, progress)
             }
             Refresh::BootLoader => program::perform(Program::UpdateGrub, &[], BOOT_LIMIT, progress),
-            Refresh::Start(name) => libvirt::start_if_there(name, progress),
             // One that does not run has nothing old to forget.
             Refresh::Restart(unit) => {
                 program::perform(Program::Systemctl, &["try-restart", unit.as_str()], SERVICE_LIMIT, progress)

@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{DomainName, UnitName};
+use crate::types::UnitName;
 
 pub(crate) use build::host_line;
 pub use build::{Past, build};
@@ -87,8 +87,6 @@ pub enum Refresh {
     BootLoader,
     /// Restart a unit whose configuration changed.
     Restart(UnitName),
-    /// Start a VM once, since it was made. Owed from before it is made: a kill in between must not forget it.
-    Start(DomainName),
 }
 
 impl Refresh {
@@ -100,7 +98,6 @@ impl Refresh {
             Refresh::Initramfs => "initramfs".to_owned(),
             Refresh::BootLoader => "boot loader".to_owned(),
             Refresh::Restart(unit) => format!("restart {unit}"),
-            Refresh::Start(name) => format!("start {name}"),
         }
     }
 }

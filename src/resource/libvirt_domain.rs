@@ -20,7 +20,7 @@ use super::Resource;
 use super::libvirt::{Libvirt, ask, known};
 use crate::facts::HostFacts;
 use crate::host::{Answer, Domain, HostError, Probe, Virtualisation};
-use crate::plan::{Action, Change, Diff, FieldDiff, Refresh, Risk, Step, WaitFor};
+use crate::plan::{Action, Change, Diff, FieldDiff, Risk, Step, WaitFor};
 use crate::types::{ByteSize, DomainName, InterfaceName, MacAddress, PciAddress, PciSlot, ResourceName};
 
 /// A VM as it is wanted.
@@ -192,8 +192,7 @@ impl LibvirtDomain {
         }
         change.steps.push(self.define(write::new(self)));
         if (self.start_when_made || self.running == Some(true)) && self.running != Some(false) {
-            // Not a step: a kill between the two would leave a VM that is as wanted, and was never started.
-            change.refreshes.insert(Refresh::Start(self.name.clone()));
+            change.steps.push(self.start());
         }
         change
     }

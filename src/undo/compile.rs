@@ -158,8 +158,7 @@ pub fn plan(
 /// What the change of a thing had to have made anew, and its way back has to as well.
 fn refreshes(plan: &Plan, key: &Key) -> BTreeSet<crate::plan::Refresh> {
     let change = plan.changes().find(|(e, _)| e.key == *key).map(|(_, c)| c);
-    let all = change.map(|c| c.refreshes.clone()).unwrap_or_default();
-    all.into_iter().filter(|refresh| !matches!(refresh, crate::plan::Refresh::Start(_))).collect()
+    change.map(|c| c.refreshes.clone()).unwrap_or_default()
 }
 
 /// Everything that needed a thing, directly or through others.

@@ -201,18 +201,6 @@ pub fn execute(step: &Step, progress: &mut dyn FnMut(&str)) -> Result<(), HostEr
     })
 }
 
-/// Starts a VM; one that was taken away in the meantime is not missed.
-pub(super) fn start_if_there(name: &DomainName, progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
-    let wanted = name.clone();
-    let there = in_time("libvirt", CHANGE_LIMIT, move || {
-        let mut connection = Connect::open(Some(SYSTEM)).map_err(|e| said(&e))?;
-        let there = lookup(&connection, &wanted).map(|domain| domain.is_some());
-        let _ = connection.close();
-        there
-    })?;
-    if there { execute(&Step::StartDomain { name: name.clone() }, progress) } else { Ok(()) }
-}
-
 fn perform(connection: &Connect, step: &Step) -> Result<(), HostError> {
     match step {
         Step::Pool { name, path } => make_pool(connection, name.as_str(), path).map_err(|e| said(&e)),
@@ -542,11 +530,6 @@ mod tests {
                 crate::plan::Diff::Change(change) => {
                     seen.push(change.what);
                     change.steps.iter().for_each(|s| execute(s, &mut |_| {}).unwrap());
-                    for refresh in &change.refreshes {
-                        if let crate::plan::Refresh::Start(name) = refresh {
-                            start_if_there(name, &mut |_| {}).unwrap();
-                        }
-                    }
                 }
                 crate::plan::Diff::InSync { .. } => return seen,
                 crate::plan::Diff::Waits { on, .. } => {
