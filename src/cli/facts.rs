@@ -21,9 +21,9 @@ pub struct FactsArgs {
     /// Write everything that was looked at to a new folder, without secrets and with stand-ins for names that identify.
     #[arg(long, value_name = "DIR")]
     record: Option<PathBuf>,
-    /// With --record: look at what this manifest needs too (versions of packages), so that it can be planned.
+    /// With --record: look at what this manifest needs too (versions of packages), so that it can be planned. May be given several times.
     #[arg(short, long, requires = "record")]
-    file: Option<PathBuf>,
+    file: Vec<PathBuf>,
     /// How facts are written.
     #[arg(long, value_enum, default_value = "text")]
     output: Output,
@@ -58,7 +58,7 @@ pub(super) fn run(args: &FactsArgs) -> miette::Result<u8> {
             for question in [service::UNIT_FILES, service::UNITS] {
                 let _ = recorder.query(Program::Systemctl, &question);
             }
-            if let Some(file) = &args.file {
+            for file in &args.file {
                 host::plan_now(&manifest::load(file)?, &Selection::default(), &recorder, &Past::default());
             }
             recorder.write(dir).into_diagnostic()?;

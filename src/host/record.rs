@@ -87,6 +87,17 @@ impl<'a> Recorder<'a> {
         }
     }
 
+    /// The vendor and device ids that were seen, as sysfs writes them without their `0x`.
+    fn devices(&self) -> BTreeSet<(String, String)> {
+        let files = self.files.borrow();
+        let id = |path: &Path| {
+            let text = String::from_utf8_lossy(files.get(path)?).trim().trim_start_matches("0x").to_owned();
+            Some(text).filter(|t| !t.is_empty())
+        };
+        let vendors = files.keys().filter(|p| p.ends_with("vendor"));
+        vendors.filter_map(|path| Some((id(path)?, id(&path.with_file_name("device"))?))).collect()
+    }
+
     /// Writes the record to a new folder.
     pub fn write(&self, dir: &Path) -> Result<(), HostError> {
         let root = dir.join("root");
@@ -96,10 +107,15 @@ impl<'a> Recorder<'a> {
         for path in self.dirs.borrow().iter() {
             make(&at(path))?;
         }
+        let devices = self.devices();
         for (path, bytes) in self.files.borrow().iter() {
             let place = at(path);
             make(place.parent().unwrap_or(&root))?;
-            fs::write(&place, redacted(path, bytes)).map_err(HostError::file(&place))?;
+            let text = match path.file_name().is_some_and(|n| n == "pci.ids") {
+                true => names_of(&String::from_utf8_lossy(bytes), &devices).into_bytes(),
+                false => redacted(path, bytes),
+            };
+            fs::write(&place, text).map_err(HostError::file(&place))?;
         }
         for (path, target) in self.links.borrow().iter() {
             let place = at(path);
@@ -214,6 +230,23 @@ fn public(known: &Virtualisation) -> Virtualisation {
         *xml = stand_ins(xml);
     }
     known
+}
+
+/// Of pci.ids, a megabyte and a half, the names of the devices that the host has.
+fn names_of(pci_ids: &str, devices: &BTreeSet<(String, String)>) -> String {
+    let mut vendor = None;
+    let wanted = |line: &&str| {
+        let id = line.trim_start_matches('\t').get(..4).unwrap_or_default();
+        match line.len() - line.trim_start_matches('\t').len() {
+            0 => {
+                vendor = devices.iter().map(|(v, _)| v).find(|v| *v == id);
+                vendor.is_some()
+            }
+            1 => vendor.is_some_and(|v| devices.contains(&(v.clone(), id.to_owned()))),
+            _ => false,
+        }
+    };
+    pci_ids.lines().filter(wanted).flat_map(|l| [l, "\n"]).collect()
 }
 
 /// A file as it is written down.
@@ -341,6 +374,13 @@ mod tests {
         let lease = b"ADDRESS=10.0.2.15\nCLIENTID=ff0a1b2c3d0002canary\nHOSTNAME=canary\n";
         let text = String::from_utf8(redacted(Path::new("/run/systemd/netif/leases/2"), lease)).unwrap();
         assert_eq!(text, "ADDRESS=10.0.2.15\nCLIENTID=ff0a1b2c3d\n");
+    }
+
+    #[test]
+    fn of_the_names_of_devices_only_those_that_are_there_are_written_down() {
+        let ids = "# a list\n10de  NVIDIA\n\t2684  AD102\n\t\t10de 16f4  sub\n\t2685  other\n8086  Intel\n\t2684  theirs\nC 03  Display\n";
+        let seen = BTreeSet::from([("10de".to_owned(), "2684".to_owned())]);
+        assert_eq!(names_of(ids, &seen), "10de  NVIDIA\n\t2684  AD102\n");
     }
 
     #[test]

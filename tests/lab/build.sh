@@ -25,7 +25,7 @@ fi
 MIRROR=${MIRROR:-$(sed -nE 's/^URIs: *([^ ]+).*/\1/p; s/^deb (\[[^]]*\] )?([^ ]+).*/\2/p' \
   /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | sed -n 1p || true)}
 [ -n "$MIRROR" ] || die "no Debian mirror is known: set MIRROR"
-export LAB HERE MIRROR
+export LAB HERE MIRROR ROOT_START ROOT_SIZE
 
 digest() { # part
   local file=$HERE/parts/$1.sh part input

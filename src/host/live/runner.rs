@@ -17,7 +17,9 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long services and VMs may take to stop before it counts as an error.
 const DOWN_LIMIT: Duration = Duration::from_secs(900);
 
-/// `Type=exec`: the boot does not wait for the run. `gpuvm.off` on the kernel's command line keeps it from starting.
+/// `Type=exec`: the boot does not wait for the run. The run waits for the network, so that an address that is on its way
+/// is not taken for one that is missing; what waits for it gives up by itself (systemd-networkd-wait-online(8)).
+/// `gpuvm.off` on the kernel's command line keeps it from starting.
 fn unit(run_dir: &Path) -> String {
     let dir = run_dir.display();
     format!(
@@ -26,7 +28,8 @@ fn unit(run_dir: &Path) -> String {
          Description=gpuvm goes on with a run after the reboot\n\
          ConditionKernelCommandLine=!gpuvm.off\n\
          ConditionPathExists={dir}/gpuvm\n\
-         After=network.target libvirtd.service virtqemud.socket\n\
+         Wants=network-online.target\n\
+         After=network-online.target libvirtd.service virtqemud.socket\n\
          \n\
          [Service]\n\
          Type=exec\n\
