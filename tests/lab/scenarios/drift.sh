@@ -15,6 +15,7 @@ vms:
   desktop:
     cpus: 1
     memory: 256MiB
+    accel: tcg
     gpus: [work]
     boot: $GUEST_BOOT
     start: boot
