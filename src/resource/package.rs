@@ -113,9 +113,11 @@ impl Resource for PackageSet {
         let action = if asked == 0 { Action::Remove } else { Action::Create };
         let mut change = Change::new(action, what);
         change.fields = install.iter().filter(|p| missing.contains(&&p.name)).map(field).collect();
-        change.fields.extend(remove.iter().map(|n| {
-            FieldDiff::new(n.as_str(), packages.get(n.as_str()).map(|p| p.version.clone()), None)
-        }));
+        change.fields.extend(
+            remove
+                .iter()
+                .map(|n| FieldDiff::new(n.as_str(), packages.get(n.as_str()).map(|p| p.version.clone()), None)),
+        );
         if !remove.is_empty() {
             change.risks.insert(Risk::PackageRemoval);
         }
@@ -139,15 +141,20 @@ fn field(package: &AptPackage) -> FieldDiff {
 
 /// What `apt-get -s` said: `Inst NAME [OLD] (NEW …)`, `Remv NAME [OLD]`, or errors behind `E:`.
 pub fn read_simulation(output: &Output) -> Simulated {
-    let errors: Vec<&str> = output.stderr.lines().chain(output.stdout.lines()).filter_map(|l| l.strip_prefix("E: ")).collect();
+    let errors: Vec<&str> =
+        output.stderr.lines().chain(output.stdout.lines()).filter_map(|l| l.strip_prefix("E: ")).collect();
     if let Some(name) = errors.iter().find_map(|e| e.strip_prefix("Unable to locate package ")) {
         return Simulated::NotKnown(name.to_owned());
     }
-    if let Some(name) = errors.iter().find_map(|e| e.strip_prefix("Package '")?.strip_suffix("' has no installation candidate")) {
+    if let Some(name) =
+        errors.iter().find_map(|e| e.strip_prefix("Package '")?.strip_suffix("' has no installation candidate"))
+    {
         return Simulated::NotKnown(name.to_owned());
     }
     if output.status != 0 || !errors.is_empty() {
-        return Simulated::Cannot(errors.first().map_or(format!("apt-get ended with {}", output.status), |e| (*e).to_owned()));
+        return Simulated::Cannot(
+            errors.first().map_or(format!("apt-get ended with {}", output.status), |e| (*e).to_owned()),
+        );
     }
     let mut install = Vec::new();
     let mut remove = Vec::new();
@@ -189,7 +196,10 @@ mod tests {
     #[test]
     fn a_package_that_apt_does_not_know_is_told_apart_from_one_that_it_cannot_install() {
         assert_eq!(said(100, "", "E: Unable to locate package htop\n"), Simulated::NotKnown("htop".to_owned()));
-        assert_eq!(said(100, "", "E: Held packages were changed\n"), Simulated::Cannot("Held packages were changed".to_owned()));
+        assert_eq!(
+            said(100, "", "E: Held packages were changed\n"),
+            Simulated::Cannot("Held packages were changed".to_owned())
+        );
         assert_eq!(said(1, "", ""), Simulated::Cannot("apt-get ended with 1".to_owned()));
     }
 }

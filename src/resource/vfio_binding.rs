@@ -55,7 +55,9 @@ impl VfioBinding {
             Iommu::On { .. } => {}
             Iommu::Off { why, help } => return blocked(format!("the IOMMU is off: {why}"), help),
             Iommu::Missing { why, help } => return blocked(format!("there is no IOMMU: {why}"), help),
-            Iommu::Unknown(why) => return blocked(format!("it is not known whether the IOMMU is on: {why}"), "run it as root"),
+            Iommu::Unknown(why) => {
+                return blocked(format!("it is not known whether the IOMMU is on: {why}"), "run it as root");
+            }
         }
         if facts.boot.initramfs != InitramfsTool::InitramfsTools {
             return blocked(
@@ -91,8 +93,14 @@ impl VfioBinding {
                 "a group moves as a whole: try another slot, or ACS in the firmware; or name the neighbours under `devices` with `use: vfio`",
             );
         }
-        let other = functions.iter().find_map(|f| f.driver_override.as_ref().filter(|o| *o != "vfio-pci").map(|o| (f, o)));
-        other.and_then(|(f, o)| blocked(format!("{} has driver_override `{o}`, set by something else", f.address), "find and remove what sets it"))
+        let other =
+            functions.iter().find_map(|f| f.driver_override.as_ref().filter(|o| *o != "vfio-pci").map(|o| (f, o)));
+        other.and_then(|(f, o)| {
+            blocked(
+                format!("{} has driver_override `{o}`, set by something else", f.address),
+                "find and remove what sets it",
+            )
+        })
     }
 }
 
@@ -112,7 +120,10 @@ impl Resource for VfioBinding {
     fn diff(&self, state: &Option<String>, _: Option<&Self>, facts: &HostFacts) -> Diff {
         let functions: Vec<&PciFunction> = facts.slot(self.slot).collect();
         let Some(first) = functions.first() else {
-            return Diff::Blocked { why: format!("there is no device at {}", self.slot), help: "see what is there: gpuvm facts".to_owned() };
+            return Diff::Blocked {
+                why: format!("there is no device at {}", self.slot),
+                help: "see what is there: gpuvm facts".to_owned(),
+            };
         };
         if let Some((why, help)) = self.forbidden(&functions, facts) {
             return Diff::Blocked { why, help };
@@ -131,9 +142,14 @@ impl Resource for VfioBinding {
         );
         for f in functions.iter().filter(|f| !bound(f)) {
             let driver = f.driver.clone().unwrap_or_else(|| "no driver".to_owned());
-            change.fields.push(FieldDiff::new(format!(".{}", f.address.function), Some(driver), Some("vfio-pci".to_owned())));
+            change.fields.push(FieldDiff::new(
+                format!(".{}", f.address.function),
+                Some(driver),
+                Some("vfio-pci".to_owned()),
+            ));
         }
-        let twins = facts.pci.values().filter(|f| f.id == first.id && f.address.slot != self.slot && f.address.function == 0);
+        let twins =
+            facts.pci.values().filter(|f| f.id == first.id && f.address.slot != self.slot && f.address.function == 0);
         for twin in twins.filter(|t| !self.companions.contains(&t.address.slot)) {
             let driver = twin.driver.as_deref().unwrap_or("no driver");
             change.notes.push(format!("stays: {} {} on {driver}", twin.address.slot, twin.name));
@@ -187,4 +203,3 @@ pub const INITRAMFS_HOOK: &str = "/etc/initramfs-tools/hooks/gpuvm";
 pub const INITRAMFS_HOOK_TEXT: &str = "#!/bin/sh\n# Written by gpuvm: the drivers that keep devices for VMs, in the initramfs.\n\
 case \"$1\" in prereqs) exit 0 ;; esac\n. /usr/share/initramfs-tools/hook-functions\n\
 manual_add_modules vfio vfio_iommu_type1 vfio_pci\n";
-

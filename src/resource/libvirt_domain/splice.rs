@@ -175,7 +175,8 @@ pub(super) fn splice(
     is: &Projection,
     xml: &str,
 ) -> Result<String, Refused> {
-    let doc = Document::parse(xml).map_err(|e| refused(format!("its definition cannot be read: {e}"), "virsh dumpxml"))?;
+    let doc =
+        Document::parse(xml).map_err(|e| refused(format!("its definition cannot be read: {e}"), "virsh dumpxml"))?;
     let root = doc.root_element();
     let mut edits = Edits { xml, all: Vec::new() };
     if is.uefi != (vm.firmware == Firmware::Uefi) {
@@ -257,7 +258,13 @@ fn memory(vm: &LibvirtDomain, is: &Projection, root: Node<'_, '_>, edits: &mut E
     Ok(())
 }
 
-fn huge_pages(vm: &LibvirtDomain, last: Option<&LibvirtDomain>, is: &Projection, root: Node<'_, '_>, edits: &mut Edits<'_>) {
+fn huge_pages(
+    vm: &LibvirtDomain,
+    last: Option<&LibvirtDomain>,
+    is: &Projection,
+    root: Node<'_, '_>,
+    edits: &mut Edits<'_>,
+) {
     let backing = child(root, "memoryBacking");
     let there = backing.and_then(|b| child(b, "hugepages"));
     match (vm.huge_pages, there) {

@@ -225,7 +225,10 @@ fn one_field_changes_and_every_other_byte_stays() {
             s(&["<memory unit='KiB'>4194304</memory>", "<currentMemory unit='KiB'>4194304</currentMemory>"])
         )
     );
-    assert_eq!(edit(|vm| vm.nic = Some(nic("br1", 1))), (s(&["<source bridge='br0'/>"]), s(&["<source bridge='br1'/>"])));
+    assert_eq!(
+        edit(|vm| vm.nic = Some(nic("br1", 1))),
+        (s(&["<source bridge='br0'/>"]), s(&["<source bridge='br1'/>"]))
+    );
     let (out, put) = edit(|vm| vm.huge_pages = Some(ByteSize::from_mib(2)));
     assert_eq!(out, s(&[]));
     assert_eq!(
@@ -393,7 +396,8 @@ fn the_uuid_of_the_vm_that_is_there_is_kept() {
 
 #[test]
 fn a_record_holds_nothing_that_others_wrote_for_themselves() {
-    let xml = TUNED.replace("<uuid>", "<title>canary</title>\n  <sysinfo type='smbios'><x>canary</x></sysinfo>\n  <uuid>");
+    let xml =
+        TUNED.replace("<uuid>", "<title>canary</title>\n  <sysinfo type='smbios'><x>canary</x></sysinfo>\n  <uuid>");
     let kept = without_private_parts(&xml);
     for foreign in ["canary", "fw_cfg", "other:thing", "pinned by hand"] {
         assert!(!kept.contains(foreign), "{foreign}: {kept}");
@@ -408,8 +412,15 @@ fn what_libvirt_hides_is_put_back_or_nothing_is_done() {
     let shown = xml("<graphics type='vnc' port='1'/><graphics type='spice'/>");
     let whole = xml("<graphics type='vnc' port='1' passwd='p&lt;' connected='keep'/><graphics type='spice'/>");
     let after = with_passwords(&shown.replace("port='1'", "port='2'"), &shown, &whole).unwrap();
-    assert_eq!(after, whole.replace("port='1' passwd='p&lt;' connected='keep'", "passwd='p&lt;' connected='keep' port='2'"));
+    assert_eq!(
+        after,
+        whole.replace("port='1' passwd='p&lt;' connected='keep'", "passwd='p&lt;' connected='keep' port='2'")
+    );
     assert_eq!(with_passwords(&shown, &shown, &shown), Some(shown.clone()));
     assert_eq!(with_passwords(&xml(""), &shown, &whole), None, "no place for it");
-    assert_eq!(with_passwords(&shown, &shown, &whole.replace("<domain>", "<domain secret='1'>")), None, "something else");
+    assert_eq!(
+        with_passwords(&shown, &shown, &whole.replace("<domain>", "<domain secret='1'>")),
+        None,
+        "something else"
+    );
 }
