@@ -12,7 +12,7 @@ pub use envelope::Envelope;
 pub use state::{Ending, LEDGER_FORMAT, Order, StateDir, StateError};
 
 use crate::host::{Host, HostError, Probe, Running};
-use crate::plan::{Content, Diff, FileWrite, Item, Key, Past, Plan, Step};
+use crate::plan::{Content, Diff, FileWrite, Item, Key, Past, Plan, Step, WaitFor};
 use crate::resource::Wanted;
 use crate::types::Mode;
 
@@ -231,9 +231,7 @@ impl Apply<'_> {
 /// What waits for a boot, and why.
 fn still_waiting(plan: &Plan) -> String {
     let waits = plan.entries.iter().filter_map(|e| match &e.diff {
-        Diff::Waits { on: crate::plan::WaitFor::Reboot, why, .. } => {
-            Some(format!("`{}` still waits for one: {why}", e.key))
-        }
+        Diff::Waits { on: WaitFor::Reboot, why, .. } => Some(format!("`{}` still waits for one: {why}", e.key)),
         _ => None,
     });
     waits.collect::<Vec<_>>().join("; ")
@@ -256,8 +254,11 @@ fn due_now(plan: &Plan) -> (Vec<Item>, bool) {
         match item {
             Item::Reboot { .. } => return (now, true),
             Item::Entry { index } => {
-                if plan.entries.get(*index).is_some_and(|e| matches!(e.diff, Diff::Change(_))) {
-                    now.push(item.clone());
+                let Some(Diff::Change(change)) = plan.entries.get(*index).map(|e| &e.diff) else { continue };
+                now.push(item.clone());
+                // Whether packages can be had is known before anything else is changed for them.
+                if change.complete_after == Some(WaitFor::PackageIndex) {
+                    return (now, false);
                 }
             }
             Item::Refresh { .. } => now.push(item.clone()),

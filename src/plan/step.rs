@@ -270,8 +270,13 @@ pub enum Step {
         /// The file.
         path: PathBuf,
     },
-    /// Fetches the package lists.
-    AptIndex,
+    /// Fetches the package lists; a source that does not answer is an error.
+    AptIndex {
+        /// What they are fetched for, remembered so that a name that no source knows is not looked for again.
+        mark: String,
+    },
+    /// Finishes a package transaction that was cut off (`dpkg --configure -a`).
+    FinishPackages,
     /// One package transaction.
     Apt {
         /// What was asked for.
