@@ -124,7 +124,7 @@ impl Apply<'_> {
             envelope.holds(&plan).map_err(ApplyError::BeyondApproved)?;
             let (now, reboot) = due_now(&plan);
             if now.is_empty() && !(reboot && self.allowed.reboot) {
-                self.forget_what_is_gone(&plan, &wanted)?;
+                self.settle(&plan, &wanted)?;
                 return Ok(Outcome { run: self.run, done, left: plan });
             }
             for item in &now {
@@ -175,7 +175,7 @@ impl Apply<'_> {
                 self.state.owe(&change.refreshes)?;
                 let wanted = wanted.get(&entry.key);
                 if let Some(wanted) = wanted.filter(|_| !self.state.owns(&entry.key)) {
-                    self.state.own(&entry.key, wanted)?;
+                    self.state.own(&entry.key, &wanted.begun())?;
                 }
                 for step in &change.steps {
                     self.step(host, &entry.key, step)?;
@@ -217,11 +217,14 @@ impl Apply<'_> {
         result.map_err(failed)
     }
 
-    /// What is gone and no longer wanted is not ours any more.
-    fn forget_what_is_gone(&mut self, plan: &Plan, wanted: &BTreeMap<Key, Wanted>) -> Result<(), StateError> {
+    /// What is gone and no longer wanted is not ours any more; what is ours and as wanted owes nothing from a run that
+    /// was cut off.
+    fn settle(&mut self, plan: &Plan, wanted: &BTreeMap<Key, Wanted>) -> Result<(), StateError> {
         for entry in plan.entries.iter().filter(|e| matches!(e.diff, Diff::InSync { .. })) {
-            if !wanted.contains_key(&entry.key) {
-                self.state.disown(&entry.key)?;
+            match wanted.get(&entry.key) {
+                None => self.state.disown(&entry.key)?,
+                Some(wanted) if self.state.owns(&entry.key) => self.state.own(&entry.key, wanted)?,
+                Some(_) => {}
             }
         }
         Ok(())

@@ -160,6 +160,7 @@ impl Host for Live {
             | Step::Volume(_)
             | Step::Network { .. }
             | Step::DefineDomain { .. }
+            | Step::EditDomain { .. }
             | Step::UndefineDomain { .. }
             | Step::StartDomain { .. }
             | Step::StopDomain { .. } => libvirt::execute(step, progress),

@@ -21,7 +21,7 @@ pub use saved::{SavedManifest, SavedPlan, SavedPlanError};
 pub use select::{NoSuchKind, Selection, Selector};
 pub use step::{
     AptPackage, BindTarget, Content, FileEdit, FileWrite, NetworkSwitch, Proof, ServiceAction, SlotBinding, Step,
-    VolumeStep,
+    TextEdit, VolumeStep,
 };
 
 /// The JSON Schema (draft-07) of what `gpuvm plan --output json` writes.

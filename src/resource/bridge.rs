@@ -661,7 +661,7 @@ impl Bridge {
                     ),
                 ));
             };
-            if sha256_hex(text.as_bytes()) != edit.after {
+            if sha256_hex(text.as_bytes()) != edit.edit.after {
                 let (before, after) = (netplan::redacted(text), netplan::redacted(&after));
                 change.fields.push(FieldDiff::text(edit.path.display().to_string(), Some(&before), Some(&after)));
                 switch.edit.push(edit.clone());

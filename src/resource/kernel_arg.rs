@@ -86,7 +86,9 @@ fn not_ours(loader: &BootLoader, args: &str) -> Option<(String, String)> {
         ),
         BootLoader::SystemdBoot => (
             "this host boots with systemd-boot".to_owned(),
-            format!("add `{args}` to /etc/kernel/cmdline, run: kernel-install add $(uname -r) /boot/vmlinuz-$(uname -r); then boot"),
+            format!(
+                "add `{args}` to /etc/kernel/cmdline, run: kernel-install add $(uname -r) /boot/vmlinuz-$(uname -r); then boot"
+            ),
         ),
         BootLoader::Extlinux => (
             "this host boots with extlinux".to_owned(),

@@ -31,6 +31,10 @@ pub trait Resource: Sized + Clone + Serialize + DeserializeOwned + 'static {
     type State;
     /// The name within the kind; empty where there is one only.
     fn name(&self) -> String;
+    /// As the ledger has it from its first step until its last: with what is owed should that never come.
+    fn begun(&self) -> Self {
+        self.clone()
+    }
     /// Looks at what is there.
     fn probe(&self, host: &dyn Probe) -> Result<Self::State, HostError>;
     /// Compares; pure. `last` is what was applied last, where it is ours.
@@ -64,6 +68,10 @@ macro_rules! kinds {
             /// The key in plans.
             pub fn key(&self) -> Key {
                 match self { $(Wanted::$kind(r) => r.key(),)* }
+            }
+            /// See [`Resource::begun`].
+            pub fn begun(&self) -> Wanted {
+                match self { $(Wanted::$kind(r) => Wanted::$kind(r.begun()),)* }
             }
             /// Looks and compares.
             pub fn compare(&self, last: Option<&Wanted>, host: &dyn Probe, facts: &HostFacts) -> Result<Diff, HostError> {

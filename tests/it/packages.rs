@@ -4,7 +4,8 @@ use std::fs;
 
 use crate::machine::{copy_tree, gpuvm, repository, stdout, tree};
 
-const MANIFEST: &str = "version: 1\npackages: [htpo]\nkernelArgs: [iommu=pt]\nfiles:\n  /etc/motd: { content: \"x\\n\" }\n";
+const MANIFEST: &str =
+    "version: 1\npackages: [htpo]\nkernelArgs: [iommu=pt]\nfiles:\n  /etc/motd: { content: \"x\\n\" }\n";
 
 fn host(dir: &std::path::Path) {
     copy_tree(&repository().join("examples/hosts/twin-debian13"), &dir.join("host"));
