@@ -12,7 +12,7 @@ pub use envelope::Envelope;
 pub use state::{Ending, LEDGER_FORMAT, Order, StateDir, StateError};
 
 use crate::host::{Host, HostError, Probe, Running};
-use crate::plan::{Content, Diff, FileWrite, Item, Key, Past, Plan, Step};
+use crate::plan::{Content, Diff, FileWrite, Item, Key, Past, Plan, Step, WaitFor};
 use crate::resource::Wanted;
 use crate::types::Mode;
 
@@ -124,7 +124,7 @@ impl Apply<'_> {
             envelope.holds(&plan).map_err(ApplyError::BeyondApproved)?;
             let (now, reboot) = due_now(&plan);
             if now.is_empty() && !(reboot && self.allowed.reboot) {
-                self.forget_what_is_gone(&plan, &wanted)?;
+                self.settle(&plan, &wanted)?;
                 return Ok(Outcome { run: self.run, done, left: plan });
             }
             for item in &now {
@@ -175,7 +175,7 @@ impl Apply<'_> {
                 self.state.owe(&change.refreshes)?;
                 let wanted = wanted.get(&entry.key);
                 if let Some(wanted) = wanted.filter(|_| !self.state.owns(&entry.key)) {
-                    self.state.own(&entry.key, wanted)?;
+                    self.state.own(&entry.key, &wanted.begun())?;
                 }
                 for step in &change.steps {
                     self.step(host, &entry.key, step)?;
@@ -217,11 +217,14 @@ impl Apply<'_> {
         result.map_err(failed)
     }
 
-    /// What is gone and no longer wanted is not ours any more.
-    fn forget_what_is_gone(&mut self, plan: &Plan, wanted: &BTreeMap<Key, Wanted>) -> Result<(), StateError> {
+    /// What is gone and no longer wanted is not ours any more; what is ours and as wanted owes nothing from a run that
+    /// was cut off.
+    fn settle(&mut self, plan: &Plan, wanted: &BTreeMap<Key, Wanted>) -> Result<(), StateError> {
         for entry in plan.entries.iter().filter(|e| matches!(e.diff, Diff::InSync { .. })) {
-            if !wanted.contains_key(&entry.key) {
-                self.state.disown(&entry.key)?;
+            match wanted.get(&entry.key) {
+                None => self.state.disown(&entry.key)?,
+                Some(wanted) if self.state.owns(&entry.key) => self.state.own(&entry.key, wanted)?,
+                Some(_) => {}
             }
         }
         Ok(())
@@ -231,9 +234,7 @@ impl Apply<'_> {
 /// What waits for a boot, and why.
 fn still_waiting(plan: &Plan) -> String {
     let waits = plan.entries.iter().filter_map(|e| match &e.diff {
-        Diff::Waits { on: crate::plan::WaitFor::Reboot, why, .. } => {
-            Some(format!("`{}` still waits for one: {why}", e.key))
-        }
+        Diff::Waits { on: WaitFor::Reboot, why, .. } => Some(format!("`{}` still waits for one: {why}", e.key)),
         _ => None,
     });
     waits.collect::<Vec<_>>().join("; ")
@@ -256,8 +257,11 @@ fn due_now(plan: &Plan) -> (Vec<Item>, bool) {
         match item {
             Item::Reboot { .. } => return (now, true),
             Item::Entry { index } => {
-                if plan.entries.get(*index).is_some_and(|e| matches!(e.diff, Diff::Change(_))) {
-                    now.push(item.clone());
+                let Some(Diff::Change(change)) = plan.entries.get(*index).map(|e| &e.diff) else { continue };
+                now.push(item.clone());
+                // Whether packages can be had is known before anything else is changed for them.
+                if change.complete_after == Some(WaitFor::PackageIndex) {
+                    return (now, false);
                 }
             }
             Item::Refresh { .. } => now.push(item.clone()),

@@ -260,6 +260,9 @@ impl StateDir {
 
     /// Remembers a thing as ours.
     pub fn own(&mut self, key: &Key, wanted: &Wanted) -> Result<(), StateError> {
+        if self.ledger.owned.iter().any(|(k, w)| k == key && w == wanted) {
+            return Ok(());
+        }
         self.ledger.owned.retain(|(k, _)| k != key);
         self.ledger.owned.push((key.clone(), wanted.clone()));
         self.ledger.owned.sort_by(|a, b| a.0.cmp(&b.0));

@@ -48,7 +48,7 @@ enum Machine {
     Recorded(Box<dyn Host>),
 }
 
-pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
+pub(super) fn run(args: &ApplyArgs, quiet: bool, log: &[String]) -> miette::Result<u8> {
     let (mut machine, dir) = match &args.target.root {
         Some(dir) => (Machine::Recorded(Box::new(host::recorded(dir)?)), dir.join("root").join(host::STATE)),
         None => (Machine::This, Path::new("/").join(host::STATE)),
@@ -82,7 +82,7 @@ pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
         }
         Standing::CutOff(run) if args.resume => {
             need_root(&machine)?;
-            return carry_out(&mut state, run, &mut machine, quiet);
+            return carry_out(&mut state, run, &mut machine, quiet, log);
         }
         Standing::CutOff(run) => return Err(miette!("{}", cut_off(run).trim_end())),
         _ if args.resume || args.abandon => return Err(miette!("no run was cut off; nothing was changed")),
@@ -130,11 +130,17 @@ pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
     state.lock().into_diagnostic()?;
     let order = Order { saved: order, allowed: Allowed { reboot: args.reboot } };
     let number = state.new_run(&order).into_diagnostic()?;
-    carry_out(&mut state, number, &mut machine, quiet)
+    carry_out(&mut state, number, &mut machine, quiet, log)
 }
 
 /// Carries a run out: a recorded host's here, this machine's in a process that outlives the terminal.
-fn carry_out(state: &mut StateDir, number: u64, machine: &mut Machine, quiet: bool) -> miette::Result<u8> {
+fn carry_out(
+    state: &mut StateDir,
+    number: u64,
+    machine: &mut Machine,
+    quiet: bool,
+    log: &[String],
+) -> miette::Result<u8> {
     let ending = match machine {
         Machine::Recorded(host) => {
             state.lock().into_diagnostic()?;
@@ -149,7 +155,7 @@ fn carry_out(state: &mut StateDir, number: u64, machine: &mut Machine, quiet: bo
             live::keep_program(&dir).into_diagnostic()?;
             let seen = std::fs::metadata(dir.join(EVENTS)).map_or(0, |m| m.len());
             state.unlock();
-            live::launch(&dir, number).into_diagnostic()?;
+            live::launch(&dir, number, log).into_diagnostic()?;
             anstream::eprintln!("run {number}; it goes on without this terminal: gpuvm status --follow");
             follow(&dir, seen, quiet).into_diagnostic()?
         }

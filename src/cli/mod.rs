@@ -50,6 +50,31 @@ pub struct Cli {
     pub log_format: LogFormat,
 }
 
+impl Cli {
+    /// The least that is logged. A run has no terminal: what it logs is its log file, which says what it did.
+    pub fn log_level(&self) -> &'static str {
+        match (self.quiet, self.verbose) {
+            (true, _) => "error",
+            (_, 0) if matches!(self.command, Command::Run(_)) => "info",
+            (_, 0) => "warn",
+            (_, 1) => "debug",
+            _ => "trace",
+        }
+    }
+
+    /// The options that make another gpuvm log as this one.
+    fn log_options(&self) -> Vec<String> {
+        let mut options = vec!["-v".to_owned(); self.verbose.into()];
+        if self.quiet {
+            options.push("-q".to_owned());
+        }
+        if self.log_format == LogFormat::Json {
+            options.push("--log-format=json".to_owned());
+        }
+        options
+    }
+}
+
 /// How logs are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -121,9 +146,11 @@ pub struct Target {
 
 /// Runs the command; errors are printed here.
 pub fn run(cli: Cli) -> ExitCode {
+    let log = cli.log_options();
+    let of_a_run = matches!(cli.command, Command::Run(_));
     let result = match cli.command {
         Command::Plan(args) => plan::run(&args, cli.verbose > 0),
-        Command::Apply(args) => apply::run(&args, cli.quiet),
+        Command::Apply(args) => apply::run(&args, cli.quiet, &log),
         Command::Validate(args) => validate::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Facts(args) => facts::run(&args),
@@ -134,7 +161,10 @@ pub fn run(cli: Cli) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(report) => {
-            anstream::eprint!("{report:?}");
+            match of_a_run {
+                true => tracing::error!("{report}"),
+                false => anstream::eprint!("{report:?}"),
+            }
             ExitCode::from(code::ERROR)
         }
     }
@@ -146,5 +176,27 @@ fn print(text: &str) -> miette::Result<()> {
     match anstream::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(miette::miette!("cannot write the output: {e}")),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_of_a_run_logs_as_apply_was_asked_to() {
+        for (asked, level) in [
+            (&["apply"][..], "info"),
+            (&["apply", "-v"], "debug"),
+            (&["-vv", "apply", "--log-format", "json"], "trace"),
+            (&["apply", "--quiet"], "error"),
+        ] {
+            let apply = Cli::try_parse_from(["gpuvm"].iter().chain(asked)).unwrap();
+            let options = apply.log_options();
+            let words = ["gpuvm"].into_iter().chain(options.iter().map(String::as_str)).chain(["run", "/runs/7"]);
+            let run = Cli::try_parse_from(words).unwrap();
+            assert_eq!((run.log_level(), run.log_format), (level, apply.log_format), "{asked:?}");
+        }
+        assert_eq!(Cli::try_parse_from(["gpuvm", "plan"]).unwrap().log_level(), "warn");
     }
 }

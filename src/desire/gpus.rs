@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Desired, Shared};
 use crate::facts::{HostFacts, InitramfsTool, PciFunction};
 use crate::manifest::{DeviceEntry, DeviceUse, Loaded};
-use crate::plan::{Content, FileWrite, Finding, Refresh, Severity};
+use crate::plan::{FileWrite, Finding, Refresh, Severity};
 use crate::resource::{file, vfio_binding};
-use crate::types::{Mode, PciSlot};
+use crate::types::PciSlot;
 
 pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, shared: &mut Shared) {
     let gpus = manifest.manifest.gpus.iter().map(|(n, d)| (format!("gpus.{n}"), n, d, true));
@@ -39,20 +39,20 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     for module in ["vfio", "vfio_iommu_type1", "vfio_pci"] {
         shared.modules.entry(module.to_owned()).or_insert_with(|| "use: vfio".to_owned());
     }
-    let hook = (facts.boot.initramfs == InitramfsTool::InitramfsTools).then(|| {
-        let write = FileWrite {
-            path: vfio_binding::INITRAMFS_HOOK.into(),
-            content: Content::Text(vfio_binding::INITRAMFS_HOOK_TEXT.to_owned()),
-            mode: Mode::new(0o755),
-            owner: "root".to_owned(),
-            group: "root".to_owned(),
-        };
+    let of_initramfs: &[(&str, &str)] = match facts.boot.initramfs {
+        InitramfsTool::InitramfsTools => &[(vfio_binding::INITRAMFS_HOOK, vfio_binding::INITRAMFS_HOOK_TEXT)],
+        InitramfsTool::Dracut => &vfio_binding::DRACUT_MODULE,
+        InitramfsTool::None => &[],
+    };
+    let mut hooks = Vec::new();
+    for (path, text) in of_initramfs {
+        let write = FileWrite::root(*path, *text, 0o755);
         let file = file::File { write, take_over: false, refreshes: BTreeSet::from([Refresh::Initramfs]) };
-        desired.want("use: vfio", [], file)
-    });
+        hooks.push(desired.want("use: vfio", [], file));
+    }
     for (place, name, slot) in kept {
         let companions = slots.iter().copied().filter(|s| *s != slot).collect();
-        desired.want(&place, hook.clone(), vfio_binding::VfioBinding { name, slot, companions });
+        desired.want(&place, hooks.clone(), vfio_binding::VfioBinding { name, slot, companions });
     }
 }
 

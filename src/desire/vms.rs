@@ -206,6 +206,7 @@ fn one(m: &Manifest, facts: &HostFacts, desired: &mut Desired, kvm: bool, name: 
         start_when_made: vm.start == StartWhen::Boot,
         running: vm.state.map(|s| s == VmState::Running),
         absent: vm.absent,
+        start_owed: false,
     };
     desired.want(&place, after, domain);
 }

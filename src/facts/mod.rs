@@ -6,7 +6,7 @@ mod carries;
 mod iommu;
 mod network;
 mod os;
-mod packages;
+pub(crate) mod packages;
 mod pci;
 mod users;
 
@@ -171,11 +171,17 @@ pub enum BootLoader {
         /// `GRUB_CMDLINE_LINUX_DEFAULT` as the files in name order set it, without our own file; `None` where a file
         /// could not be evaluated without a shell.
         cmdline_default: Option<Vec<String>>,
+        /// `GRUB_CMDLINE_LINUX` likewise, which the recovery entry has too.
+        cmdline: Option<Vec<String>>,
         /// Every `*.cfg` of /etc/default/grub.d in name order, with whether it sets `GRUB_CMDLINE_LINUX_DEFAULT`.
         drop_ins: Vec<(PathBuf, bool)>,
     },
+    /// GRUB without Debian's update-grub.
+    GrubWithoutUpdate,
     /// systemd-boot, or kernel-install with /etc/kernel/cmdline.
     SystemdBoot,
+    /// extlinux or U-Boot with an extlinux.conf.
+    Extlinux,
     /// None that is known, with what was looked for.
     Unknown(String),
 }

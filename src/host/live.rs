@@ -137,7 +137,8 @@ impl Host for Live {
             Step::RestoreFile { path } => {
                 Err(HostError::Refused(format!("`{}` was not turned into what it was", path.display())))
             }
-            Step::AptIndex => apt::index(progress),
+            Step::AptIndex { mark } => apt::index(mark, progress),
+            Step::FinishPackages => apt::finish(progress),
             Step::Apt { request, install, remove } => {
                 let mut asked: Vec<String> = request.iter().map(ToString::to_string).collect();
                 asked.extend(remove.iter().map(|name| format!("{name}-")));
@@ -159,6 +160,7 @@ impl Host for Live {
             | Step::Volume(_)
             | Step::Network { .. }
             | Step::DefineDomain { .. }
+            | Step::EditDomain { .. }
             | Step::UndefineDomain { .. }
             | Step::StartDomain { .. }
             | Step::StopDomain { .. } => libvirt::execute(step, progress),
@@ -171,11 +173,12 @@ impl Live {
         match refresh {
             Refresh::DaemonReload => program::perform(Program::Systemctl, &["daemon-reload"], SHORT_LIMIT, progress),
             Refresh::Udev => program::perform(Program::Udevadm, &["control", "--reload"], SHORT_LIMIT, progress),
-            Refresh::Initramfs if program::place(Program::Dracut).is_some() => {
-                program::perform(Program::Dracut, &["--regenerate-all", "--force"], BOOT_LIMIT, progress)
+            // Only one of the two owns the initramfs; dracut's program may be there beside initramfs-tools.
+            Refresh::Initramfs if program::place(Program::UpdateInitramfs).is_some() => {
+                program::perform(Program::UpdateInitramfs, &["-u", "-k", "all"], BOOT_LIMIT, progress)
             }
             Refresh::Initramfs => {
-                program::perform(Program::UpdateInitramfs, &["-u", "-k", "all"], BOOT_LIMIT, progress)
+                program::perform(Program::Dracut, &["--regenerate-all", "--force"], BOOT_LIMIT, progress)
             }
             Refresh::BootLoader => program::perform(Program::UpdateGrub, &[], BOOT_LIMIT, progress),
             // One that does not run has nothing old to forget.

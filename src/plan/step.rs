@@ -145,25 +145,23 @@ pub enum Proof {
     Peer(std::net::IpAddr),
 }
 
-/// Changes of a file that is there, whose text is not in the plan: it may hold passwords.
+/// Changes of a text that is there and is not in the plan: it may hold passwords.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct FileEdit {
-    /// The file. Its mode and owner stay.
-    pub path: PathBuf,
-    /// sha256 in hex of its text before; another text is refused.
+pub struct TextEdit {
+    /// sha256 in hex of the text before; another text is refused.
     pub before: String,
     /// What changes.
     pub splices: Vec<Splice>,
-    /// sha256 in hex of its text afterwards.
+    /// sha256 in hex of the text afterwards.
     pub after: String,
 }
 
-impl FileEdit {
+impl TextEdit {
     /// The edit of a text.
-    pub fn new(path: impl Into<PathBuf>, text: &str, splices: Vec<Splice>) -> Result<Self, SpliceError> {
+    pub fn new(text: &str, splices: Vec<Splice>) -> Result<Self, SpliceError> {
         let after = sha256_hex(splice(text, &splices)?.as_bytes());
-        Ok(Self { path: path.into(), before: sha256_hex(text.as_bytes()), splices, after })
+        Ok(Self { before: sha256_hex(text.as_bytes()), splices, after })
     }
     /// The text afterwards; `None` where the text is not the one that was planned for. One that is changed already
     /// stays as it is.
@@ -174,6 +172,28 @@ impl FileEdit {
         }
         let changed = (digest == self.before).then(|| splice(text, &self.splices).ok()).flatten()?;
         (sha256_hex(changed.as_bytes()) == self.after).then_some(changed)
+    }
+}
+
+/// Changes of a file that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FileEdit {
+    /// The file. Its mode and owner stay.
+    pub path: PathBuf,
+    /// What changes in it.
+    #[serde(flatten)]
+    pub edit: TextEdit,
+}
+
+impl FileEdit {
+    /// The edit of a file's text.
+    pub fn new(path: impl Into<PathBuf>, text: &str, splices: Vec<Splice>) -> Result<Self, SpliceError> {
+        Ok(Self { path: path.into(), edit: TextEdit::new(text, splices)? })
+    }
+    /// As [`TextEdit::apply`].
+    pub fn apply(&self, text: &str) -> Option<String> {
+        self.edit.apply(text)
     }
 }
 
@@ -270,8 +290,13 @@ pub enum Step {
         /// The file.
         path: PathBuf,
     },
-    /// Fetches the package lists.
-    AptIndex,
+    /// Fetches the package lists; a source that does not answer is an error.
+    AptIndex {
+        /// What they are fetched for, remembered so that a name that no source knows is not looked for again.
+        mark: String,
+    },
+    /// Finishes a package transaction that was cut off (`dpkg --configure -a`).
+    FinishPackages,
     /// One package transaction.
     Apt {
         /// What was asked for.
@@ -320,12 +345,21 @@ pub enum Step {
         /// Its name.
         name: ResourceName,
     },
-    /// Defines a VM, or changes its stored definition.
+    /// Defines a new VM.
     DefineDomain {
         /// Its name.
         name: DomainName,
         /// The whole definition.
         xml: String,
+        /// Whether libvirt starts it at boot.
+        autostart: bool,
+    },
+    /// Changes the stored definition of a VM at some places; one that became another since the plan is refused.
+    EditDomain {
+        /// Its name.
+        name: DomainName,
+        /// What changes in it; without a change, only the start at boot is.
+        edit: TextEdit,
         /// Whether libvirt starts it at boot.
         autostart: bool,
     },
@@ -362,7 +396,9 @@ impl Step {
                 vec![path.display().to_string()]
             }
             Step::SwitchNetwork(switch) => switch.paths().map(|p| p.display().to_string()).collect(),
-            Step::DefineDomain { name, .. } | Step::UndefineDomain { name } => vec![format!("domain {name}")],
+            Step::DefineDomain { name, .. } | Step::EditDomain { name, .. } | Step::UndefineDomain { name } => {
+                vec![format!("domain {name}")]
+            }
             Step::Volume(volume) => vec![format!("volume {}/{}", volume.pool, volume.name)],
             Step::BindSlot(binding) => binding.functions.iter().map(|(a, _)| format!("function {a}")).collect(),
             _ => Vec::new(),

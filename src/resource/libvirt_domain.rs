@@ -20,7 +20,7 @@ use super::Resource;
 use super::libvirt::{Libvirt, ask, known};
 use crate::facts::HostFacts;
 use crate::host::{Answer, Domain, HostError, Probe, Virtualisation};
-use crate::plan::{Action, Change, Diff, FieldDiff, Risk, Step, WaitFor};
+use crate::plan::{Action, Change, Diff, FieldDiff, Risk, Step, TextEdit, WaitFor};
 use crate::types::{ByteSize, DomainName, InterfaceName, MacAddress, PciAddress, PciSlot, ResourceName};
 
 /// A VM as it is wanted.
@@ -57,6 +57,9 @@ pub struct LibvirtDomain {
     pub running: Option<bool>,
     /// Take its definition away; its disks stay.
     pub absent: bool,
+    /// In the ledger only: making it did not come to its end, so its first start is still owed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub start_owed: bool,
 }
 
 /// A disk of a VM: a volume.
@@ -155,8 +158,8 @@ pub enum Arch {
 }
 
 impl LibvirtDomain {
-    fn define(&self, xml: String) -> Step {
-        Step::DefineDomain { name: self.name.clone(), xml, autostart: self.autostart }
+    fn define(&self) -> Step {
+        Step::DefineDomain { name: self.name.clone(), xml: write::new(self), autostart: self.autostart }
     }
     fn start(&self) -> Step {
         Step::StartDomain { name: self.name.clone() }
@@ -190,7 +193,7 @@ impl LibvirtDomain {
         if self.autostart {
             change.notes.push("starts with the host".to_owned());
         }
-        change.steps.push(self.define(write::new(self)));
+        change.steps.push(self.define());
         if (self.start_when_made || self.running == Some(true)) && self.running != Some(false) {
             change.steps.push(self.start());
         }
@@ -291,24 +294,34 @@ impl LibvirtDomain {
         }
         let mut change = Change::new(Action::Change, "edited in place");
         if !fields.is_empty() {
-            let xml = if of_definition {
+            let splices = if of_definition {
                 match splice::splice(self, last, &is, &domain.inactive_xml) {
-                    Ok(xml) => xml,
+                    Ok(splices) => splices,
                     Err(splice::Refused { why, help }) => return Diff::Blocked { why, help },
                 }
             } else {
-                domain.inactive_xml.clone()
+                Vec::new()
+            };
+            let edit = match TextEdit::new(&domain.inactive_xml, splices) {
+                Ok(edit) => edit,
+                Err(e) => return Diff::Unknown { why: format!("its definition cannot be changed in place: {e}") },
             };
             change.what = fields.iter().map(|f| f.field.as_str()).collect::<Vec<_>>().join(", ");
             change.fields = fields;
-            change.steps.push(self.define(xml));
+            change.steps.push(Step::EditDomain { name: name.clone(), edit, autostart: self.autostart });
             if domain.active && of_definition {
                 change.risks.insert(Risk::GuestRestart);
                 change.complete_after = Some(WaitFor::GuestRestart);
                 change.notes.push("it runs on as it is; the change takes effect at its next start".to_owned());
             }
         }
+        let first_start_owed = last.is_some_and(|l| l.start_owed) && self.start_when_made;
         match (self.running, domain.active) {
+            (None, false) if first_start_owed => {
+                change.fields.push(FieldDiff::new("running", Some("no".to_owned()), Some("yes".to_owned())));
+                change.notes.push("its first start, which did not succeed when it was made".to_owned());
+                change.steps.push(self.start());
+            }
             (Some(true), false) => {
                 change.fields.push(FieldDiff::new("running", Some("no".to_owned()), Some("yes".to_owned())));
                 change.steps.push(self.start());
@@ -324,7 +337,7 @@ impl LibvirtDomain {
         }
         if !change.steps.is_empty() {
             if change.what == "edited in place" {
-                change.what = if self.running == Some(true) { "started" } else { "shut down" }.to_owned();
+                change.what = if self.running == Some(false) { "shut down" } else { "started" }.to_owned();
             }
             return Diff::Change(change);
         }
@@ -393,6 +406,10 @@ impl Resource for LibvirtDomain {
 
     fn name(&self) -> String {
         self.name.to_string()
+    }
+
+    fn begun(&self) -> Self {
+        Self { start_owed: self.start_when_made, ..self.clone() }
     }
 
     fn probe(&self, host: &dyn Probe) -> Result<Libvirt, HostError> {

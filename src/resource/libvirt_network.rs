@@ -44,7 +44,8 @@ impl Resource for LibvirtNetwork {
         };
         let Some(network) = known.network(self.name.as_str()) else {
             let there: Vec<&str> = known.networks.iter().map(|n| n.name.as_str()).collect();
-            let there = if there.is_empty() { "it has none".to_owned() } else { format!("it has {}", there.join(", ")) };
+            let there =
+                if there.is_empty() { "it has none".to_owned() } else { format!("it has {}", there.join(", ")) };
             return Diff::Blocked {
                 why: format!("libvirt has no network `{}`; {there}", self.name),
                 help: "define it (virsh net-define), or name one that is there: virsh net-list --all".to_owned(),

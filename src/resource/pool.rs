@@ -93,9 +93,11 @@ impl Resource for Pool {
             Ok(known) => known,
             Err(diff) => return *diff,
         };
-        if let Some(other) = known.pools.iter().find(|p| {
-            p.name != self.name.as_str() && read(&p.xml).is_some_and(|(_, at)| same(&at, &self.path))
-        }) {
+        if let Some(other) = known
+            .pools
+            .iter()
+            .find(|p| p.name != self.name.as_str() && read(&p.xml).is_some_and(|(_, at)| same(&at, &self.path)))
+        {
             return Diff::Blocked {
                 why: format!("libvirt has `{path}` as pool `{}`, and a directory is in one pool", other.name),
                 help: format!("use it by that name: `storage: {{ {}: {{ dir: {path} }} }}`", other.name),
@@ -166,7 +168,8 @@ mod tests {
 
     #[test]
     fn before_libvirt_is_there_the_whole_change_is_promised() {
-        let Diff::Waits { on: WaitFor::Libvirt, promise, .. } = diff(&pool(false), Answer::Absent, Answer::Absent) else {
+        let Diff::Waits { on: WaitFor::Libvirt, promise, .. } = diff(&pool(false), Answer::Absent, Answer::Absent)
+        else {
             panic!("it waits")
         };
         assert_eq!(promise.steps.len(), 1);

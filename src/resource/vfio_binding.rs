@@ -2,7 +2,8 @@
 //! card beside it is not taken. A slot that carries anything of the host is never bound.
 //!
 //! The override is written by a udev rule, which initramfs-tools copies into the initramfs, where it runs before any
-//! driver that a rule or a list loads.
+//! driver that a rule or a list loads. dracut loads drivers that are forced in before udev: there a module of ours does
+//! what the rule says before that.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -55,12 +56,15 @@ impl VfioBinding {
             Iommu::On { .. } => {}
             Iommu::Off { why, help } => return blocked(format!("the IOMMU is off: {why}"), help),
             Iommu::Missing { why, help } => return blocked(format!("there is no IOMMU: {why}"), help),
-            Iommu::Unknown(why) => return blocked(format!("it is not known whether the IOMMU is on: {why}"), "run it as root"),
+            Iommu::Unknown(why) => {
+                return blocked(format!("it is not known whether the IOMMU is on: {why}"), "run it as root");
+            }
         }
-        if facts.boot.initramfs != InitramfsTool::InitramfsTools {
+        if facts.boot.initramfs == InitramfsTool::None {
             return blocked(
-                "early binding is written for initramfs-tools only, which is not installed here".to_owned(),
-                "with dracut a udev rule comes too late for drivers that are forced in; this version does not bind there",
+                "neither initramfs-tools nor dracut is installed, and without an initramfs nothing binds early"
+                    .to_owned(),
+                "install one of them: apt-get install initramfs-tools",
             );
         }
         if let Some(f) = functions.iter().find(|f| f.is_bridge()) {
@@ -79,21 +83,53 @@ impl VfioBinding {
         if functions.iter().any(|f| f.group.is_none()) {
             return blocked("a function has no IOMMU group".to_owned(), "look at dmesg for IOMMU errors");
         }
-        let foreign: Vec<String> = groups
+        let foreign: Vec<&PciFunction> = groups
             .iter()
             .flat_map(|g| facts.group_neighbours(*g, self.slot))
             .filter(|f| !self.companions.contains(&f.address.slot))
-            .map(shown)
             .collect();
         if !foreign.is_empty() {
-            return blocked(
-                format!("it shares its IOMMU group with {}", foreign.join("; ")),
-                "a group moves as a whole: try another slot, or ACS in the firmware; or name the neighbours under `devices` with `use: vfio`",
-            );
+            let all: Vec<String> = foreign.iter().map(|f| shown(f)).collect();
+            return Some((format!("it shares its IOMMU group with {}", all.join("; ")), moves_together(&foreign)));
         }
-        let other = functions.iter().find_map(|f| f.driver_override.as_ref().filter(|o| *o != "vfio-pci").map(|o| (f, o)));
-        other.and_then(|(f, o)| blocked(format!("{} has driver_override `{o}`, set by something else", f.address), "find and remove what sets it"))
+        let other =
+            functions.iter().find_map(|f| f.driver_override.as_ref().filter(|o| *o != "vfio-pci").map(|o| (f, o)));
+        other.and_then(|(f, o)| {
+            blocked(
+                format!("{} has driver_override `{o}`, set by something else", f.address),
+                "find and remove what sets it",
+            )
+        })
     }
+}
+
+/// What to do about neighbours in the group: those that the host does not need may go along.
+fn moves_together(foreign: &[&PciFunction]) -> String {
+    let needed: BTreeSet<PciSlot> = foreign.iter().filter(|f| !f.carries.is_empty()).map(|f| f.address.slot).collect();
+    if !needed.is_empty() {
+        let needed = needed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        return format!(
+            "a group moves as a whole, and the host needs {needed}: put the card into another slot, or look for ACS in\n      \
+             the firmware's settings"
+        );
+    }
+    let slots: BTreeSet<PciSlot> = foreign.iter().map(|f| f.address.slot).collect();
+    let line = |slot: &PciSlot| {
+        let gpu = foreign.iter().any(|f| f.address.slot == *slot && f.is_gpu());
+        let name = slot.to_string().replace([':', '.'], "-");
+        (gpu, format!("\n          pci-{name}: {{ match: \"{slot}\", use: vfio }}"))
+    };
+    let lines: Vec<(bool, String)> = slots.iter().map(line).collect();
+    let mut help =
+        "a group moves as a whole: try another slot, or ACS in the firmware; or let it go to VMs too, in host.yaml:"
+            .to_owned();
+    for (gpu, section) in [(true, "gpus"), (false, "devices")] {
+        let of: String = lines.iter().filter(|(g, _)| *g == gpu).map(|(_, line)| line.as_str()).collect();
+        if !of.is_empty() {
+            help += &format!("\n        {section}:{of}");
+        }
+    }
+    help
 }
 
 impl Resource for VfioBinding {
@@ -112,7 +148,10 @@ impl Resource for VfioBinding {
     fn diff(&self, state: &Option<String>, _: Option<&Self>, facts: &HostFacts) -> Diff {
         let functions: Vec<&PciFunction> = facts.slot(self.slot).collect();
         let Some(first) = functions.first() else {
-            return Diff::Blocked { why: format!("there is no device at {}", self.slot), help: "see what is there: gpuvm facts".to_owned() };
+            return Diff::Blocked {
+                why: format!("there is no device at {}", self.slot),
+                help: "see what is there: gpuvm facts".to_owned(),
+            };
         };
         if let Some((why, help)) = self.forbidden(&functions, facts) {
             return Diff::Blocked { why, help };
@@ -131,9 +170,14 @@ impl Resource for VfioBinding {
         );
         for f in functions.iter().filter(|f| !bound(f)) {
             let driver = f.driver.clone().unwrap_or_else(|| "no driver".to_owned());
-            change.fields.push(FieldDiff::new(format!(".{}", f.address.function), Some(driver), Some("vfio-pci".to_owned())));
+            change.fields.push(FieldDiff::new(
+                format!(".{}", f.address.function),
+                Some(driver),
+                Some("vfio-pci".to_owned()),
+            ));
         }
-        let twins = facts.pci.values().filter(|f| f.id == first.id && f.address.slot != self.slot && f.address.function == 0);
+        let twins =
+            facts.pci.values().filter(|f| f.id == first.id && f.address.slot != self.slot && f.address.function == 0);
         for twin in twins.filter(|t| !self.companions.contains(&t.address.slot)) {
             let driver = twin.driver.as_deref().unwrap_or("no driver");
             change.notes.push(format!("stays: {} {} on {driver}", twin.address.slot, twin.name));
@@ -188,3 +232,99 @@ pub const INITRAMFS_HOOK_TEXT: &str = "#!/bin/sh\n# Written by gpuvm: the driver
 case \"$1\" in prereqs) exit 0 ;; esac\n. /usr/share/initramfs-tools/hook-functions\n\
 manual_add_modules vfio vfio_iommu_type1 vfio_pci\n";
 
+/// What puts the early binding into an initramfs of dracut's, which has a folder for each module (dracut.modules(7)).
+/// It is below /usr: dracut looks nowhere else.
+pub const DRACUT_MODULE: [(&str, &str); 2] = [
+    ("/usr/lib/dracut/modules.d/90gpuvm/module-setup.sh", include_str!("vfio_binding/dracut-module.sh")),
+    ("/usr/lib/dracut/modules.d/90gpuvm/gpuvm-override.sh", include_str!("vfio_binding/dracut-override.sh")),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::facts::Carries;
+
+    /// The hook of dracut's in a folder that plays the machine, with what dracut offers to hooks.
+    fn hook(cmdline: &str) -> (String, String, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        for function in ["0000:02:00.0", "0000:02:00.1", "0000:01:00.0"] {
+            std::fs::create_dir_all(at("sys/bus/pci/devices").join(function)).unwrap();
+            std::fs::write(at("sys/bus/pci/devices").join(function).join("driver_override"), "(null)\n").unwrap();
+        }
+        std::fs::write(at("sys/bus/pci/drivers_probe"), "").unwrap();
+        std::fs::create_dir_all(at("etc/udev/rules.d")).unwrap();
+        let mut facts = super::super::tests::facts();
+        for number in [0, 1] {
+            let address: crate::types::PciAddress = format!("0000:02:00.{number}").parse().unwrap();
+            facts.pci.insert(address, function(&address.to_string(), 0x03_0000, &[]));
+        }
+        let slot = "0000:02:00".parse().unwrap();
+        let binding = VfioBinding { name: "work".to_owned(), slot, companions: BTreeSet::new() };
+        let rules = binding.rules(&facts.slot(slot).collect::<Vec<_>>());
+        std::fs::write(at("etc/udev/rules.d/61-gpuvm-vfio-work.rules"), rules).unwrap();
+        let root = dir.path().display().to_string();
+        let text =
+            DRACUT_MODULE[1].1.replace("/sys/", &format!("{root}/sys/")).replace("/etc/", &format!("{root}/etc/"));
+        let offered = format!(
+            "getarg() {{ for a in {cmdline}; do case $a in \"$1\"|\"$1\"=*) return 0 ;; esac; done; return 1; }}\n\
+             modprobe() {{ echo \"$@\" >> {root}/modprobe; }}\nset -u\n"
+        );
+        #[allow(clippy::disallowed_methods)] // a test runs what dracut would run
+        let ran = Command::new("/bin/sh").args(["-c", &(offered + &text)]).output().unwrap();
+        assert!(ran.status.success() && ran.stderr.is_empty(), "{}", String::from_utf8_lossy(&ran.stderr));
+        let read = |path: &str| std::fs::read_to_string(at(path)).unwrap_or_default();
+        let over = |f: &str| read(&format!("sys/bus/pci/devices/{f}/driver_override"));
+        let all = ["0000:02:00.0", "0000:02:00.1", "0000:01:00.0"].map(|f| over(f).trim().to_owned()).join(" ");
+        (all, read("modprobe").trim().to_owned(), read("sys/bus/pci/drivers_probe").trim().to_owned())
+    }
+
+    fn function(address: &str, class: u32, carries: &[Carries]) -> PciFunction {
+        PciFunction {
+            address: address.parse().unwrap(),
+            path: String::new(),
+            class,
+            id: "10de:2684".parse().unwrap(),
+            subsystem: None,
+            name: "a card".to_owned(),
+            driver: None,
+            driver_override: None,
+            group: Some(9),
+            boot_display: false,
+            reset_methods: Vec::new(),
+            power_state: None,
+            numa_node: None,
+            carries: carries.iter().cloned().collect(),
+        }
+    }
+
+    #[test]
+    fn help_for_a_shared_group_names_the_lines_to_write_or_says_that_none_help() {
+        let nic = function("0000:03:00.0", 0x02_0000, &[]);
+        let card = function("0000:04:00.0", 0x03_0000, &[]);
+        let help = moves_together(&[&card, &nic]);
+        let lines = "in host.yaml:\n        gpus:\n          pci-0000-04-00: { match: \"0000:04:00\", use: vfio }\n        \
+                     devices:\n          pci-0000-03-00: { match: \"0000:03:00\", use: vfio }";
+        assert!(help.ends_with(lines), "{help}");
+        let uplink = function("0000:03:00.0", 0x02_0000, &[Carries::Uplink("enp3s0".parse().unwrap())]);
+        let help = moves_together(&[&card, &uplink]);
+        assert!(help.contains("the host needs 0000:03:00") && !help.contains("use: vfio"), "{help}");
+    }
+
+    #[test]
+    fn the_hook_of_dracut_gives_the_named_functions_away_and_no_other() {
+        let (overrides, loaded, probed) = hook("quiet ro");
+        assert_eq!(overrides, "vfio-pci vfio-pci (null)");
+        assert_eq!(loaded, "-q vfio-pci");
+        assert_eq!(probed, "0000:02:00.1", "each without a driver is probed; the last is seen here");
+    }
+
+    #[test]
+    fn gpuvm_off_switches_the_hook_of_dracut_off() {
+        for off in ["gpuvm.off", "gpuvm.off=1"] {
+            assert_eq!(hook(off), ("(null) (null) (null)".to_owned(), String::new(), String::new()));
+        }
+    }
+}

@@ -114,11 +114,8 @@ mod tests {
             .collect();
         let pool = host::Pool { name: "fast".to_owned(), active, volumes, ..host::Pool::default() };
         let known = Virtualisation { pools: vec![pool], ..Virtualisation::default() };
-        let wanted = Volume {
-            pool: "fast".parse().unwrap(),
-            name: "vm-0.qcow2".to_owned(),
-            size: ByteSize::from_mib(100),
-        };
+        let wanted =
+            Volume { pool: "fast".parse().unwrap(), name: "vm-0.qcow2".to_owned(), size: ByteSize::from_mib(100) };
         wanted.diff(&Answer::Value(Arc::new(known)), None, &facts())
     }
 

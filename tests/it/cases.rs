@@ -134,3 +134,26 @@ fn no_kind_is_without_a_case() {
         gpuvm::resource::Wanted::KINDS.iter().filter(|kind| !plans.contains(&format!(" {kind}"))).collect();
     assert!(missing.is_empty(), "no case plans {missing:?}");
 }
+
+#[test]
+fn what_acts_at_boot_can_be_switched_off_on_the_command_line() {
+    let acts = ["/etc/udev/rules.d/", "/etc/initramfs-tools/", "/usr/lib/dracut/", "/etc/systemd/system/"];
+    // They put modules and files into the initramfs and do nothing there.
+    let packs = ["/etc/initramfs-tools/hooks/gpuvm", "/usr/lib/dracut/modules.d/90gpuvm/module-setup.sh"];
+    let mut seen = BTreeSet::new();
+    for case in cases() {
+        let applied = fs::read_to_string(case.join("applied.txt")).unwrap_or_default();
+        for (path, text) in applied.split("== /").filter_map(|part| part.split_once('\n')) {
+            let path = format!("/{path}");
+            let of_a_person = !path.contains("gpuvm");
+            if path.ends_with("(gone)") || of_a_person || !acts.iter().any(|folder| path.starts_with(folder)) {
+                continue;
+            }
+            assert!(packs.contains(&path.as_str()) || text.contains("gpuvm.off"), "{path} acts at boot in any case");
+            seen.insert(path);
+        }
+    }
+    for path in ["/etc/udev/rules.d/61-gpuvm-vfio-work.rules", "/usr/lib/dracut/modules.d/90gpuvm/gpuvm-override.sh"] {
+        assert!(seen.contains(path), "no case writes {path}: {seen:?}");
+    }
+}

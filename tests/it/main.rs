@@ -8,5 +8,6 @@ mod layers;
 mod machine;
 mod manifest;
 mod network_guard;
+mod packages;
 mod readme;
 mod vms;

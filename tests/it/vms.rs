@@ -171,6 +171,56 @@ fn what_cannot_be_is_said_before_anything_changes() {
     assert!(code == 2 && said.contains("emulated, which is slow"), "{said}");
 }
 
+#[test]
+fn a_first_start_that_failed_is_owed_until_it_succeeded() {
+    let machine = Machine::new();
+    let kernel = machine.dir.path().join("host/root/srv/vmlinuz");
+    let manifest = MANIFEST.replace("cpus: 1", "cpus: 1\n    boot: { kernel: /srv/vmlinuz }");
+    let (code, said) = machine.apply(&manifest);
+    assert!(code == 1 && said.contains("cannot start"), "{said}");
+    assert!(machine.domain()["active"] == false, "it is made, and does not run");
+
+    let (code, said) = machine.plan(&manifest);
+    assert!(code == 2 && said.contains("running: no → yes") && said.contains("its first start"), "{said}");
+    fs::write(kernel, "").unwrap();
+    let (code, said) = machine.apply(&manifest);
+    assert_eq!(code, 0, "{said}");
+    assert!(machine.domain()["active"] == true);
+
+    // From now on it is its owner's to stop.
+    machine.libvirt(|known| known["domains"][0]["active"] = false.into());
+    assert_eq!(machine.plan(&manifest).0, 0);
+}
+
+#[test]
+fn nothing_that_others_wrote_into_a_vm_is_in_a_plan_or_a_journal() {
+    let machine = Machine::made();
+    machine.libvirt(|known| {
+        let xml = known["domains"][0]["inactiveXml"].as_str().unwrap();
+        let tuned = "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\
+                     <qemu:arg value='secret,id=s0,data=canary'/></qemu:commandline></domain>";
+        known["domains"][0]["inactiveXml"] = xml.replace("</domain>", tuned).into();
+    });
+    let changed = MANIFEST.replace("cpus: 1", "cpus: 2");
+    for output in ["text", "json", "markdown"] {
+        let (code, said) = machine.run(&changed, &["plan", "--output", output]);
+        assert!(code == 2 && said.contains("tiny") && !said.contains("canary"), "{said}");
+    }
+    let (code, said) = machine.run(&changed, &["plan", "--out", "saved"]);
+    assert_eq!(code, 2, "{said}");
+    assert!(!fs::read_to_string(machine.dir.path().join("saved")).unwrap().contains("canary"));
+    let (code, said) = machine.apply(&changed);
+    assert!(code == 3 && !said.contains("canary"), "{said}");
+    assert!(machine.domain()["inactiveXml"].as_str().unwrap().contains("canary"), "it stays in the VM itself");
+    let runs = machine.dir.path().join("host/root/var/lib/gpuvm/runs");
+    for run in fs::read_dir(runs).unwrap() {
+        for file in fs::read_dir(run.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            assert!(!String::from_utf8_lossy(&fs::read(&path).unwrap()).contains("canary"), "{}", path.display());
+        }
+    }
+}
+
 /// The libraries that the loader needs before the program starts (elf(5), 64-bit little-endian).
 fn needed(elf: &[u8]) -> Vec<String> {
     let number = |at: usize, bytes: usize| (0..bytes).rev().fold(0usize, |n, i| n << 8 | usize::from(elf[at + i]));

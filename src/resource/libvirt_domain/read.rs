@@ -183,10 +183,11 @@ pub fn project(xml: &str) -> Result<Projection, String> {
     let memory = child(root, "memory").ok_or("it has no <memory>")?;
     let os = child(root, "os").ok_or("it has no <os>")?;
     let marks = child(root, "metadata");
-    let page = child(root, "memoryBacking").and_then(|m| child(m, "hugepages")).map(|h| {
-        child(h, "page").and_then(|p| size(p, p.attribute("size")?)).unwrap_or_default()
-    });
-    let disks = devices(&doc, "disk").into_iter().filter(|d| !matches!(d.attribute("device"), Some("cdrom" | "floppy")));
+    let page = child(root, "memoryBacking")
+        .and_then(|m| child(m, "hugepages"))
+        .map(|h| child(h, "page").and_then(|p| size(p, p.attribute("size")?)).unwrap_or_default());
+    let disks =
+        devices(&doc, "disk").into_iter().filter(|d| !matches!(d.attribute("device"), Some("cdrom" | "floppy")));
     Ok(Projection {
         marked: marks.is_some_and(|m| m.children().any(|c| c.is_element() && c.tag_name().namespace() == Some(MARK))),
         accel: root.attribute("type").unwrap_or_default().to_owned(),
