@@ -199,8 +199,12 @@ impl Probe for Recorder<'_> {
     }
     fn query(&self, program: Program, args: &[&str]) -> Result<Answer<Output>, HostError> {
         let answer = self.below.query(program, args)?;
-        let args = args.iter().map(|a| (*a).to_owned()).collect();
-        self.record.borrow_mut().queries.push(RecordedQuery { program, args, output: answer.clone().value() });
+        let queries = &mut self.record.borrow_mut().queries;
+        // Asked again for another manifest, it answers the same.
+        if !queries.iter().any(|q| q.program == program && q.args == args) {
+            let args = args.iter().map(|a| (*a).to_owned()).collect();
+            queries.push(RecordedQuery { program, args, output: answer.clone().value() });
+        }
         Ok(answer)
     }
     fn virtualisation(&self) -> Result<Answer<Arc<Virtualisation>>, HostError> {

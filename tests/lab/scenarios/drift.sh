@@ -31,6 +31,7 @@ guest "set -e
   echo '# by hand' >>/etc/sysctl.d/60-gpuvm-lab.conf
   for rule in /etc/udev/rules.d/*gpuvm*; do sed -i 's/$SECOND\.1/0000:07:00.1/' \"\$rule\"; done
   DEBIAN_FRONTEND=noninteractive apt-get remove -y -qq tree >/dev/null
+  rm -rf /var/lib/apt/lists/*
   virsh dumpxml --inactive desktop >/tmp/desktop.xml
   sed -i 's|<vcpu\([^>]*\)>1</vcpu>|<vcpu\1>2</vcpu><cputune><shares>1717</shares></cputune>|' /tmp/desktop.xml
   grep -q 1717 /tmp/desktop.xml

@@ -21,6 +21,9 @@ vms:
 Y
 expect_status 2 guest gpuvm plan -f host.yaml
 expect_text package br0 "$SECOND" reboot desktop
+# A rehearsal cannot know what a package list will say that is not there yet.
+step "apt-get update"
+guest apt-get update -qq
 record before
 apply_across_reboot 1500
 
