@@ -201,6 +201,16 @@ impl Resource for PackageSet {
             }
             Some(Simulated::NotAsked(why)) => return Diff::Unknown { why: why.clone() },
         };
+        // What was cut off while it was unpacked, only another unpacking finishes, which `dpkg --configure` is not.
+        let torn = |(name, p): &(&String, &Package)| {
+            p.status == "half-installed" && !install.iter().any(|i| i.name.as_str() == name.as_str())
+        };
+        if let Some((name, _)) = known.iter().find(torn) {
+            return Diff::Blocked {
+                why: format!("`{name}` is half installed: it was cut off while it was unpacked"),
+                help: format!("unpack it again: apt-get install --reinstall {name}"),
+            };
+        }
         let comes = |n: &PackageName| install.iter().any(|p| p.name == *n) || unfinished.contains(&n.as_str());
         if let Some(name) = missing.iter().find(|n| !comes(n)) {
             return Diff::Blocked {
@@ -261,6 +271,12 @@ pub fn read_simulation(output: &Output) -> Simulated {
     if let Some(name) = errors.iter().find_map(|e| e.strip_prefix("Unable to locate package ")) {
         return Simulated::NotKnown(name.to_owned());
     }
+    // A name that only stands for others has no candidate either; apt says so beside its error.
+    let stands_for =
+        |l: &str| l.strip_prefix("Package ")?.strip_suffix(" is a virtual package provided by:").map(str::to_owned);
+    if let Some(name) = output.stdout.lines().chain(output.stderr.lines()).find_map(stands_for) {
+        return Simulated::Cannot(format!("`{name}` is a virtual package: name one that provides it"));
+    }
     if let Some(name) =
         errors.iter().find_map(|e| e.strip_prefix("Package '")?.strip_suffix("' has no installation candidate"))
     {
@@ -316,6 +332,9 @@ mod tests {
             Simulated::Cannot("Held packages were changed".to_owned())
         );
         assert_eq!(said(1, "", ""), Simulated::Cannot("apt-get ended with 1".to_owned()));
+        let out = "Package awk is a virtual package provided by:\n  mawk 1\n  gawk 1\n\n";
+        let virtual_one = said(100, out, "E: Package 'awk' has no installation candidate\n");
+        assert_eq!(virtual_one, Simulated::Cannot("`awk` is a virtual package: name one that provides it".to_owned()));
     }
 
     fn set(wanted: &[&str], absent: &[&str]) -> PackageSet {
@@ -394,6 +413,9 @@ mod tests {
         let open = PackageState { cut_off: true, ..would("Inst cc (1 Debian:13 [amd64])\n") };
         let both = change(set(&["aa", "cc"], &[]).diff(&open, None, &host(&[("aa", "install ok installed")])));
         assert!(matches!(&both.steps[..], [Step::FinishPackages, Step::Apt { .. }]), "{:?}", both.steps);
+        let torn = host(&[("aa", "install ok installed"), ("bb", "install reinstreq half-installed")]);
+        let why = blocked(set(&["aa"], &[]).diff(&would(""), None, &torn));
+        assert!(why.ends_with("apt-get install --reinstall bb"), "{why}");
         // What apt can say only once that is done ends the round.
         let cannot = PackageState { simulated: Some(Simulated::Cannot("x".to_owned())), ..PackageState::default() };
         let first = change(set(&["cc"], &[]).diff(&cannot, None, &facts));
