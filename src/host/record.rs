@@ -154,7 +154,11 @@ impl Probe for Recorder<'_> {
                 FileKind::Directory => {
                     self.dirs.borrow_mut().insert(real.clone());
                 }
-                FileKind::Link => {}
+                FileKind::Link => {
+                    if let Answer::Value(target) = self.below.link(&real)? {
+                        self.links.borrow_mut().insert(real.clone(), target);
+                    }
+                }
                 FileKind::File | FileKind::Other => {
                     self.files.borrow_mut().entry(real.clone()).or_default();
                 }
@@ -385,6 +389,21 @@ mod tests {
         let ids = "# a list\n10de  NVIDIA\n\t2684  AD102\n\t\t10de 16f4  sub\n\t2685  other\n8086  Intel\n\t2684  theirs\nC 03  Display\n";
         let seen = BTreeSet::from([("10de".to_owned(), "2684".to_owned())]);
         assert_eq!(names_of(ids, &seen), "10de  NVIDIA\n\t2684  AD102\n");
+    }
+
+    #[test]
+    fn a_link_that_was_only_looked_at_is_in_the_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir_all(from.join("root/usr/sbin")).unwrap();
+        std::os::unix::fs::symlink("../share/tool", from.join("root/usr/sbin/tool")).unwrap();
+        Record::default().save(&from.join(Record::NAME)).unwrap();
+        let host = crate::host::fixture::Fixture::open(&from).unwrap();
+        let recorder = Recorder::new(&host);
+        let seen = recorder.stat(Path::new("/usr/sbin/tool")).unwrap().value().unwrap();
+        recorder.write(&to).unwrap();
+        let again = crate::host::fixture::Fixture::open(&to).unwrap();
+        assert_eq!(again.stat(Path::new("/usr/sbin/tool")).unwrap(), Answer::Value(seen));
     }
 
     #[test]

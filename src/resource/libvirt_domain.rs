@@ -400,9 +400,23 @@ impl NicOn {
     }
 }
 
+/// What a VM is compared with.
+#[derive(Debug)]
+pub struct DomainState {
+    libvirt: Libvirt,
+    /// Files of the host that it boots and that are not there.
+    missing: Vec<PathBuf>,
+}
+
+impl From<Libvirt> for DomainState {
+    fn from(libvirt: Libvirt) -> Self {
+        Self { libvirt, missing: Vec::new() }
+    }
+}
+
 impl Resource for LibvirtDomain {
     const KIND: &'static str = "libvirt-domain";
-    type State = Libvirt;
+    type State = DomainState;
 
     fn name(&self) -> String {
         self.name.to_string()
@@ -412,16 +426,30 @@ impl Resource for LibvirtDomain {
         Self { start_owed: self.start_when_made, ..self.clone() }
     }
 
-    fn probe(&self, host: &dyn Probe) -> Result<Libvirt, HostError> {
-        ask(host)
+    fn probe(&self, host: &dyn Probe) -> Result<DomainState, HostError> {
+        let mut state = DomainState::from(ask(host)?);
+        for path in
+            self.boot.iter().filter(|_| !self.absent).flat_map(|b| [Some(&b.kernel), b.initrd.as_ref()]).flatten()
+        {
+            if host.stat(path)? == Answer::Absent {
+                state.missing.push(path.clone());
+            }
+        }
+        Ok(state)
     }
 
-    fn diff(&self, state: &Libvirt, last: Option<&Self>, _: &HostFacts) -> Diff {
+    fn diff(&self, state: &DomainState, last: Option<&Self>, _: &HostFacts) -> Diff {
         let gone = || Diff::InSync { evidence: "not there".to_owned() };
-        if self.absent && matches!(state, Answer::Absent) {
+        if self.absent && matches!(state.libvirt, Answer::Absent) {
             return gone();
         }
-        let known = match known(state, || self.creation()) {
+        if let Some(path) = state.missing.first() {
+            return Diff::Blocked {
+                why: format!("it boots `{}`, which is not there", path.display()),
+                help: "put it there first, or correct `boot`".to_owned(),
+            };
+        }
+        let known = match known(&state.libvirt, || self.creation()) {
             Ok(known) => known,
             Err(diff) => return *diff,
         };
@@ -440,7 +468,7 @@ impl Resource for LibvirtDomain {
     }
 
     /// A VM that leaves the manifest stays as it is.
-    fn remove(&self, _: &Libvirt, _: &HostFacts) -> Diff {
+    fn remove(&self, _: &DomainState, _: &HostFacts) -> Diff {
         Diff::InSync {
             evidence: format!("the VM stays; `vms: {{ {}: {{ …, absent: true }} }}` takes it away", self.name),
         }

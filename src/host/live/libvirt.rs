@@ -527,15 +527,18 @@ mod tests {
     }
 
     /// Plans and executes until nothing is left to do; the ways that it took.
-    fn settle<R: crate::resource::Resource<State = Answer<std::sync::Arc<Virtualisation>>>>(
+    fn settle<R: crate::resource::Resource>(
         wanted: &R,
         last: Option<&R>,
         facts: &crate::facts::HostFacts,
-    ) -> Vec<String> {
+    ) -> Vec<String>
+    where
+        R::State: From<Answer<std::sync::Arc<Virtualisation>>>,
+    {
         let mut seen = Vec::new();
         for _ in 0..4 {
             let state = read(CHANGE_LIMIT).unwrap().map(std::sync::Arc::new);
-            match wanted.diff(&state, last, facts) {
+            match wanted.diff(&state.into(), last, facts) {
                 crate::plan::Diff::Change(change) => {
                     seen.push(change.what);
                     change.steps.iter().for_each(|s| execute(s, &mut |_| {}).unwrap());

@@ -142,7 +142,7 @@ fn known(xml: &str, live: Option<&str>) -> Virtualisation {
     Virtualisation { domains: vec![domain], ..Virtualisation::default() }
 }
 fn diff(wanted: &LibvirtDomain, known: Virtualisation) -> Diff {
-    wanted.diff(&Answer::Value(Arc::new(known)), Some(&vm()), &facts())
+    wanted.diff(&Answer::Value(Arc::new(known)).into(), Some(&vm()), &facts())
 }
 fn steps(diff: Diff) -> Vec<&'static str> {
     let Diff::Change(change) = diff else { panic!("no change: {diff:?}") };
@@ -348,7 +348,7 @@ fn only_an_explicit_word_starts_or_stops_a_vm() {
     assert!(matches!(diff(&started, known(TUNED, None)), Diff::InSync { .. }), "only once, when it is made");
     // Making it did not come to its end: the ledger has it as it was begun.
     let after_failure = |wanted: &LibvirtDomain, live| {
-        wanted.diff(&Answer::Value(Arc::new(known(TUNED, live))), Some(&started.begun()), &facts())
+        wanted.diff(&Answer::Value(Arc::new(known(TUNED, live))).into(), Some(&started.begun()), &facts())
     };
     assert_eq!(steps(after_failure(&started, None)), ["start"]);
     assert!(matches!(after_failure(&started, Some(TUNED)), Diff::InSync { .. }), "it runs: nothing is owed");
@@ -373,18 +373,18 @@ fn absent_takes_the_definition_away_unless_it_runs() {
     assert!(matches!(diff(&gone, known(TUNED, Some(TUNED))), Diff::Blocked { .. }));
     assert!(matches!(diff(&gone, known(&TUNED.replace("urn:gpuvm", "urn:x"), None)), Diff::Blocked { .. }));
     assert!(matches!(diff(&gone, Virtualisation::default()), Diff::InSync { .. }));
-    assert!(matches!(gone.diff(&Answer::Absent, None, &facts()), Diff::InSync { .. }));
-    assert!(matches!(vm().remove(&Answer::Value(Arc::new(known(TUNED, None))), &facts()), Diff::InSync { .. }));
+    assert!(matches!(gone.diff(&Answer::Absent.into(), None, &facts()), Diff::InSync { .. }));
+    assert!(matches!(vm().remove(&Answer::Value(Arc::new(known(TUNED, None))).into(), &facts()), Diff::InSync { .. }));
 }
 
 #[test]
 fn before_libvirt_is_there_everything_is_promised() {
     let wanted = LibvirtDomain { start_when_made: true, ..vm() };
-    let Diff::Waits { on: WaitFor::Libvirt, promise, .. } = wanted.diff(&Answer::Absent, None, &facts()) else {
+    let Diff::Waits { on: WaitFor::Libvirt, promise, .. } = wanted.diff(&Answer::Absent.into(), None, &facts()) else {
         panic!("it waits")
     };
     assert_eq!((promise.action, promise.steps.len()), (Action::Create, 2));
-    assert!(matches!(wanted.diff(&Answer::Denied, None, &facts()), Diff::Unknown { .. }));
+    assert!(matches!(wanted.diff(&Answer::Denied.into(), None, &facts()), Diff::Unknown { .. }));
 }
 
 #[test]
@@ -437,4 +437,21 @@ fn what_libvirt_hides_is_put_back_or_nothing_is_done() {
         None,
         "something else"
     );
+}
+
+#[test]
+fn a_kernel_that_is_not_there_is_found_before_anything_is_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("root/boot")).unwrap();
+    std::fs::write(dir.path().join("root/boot/vmlinuz"), "").unwrap();
+    crate::host::fixture::Record::default().save(&dir.path().join(crate::host::fixture::Record::NAME)).unwrap();
+    let host = crate::host::fixture::Fixture::open(dir.path()).unwrap();
+    let boots = |kernel: &str| {
+        let boot = Kernel { kernel: kernel.into(), initrd: None, cmdline: None };
+        let wanted = LibvirtDomain { boot: Some(boot), ..vm() };
+        wanted.diff(&wanted.probe(&host).unwrap(), None, &facts())
+    };
+    assert!(matches!(boots("/boot/vmlinuz"), Diff::Waits { .. }));
+    let Diff::Blocked { why, .. } = boots("/boot/other") else { panic!("it is not there") };
+    assert!(why.contains("`/boot/other`"), "{why}");
 }
