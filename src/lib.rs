@@ -30,6 +30,8 @@ pub mod resource;
 
 pub mod plan;
 
+pub mod describe;
+
 pub mod apply;
 
 pub mod report;

@@ -4,6 +4,7 @@
 //! only what differs is spliced into its inactive definition; every other byte stays. One that is not ours is never
 //! touched. A running VM is never powered off: its stored definition changes, and the rest waits for its next start.
 
+mod adopt;
 mod read;
 mod splice;
 mod write;
@@ -12,8 +13,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use read::{Projection, disk_files, is_marked, project};
-pub use splice::{with_passwords, with_uuid, without_private_parts};
+pub use read::{Projection, disk_files, is_marked, managed_functions, project};
+pub use splice::{with_mark, with_passwords, with_uuid, without_private_parts};
 pub use write::MARK;
 
 use super::Resource;
@@ -275,9 +276,7 @@ impl LibvirtDomain {
         if !is.marked {
             return Diff::Blocked {
                 why: "a VM of this name was not made by gpuvm; it is left as it is".to_owned(),
-                help: format!(
-                    "name this one differently, or hand that one over: virsh metadata {name} {MARK} --set '<vm/>' --key gpuvm --config"
-                ),
+                help: format!("name this one differently, or hand that one over: gpuvm adopt libvirt-domain/{name}"),
             };
         }
         if self.absent {

@@ -88,7 +88,10 @@ kinds! {
     libvirt_domain::LibvirtDomain,
 }
 
+mod adopt;
 mod libvirt;
+
+pub use adopt::ADOPTABLE;
 
 #[cfg(test)]
 pub(crate) mod tests {

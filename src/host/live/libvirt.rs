@@ -17,7 +17,7 @@ use virt::sys;
 
 use crate::host::{self, Answer, HostError, Virtualisation};
 use crate::plan::{Step, VolumeStep};
-use crate::resource::libvirt_domain::{disk_files, is_marked, with_passwords, with_uuid};
+use crate::resource::libvirt_domain::{MARK, disk_files, is_marked, with_passwords, with_uuid};
 use crate::types::{DomainName, xml_escape};
 
 const SYSTEM: &str = "qemu:///system";
@@ -216,6 +216,7 @@ fn perform(connection: &Connect, step: &Step) -> Result<(), HostError> {
         }
         Step::Volume(volume) => make_volume(connection, volume),
         Step::DefineDomain { name, xml, autostart } => define(connection, name, xml, *autostart),
+        Step::MarkDomain { name, present } => mark(connection, name, *present),
         Step::UndefineDomain { name } => undefine(connection, name),
         Step::StartDomain { name } => match lookup(connection, name)? {
             None => Err(HostError::Refused(format!("there is no VM `{name}` to start"))),
@@ -333,6 +334,20 @@ fn define(connection: &Connect, name: &DomainName, xml: &str, autostart: bool) -
         domain.set_autostart(autostart).map_err(failed)?;
     }
     Ok(())
+}
+
+/// The mark goes into the stored definition by libvirt's own way for metadata, so that nothing else of it is written.
+fn mark(connection: &Connect, name: &DomainName, present: bool) -> Result<(), HostError> {
+    let failed = |e: Error| said(&e);
+    let domain =
+        lookup(connection, name)?.ok_or_else(|| HostError::Refused(format!("there is no VM `{name}` to mark")))?;
+    let is = is_marked(&domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE).map_err(failed)?);
+    if is == present {
+        return Ok(());
+    }
+    let (element, config) = (sys::VIR_DOMAIN_METADATA_ELEMENT, sys::VIR_DOMAIN_AFFECT_CONFIG);
+    let (content, prefix) = (present.then_some("<vm/>"), present.then_some("gpuvm"));
+    domain.set_metadata(element as _, content, prefix, Some(MARK), config).map(drop).map_err(failed)
 }
 
 fn undefine(connection: &Connect, name: &DomainName) -> Result<(), HostError> {

@@ -147,6 +147,30 @@ pub fn with_passwords(xml: &str, shown: &str, whole: &str) -> Option<String> {
     (stripped.done() == shown).then(|| edits.done())
 }
 
+/// A definition with gpuvm's mark in its metadata, or without; every other byte stays. `None` where it cannot be read.
+pub fn with_mark(xml: &str, present: bool) -> Option<String> {
+    let doc = Document::parse(xml).ok()?;
+    let root = doc.root_element();
+    let metadata = child(root, "metadata");
+    let marks = metadata.into_iter().flat_map(|m| m.children());
+    let marks: Vec<_> = marks.filter(|n| n.is_element() && n.tag_name().namespace() == Some(write::MARK)).collect();
+    let mut edits = Edits { xml, all: Vec::new() };
+    match (present, metadata) {
+        (true, _) if !marks.is_empty() => {}
+        (true, Some(metadata)) => edits.insert_into(metadata, "", &[write::mark()]),
+        (true, None) => {
+            // Where libvirt itself writes it: behind what names the VM.
+            let names = ["description", "title", "genid", "uuid", "name"];
+            let before = names.into_iter().find_map(|name| child(root, name))?;
+            let indent = edits.indent(before.range().start);
+            let whole = format!("<metadata>\n{indent}  {}\n{indent}</metadata>", write::mark());
+            edits.insert_after(before, &[whole]);
+        }
+        (false, _) => marks.into_iter().for_each(|mark| edits.remove(mark)),
+    }
+    Some(edits.done())
+}
+
 /// A definition without what people and other programs wrote into it for themselves: titles, metadata, arguments for
 /// QEMU, what the firmware tells the guest. It may hold passwords, and nothing of it is ever compared.
 pub fn without_private_parts(xml: &str) -> String {
@@ -175,7 +199,8 @@ pub(super) fn splice(
     is: &Projection,
     xml: &str,
 ) -> Result<String, Refused> {
-    let doc = Document::parse(xml).map_err(|e| refused(format!("its definition cannot be read: {e}"), "virsh dumpxml"))?;
+    let doc =
+        Document::parse(xml).map_err(|e| refused(format!("its definition cannot be read: {e}"), "virsh dumpxml"))?;
     let root = doc.root_element();
     let mut edits = Edits { xml, all: Vec::new() };
     if is.uefi != (vm.firmware == Firmware::Uefi) {
@@ -257,7 +282,13 @@ fn memory(vm: &LibvirtDomain, is: &Projection, root: Node<'_, '_>, edits: &mut E
     Ok(())
 }
 
-fn huge_pages(vm: &LibvirtDomain, last: Option<&LibvirtDomain>, is: &Projection, root: Node<'_, '_>, edits: &mut Edits<'_>) {
+fn huge_pages(
+    vm: &LibvirtDomain,
+    last: Option<&LibvirtDomain>,
+    is: &Projection,
+    root: Node<'_, '_>,
+    edits: &mut Edits<'_>,
+) {
     let backing = child(root, "memoryBacking");
     let there = backing.and_then(|b| child(b, "hugepages"));
     match (vm.huge_pages, there) {
