@@ -16,6 +16,8 @@ mod write_attribute;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+pub use host::plan_now;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Exit codes, as documented in the README.

@@ -11,5 +11,6 @@ mod layers;
 mod machine;
 mod manifest;
 mod network_guard;
+mod policy;
 mod readme;
 mod vms;
