@@ -424,6 +424,15 @@ mod tests {
         assert_eq!(project(&second.inactive_xml).unwrap().cpus, 2);
 
         let name: DomainName = "mine".parse().unwrap();
+        let mark = |present| step(c, Step::MarkDomain { name: name.clone(), present }).unwrap();
+        let stored = || collect(c).unwrap().domain("mine").unwrap().inactive_xml.clone();
+        let marked = stored();
+        mark(false);
+        assert!(!is_marked(&stored()), "{}", stored());
+        mark(true);
+        mark(true);
+        assert!(is_marked(&stored()) && stored().matches(MARK).count() == marked.matches(MARK).count(), "{}", stored());
+        assert_eq!(project(&stored()).unwrap(), project(&marked).unwrap());
         step(c, Step::StartDomain { name: name.clone() }).unwrap();
         step(c, Step::StartDomain { name: name.clone() }).unwrap();
         assert!(collect(c).unwrap().domain("mine").unwrap().live_xml.is_some());
