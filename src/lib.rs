@@ -13,6 +13,9 @@
 //! *Facts* are read and never changed; *state* is what gpuvm manages, and each resource kind looks at its own.
 //! A plan is data: a list of steps from a closed enum, which one interpreter executes. Verifying is planning again.
 //!
+//! Beside the pipeline stands *describe*: a host as it is, in a manifest's words (`gpuvm init`, `gpuvm adopt`). What is
+//! adopted goes through a plan like everything else, one whose steps change a mark and the ledger alone.
+//!
 //! Dependencies point one way: `cli → stages → resource → plan types → host::Probe`. A kind never reads the manifest,
 //! nothing but `apply` changes a host, and nothing but `cli` opens the live one.
 
@@ -29,6 +32,8 @@ pub mod desire;
 pub mod resource;
 
 pub mod plan;
+
+pub mod describe;
 
 pub mod apply;
 

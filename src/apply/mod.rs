@@ -12,7 +12,7 @@ pub use envelope::Envelope;
 pub use state::{Ending, LEDGER_FORMAT, Order, StateDir, StateError};
 
 use crate::host::{Host, HostError, Probe, Running};
-use crate::plan::{Content, Diff, FileWrite, Item, Key, Past, Plan, Step, WaitFor};
+use crate::plan::{Change, Content, Diff, FileWrite, Item, Key, Past, Plan, Policy, Refusal, Step, WaitFor};
 use crate::resource::Wanted;
 use crate::types::Mode;
 
@@ -48,6 +48,9 @@ pub enum ApplyError {
     /// The host booted as often as was approved, and something still waits for a boot.
     #[error("the host was booted, and {0}")]
     RebootInVain(String),
+    /// A rule refuses what was to begin.
+    #[error("{0}")]
+    Policy(Refusal),
     /// Rounds did not come to an end.
     #[error("no end after {MOST_ROUNDS} rounds; the next plan shows what keeps changing")]
     NoEnd,
@@ -98,6 +101,10 @@ pub struct Apply<'a> {
     pub run: u64,
     /// What the person allowed.
     pub allowed: Allowed,
+    /// What may not be done.
+    pub policies: &'a [Policy],
+    /// What time it is, for them.
+    pub clock: &'a dyn Fn() -> jiff::Timestamp,
     /// Payloads of secrets, by sha256.
     pub secrets: &'a BTreeMap<String, Vec<u8>>,
     /// Where it is told what happens.
@@ -141,6 +148,10 @@ impl Apply<'_> {
                 if self.state.boots(self.run) >= boots_approved {
                     return Err(ApplyError::RebootInVain(still_waiting(&plan)));
                 }
+                let now = (self.clock)();
+                if let Some(refusal) = self.policies.iter().find_map(|p| p.judge_reboot(now)) {
+                    return Err(ApplyError::Policy(refusal));
+                }
                 self.state.count_boot(self.run)?;
                 (self.tell)(Event::Rebooting);
                 self.step(host, &Key::new("reboot", ""), &Step::Reboot)?;
@@ -168,6 +179,7 @@ impl Apply<'_> {
             Item::Entry { index } => {
                 let Some(entry) = plan.entries.get(*index) else { return Ok(()) };
                 let Diff::Change(change) = &entry.diff else { return Ok(()) };
+                self.permitted(&entry.key, change, done)?;
                 (self.tell)(Event::Begins(&entry.key));
                 // Owned and owed before the first write: a kill in the middle must not lose either. What was ours before
                 // keeps what was applied last until the new is in place: a step that fails must not lose what is to
@@ -191,6 +203,16 @@ impl Apply<'_> {
             Item::Reboot { .. } => {}
         }
         Ok(())
+    }
+
+    /// Whether the rules let a change begin now: it was judged when it was planned, and time has passed since.
+    fn permitted(&self, key: &Key, change: &Change, done: &[String]) -> Result<(), ApplyError> {
+        let now = (self.clock)();
+        let count = done.iter().filter(|d| **d != key.to_string()).count() + 1;
+        match self.policies.iter().find_map(|p| p.judge_start(key, change, count, now)) {
+            Some(refusal) => Err(ApplyError::Policy(refusal)),
+            None => Ok(()),
+        }
     }
 
     /// One step: journalled before and after, with the originals of the files that it replaces kept first.

@@ -9,9 +9,9 @@ use miette::{IntoDiagnostic, miette};
 use super::progress::Screen;
 use super::run::{EVENTS, carry_out as carry_out_here};
 use super::status::{Standing, cut_off, follow, standing};
-use super::{SelectArgs, Target, code, host, plan::verdict, print};
+use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, plan::verdict, print};
 use crate::apply::{Allowed, Ending, Order, StateDir};
-use crate::host::{Host, live};
+use crate::host::{Host, Probe, live};
 use crate::manifest;
 use crate::plan::{Plan, SavedPlan, Severity};
 use crate::report::{self, Detail};
@@ -26,6 +26,8 @@ pub struct ApplyArgs {
     target: Target,
     #[command(flatten)]
     select: SelectArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
     /// Do not ask.
     #[arg(short, long)]
     yes: bool,
@@ -41,19 +43,39 @@ pub struct ApplyArgs {
 }
 
 /// The host that an apply changes.
-enum Machine {
+pub(super) enum Machine {
     /// This one, by a process apart.
     This,
     /// A recorded one, here.
     Recorded(Box<dyn Host>),
 }
 
-pub(super) fn run(args: &ApplyArgs, quiet: bool, log: &[String]) -> miette::Result<u8> {
-    let (mut machine, dir) = match &args.target.root {
-        Some(dir) => (Machine::Recorded(Box::new(host::recorded(dir)?)), dir.join("root").join(host::STATE)),
-        None => (Machine::This, Path::new("/").join(host::STATE)),
-    };
-    let mut state = StateDir::open(dir).into_diagnostic()?;
+impl Machine {
+    /// The host that is meant, with gpuvm's own state on it.
+    pub(super) fn open(root: Option<&Path>) -> miette::Result<(Self, StateDir)> {
+        let (machine, dir) = match root {
+            Some(dir) => (Machine::Recorded(Box::new(host::recorded(dir)?)), dir.join("root").join(host::STATE)),
+            None => (Machine::This, Path::new("/").join(host::STATE)),
+        };
+        Ok((machine, StateDir::open(dir).into_diagnostic()?))
+    }
+    /// The host, to look at.
+    pub(super) fn probe<'a>(&'a self, live: &'a live::Live) -> &'a dyn Probe {
+        match self {
+            Machine::Recorded(host) => host.as_ref(),
+            Machine::This => live,
+        }
+    }
+}
+
+pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
+    let (mut machine, mut state) = Machine::open(args.target.root.as_deref())?;
+    if args.policy.at.is_some() && args.target.root.is_none() {
+        return Err(miette!(
+            help = "try rules out with `gpuvm plan --at`",
+            "`--at` is for rehearsals: name one with `--root`"
+        ));
+    }
     if !args.abandon && !args.resume && matches!(machine, Machine::This) && !nix::unistd::geteuid().is_root() {
         // The plan is shown all the same: that needs no rights.
         anstream::eprintln!("apply needs root: this shows the plan only");
@@ -82,7 +104,7 @@ pub(super) fn run(args: &ApplyArgs, quiet: bool, log: &[String]) -> miette::Resu
         }
         Standing::CutOff(run) if args.resume => {
             need_root(&machine)?;
-            return carry_out(&mut state, run, &mut machine, quiet, log);
+            return carry_out(&mut state, run, &mut machine, args.policy.at, talk);
         }
         Standing::CutOff(run) => return Err(miette!("{}", cut_off(run).trim_end())),
         _ if args.resume || args.abandon => return Err(miette!("no run was cut off; nothing was changed")),
@@ -102,10 +124,7 @@ pub(super) fn run(args: &ApplyArgs, quiet: bool, log: &[String]) -> miette::Resu
             let loaded = manifest::load(&args.target.file)?;
             let selection = args.select.selection();
             let live = host::live();
-            let probe: &dyn crate::host::Probe = match &machine {
-                Machine::Recorded(host) => host.as_ref(),
-                Machine::This => &live,
-            };
+            let probe = machine.probe(&live);
             if let Err(other) = host::is_meant(&loaded, probe) {
                 anstream::eprintln!("{other}");
                 return Ok(code::REFUSED);
@@ -114,23 +133,63 @@ pub(super) fn run(args: &ApplyArgs, quiet: bool, log: &[String]) -> miette::Resu
             SavedPlan::new(plan, selection, host::saved_manifest(&loaded)?)
         }
     };
+    let mut order = order;
+    order.policies.extend(args.policy.read()?);
+    let consent = Consent { yes: args.yes, reboot: args.reboot, at: args.policy.at };
+    approve(order, &mut machine, &mut state, consent, talk, || Ok(()))
+}
+
+/// How a command talks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Talk<'a> {
+    /// Only results and errors.
+    pub quiet: bool,
+    /// The options for the log of a run, as they were given.
+    pub log: &'a [String],
+}
+
+/// What was said beforehand.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Consent {
+    /// Do not ask.
+    pub yes: bool,
+    /// Reboots are allowed.
+    pub reboot: bool,
+    /// The time of a rehearsal; now where none is said.
+    pub at: Option<jiff::Timestamp>,
+}
+
+/// Shows a plan, asks, does `before`, and carries it out.
+pub(super) fn approve(
+    order: SavedPlan,
+    machine: &mut Machine,
+    state: &mut StateDir,
+    consent: Consent,
+    talk: Talk<'_>,
+    before: impl FnOnce() -> miette::Result<()>,
+) -> miette::Result<u8> {
     let approved = &order.plan;
     print(&report::plan_text(approved, Detail::Normal))?;
     match verdict(approved) {
         code::ERROR => return Ok(code::ERROR),
         code::OK => return Ok(code::OK),
-        code::WAITS if !(args.reboot && waits_for_a_boot(approved)) => return Ok(code::WAITS),
+        code::WAITS if !(consent.reboot && waits_for_a_boot(approved)) => return Ok(code::WAITS),
         _ => {}
     }
-    need_root(&machine)?;
-    if !args.yes && !asked()? {
+    let now = consent.at.unwrap_or_else(jiff::Timestamp::now);
+    if !keeps(&order.policies, approved, now) {
+        return Ok(code::REFUSED);
+    }
+    need_root(machine)?;
+    if !consent.yes && !asked()? {
         anstream::eprintln!("nothing was changed");
         return Ok(code::CHANGES);
     }
     state.lock().into_diagnostic()?;
-    let order = Order { saved: order, allowed: Allowed { reboot: args.reboot } };
+    before()?;
+    let order = Order { saved: order, allowed: Allowed { reboot: consent.reboot } };
     let number = state.new_run(&order).into_diagnostic()?;
-    carry_out(&mut state, number, &mut machine, quiet, log)
+    carry_out(state, number, machine, consent.at, talk)
 }
 
 /// Carries a run out: a recorded host's here, this machine's in a process that outlives the terminal.
@@ -138,15 +197,17 @@ fn carry_out(
     state: &mut StateDir,
     number: u64,
     machine: &mut Machine,
-    quiet: bool,
-    log: &[String],
+    at: Option<jiff::Timestamp>,
+    talk: Talk<'_>,
 ) -> miette::Result<u8> {
+    // Another time is for rehearsals alone.
+    let clock = || at.unwrap_or_else(jiff::Timestamp::now);
     let ending = match machine {
         Machine::Recorded(host) => {
             state.lock().into_diagnostic()?;
             let order = state.order(number).into_diagnostic()?;
-            let mut screen = Screen::new(quiet);
-            let ending = carry_out_here(state, number, &order, host.as_mut(), &mut |told| screen.show(told));
+            let mut screen = Screen::new(talk.quiet);
+            let ending = carry_out_here(state, number, &order, host.as_mut(), &clock, &mut |told| screen.show(told));
             state.finish(number, &ending).into_diagnostic()?;
             Some(ending)
         }
@@ -155,9 +216,9 @@ fn carry_out(
             live::keep_program(&dir).into_diagnostic()?;
             let seen = std::fs::metadata(dir.join(EVENTS)).map_or(0, |m| m.len());
             state.unlock();
-            live::launch(&dir, number, log).into_diagnostic()?;
+            live::launch(&dir, number, talk.log).into_diagnostic()?;
             anstream::eprintln!("run {number}; it goes on without this terminal: gpuvm status --follow");
-            follow(&dir, seen, quiet).into_diagnostic()?
+            follow(&dir, seen, talk.quiet).into_diagnostic()?
         }
     };
     match ending {
@@ -177,7 +238,7 @@ fn carry_out(
     }
 }
 
-fn need_root(machine: &Machine) -> miette::Result<()> {
+pub(super) fn need_root(machine: &Machine) -> miette::Result<()> {
     if matches!(machine, Machine::This) && !nix::unistd::geteuid().is_root() {
         return Err(miette!(
             help = "sudo gpuvm apply …",

@@ -58,6 +58,8 @@ pub(super) fn run(args: &FactsArgs) -> miette::Result<u8> {
             for question in [service::UNIT_FILES, service::UNITS] {
                 let _ = recorder.query(Program::Systemctl, &question);
             }
+            // What `gpuvm init` wants to know: who else binds devices.
+            let _ = crate::describe::init(&Snapshot::new(&recorder), &facts);
             for file in &args.file {
                 host::plan_now(&manifest::load(file)?, &Selection::default(), &recorder, &Past::default());
             }

@@ -1,8 +1,10 @@
 //! The command line: its arguments, and one file a command that names the stages it goes through.
 
+mod adopt;
 mod apply;
 mod facts;
 mod host;
+mod init;
 mod plan;
 mod progress;
 mod run;
@@ -13,6 +15,8 @@ mod write_attribute;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+pub use host::plan_now;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -91,6 +95,10 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Carry the plan out, on this machine or, with `--root`, on a recorded one: a rehearsal.
     Apply(apply::ApplyArgs),
+    /// Write a manifest that describes this host as it is, with comments; its plan is empty.
+    Init(init::InitArgs),
+    /// Take a VM, a bridge, a file or a binding that is there under management, as it is.
+    Adopt(adopt::AdoptArgs),
     /// Show how the last run stands, or follow one that is at work.
     Status(status::StatusArgs),
     /// Check a manifest without looking at any host.
@@ -129,8 +137,51 @@ pub struct SelectArgs {
 
 impl SelectArgs {
     fn selection(&self) -> crate::plan::Selection {
-        crate::plan::Selection { only: self.only.clone(), skip: self.skip.clone() }
+        crate::plan::Selection { only: self.only.clone(), skip: self.skip.clone(), ..Default::default() }
     }
+}
+
+/// What may not be done.
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
+    /// Rules that the plan, and each change when it starts, has to keep: no reboot, a window for VMs, …
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Judge the rules as if it were this time (2025-06-07T03:00:00+02:00), to try them out.
+    #[arg(long, value_name = "TIME", requires = "policy")]
+    pub at: Option<jiff::Timestamp>,
+}
+
+impl PolicyArgs {
+    fn read(&self) -> miette::Result<Option<crate::plan::Policy>> {
+        let Some(path) = &self.policy else { return Ok(None) };
+        let policy: crate::plan::Policy = crate::manifest::read(path)?;
+        let problems = policy.problems();
+        if !problems.is_empty() {
+            return Err(miette::miette!(
+                help = "see schema/policy.schema.json, or: gpuvm schema policy",
+                "`{}` is no policy: {}",
+                path.display(),
+                problems.join("; ")
+            ));
+        }
+        Ok(Some(policy))
+    }
+    fn now(&self) -> jiff::Timestamp {
+        self.at.unwrap_or_else(jiff::Timestamp::now)
+    }
+}
+
+/// Says what the rules refuse of a plan; `true` where that is nothing.
+fn keeps(policies: &[crate::plan::Policy], plan: &crate::plan::Plan, now: jiff::Timestamp) -> bool {
+    let refusals: Vec<_> = policies.iter().flat_map(|p| p.judge(plan, now)).collect();
+    for refusal in &refusals {
+        anstream::eprintln!("refused: {refusal}");
+    }
+    if !refusals.is_empty() {
+        anstream::eprintln!("nothing was changed");
+    }
+    refusals.is_empty()
 }
 
 /// Which manifest, and which host.
@@ -147,10 +198,13 @@ pub struct Target {
 /// Runs the command; errors are printed here.
 pub fn run(cli: Cli) -> ExitCode {
     let log = cli.log_options();
+    let talk = apply::Talk { quiet: cli.quiet, log: &log };
     let of_a_run = matches!(cli.command, Command::Run(_));
     let result = match cli.command {
         Command::Plan(args) => plan::run(&args, cli.verbose > 0),
-        Command::Apply(args) => apply::run(&args, cli.quiet, &log),
+        Command::Apply(args) => apply::run(&args, talk),
+        Command::Init(args) => init::run(&args),
+        Command::Adopt(args) => adopt::run(&args, talk),
         Command::Validate(args) => validate::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Facts(args) => facts::run(&args),

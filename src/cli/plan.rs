@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use miette::IntoDiagnostic;
 
-use super::{SelectArgs, Target, code, host, print};
+use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, print};
 use crate::apply::StateDir;
 use crate::host::Probe;
 use crate::manifest;
@@ -19,6 +19,8 @@ pub struct PlanArgs {
     target: Target,
     #[command(flatten)]
     select: SelectArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
     /// Save the plan: `gpuvm apply FILE` does exactly that, or nothing.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -36,6 +38,7 @@ enum PlanOutput {
 
 pub(super) fn run(args: &PlanArgs, verbose: bool) -> miette::Result<u8> {
     let manifest = manifest::load(&args.target.file)?;
+    let policies: Vec<_> = args.policy.read()?.into_iter().collect();
     let live;
     let recorded;
     let (probe, state): (&dyn Probe, _) = match &args.target.root {
@@ -56,7 +59,8 @@ pub(super) fn run(args: &PlanArgs, verbose: bool) -> miette::Result<u8> {
     let selection = args.select.selection();
     let (plan, _) = host::plan_now(&manifest, &selection, probe, &past);
     if let Some(out) = &args.out {
-        let saved = SavedPlan::new(plan.clone(), selection, host::saved_manifest(&manifest)?);
+        let mut saved = SavedPlan::new(plan.clone(), selection, host::saved_manifest(&manifest)?);
+        saved.policies = policies.clone();
         save(out, &serde_json::to_vec_pretty(&saved).into_diagnostic()?)?;
     }
     print(&match args.output {
@@ -64,7 +68,7 @@ pub(super) fn run(args: &PlanArgs, verbose: bool) -> miette::Result<u8> {
         PlanOutput::Json => report::plan_json(&plan),
         PlanOutput::Markdown => report::plan_markdown(&plan),
     })?;
-    Ok(verdict(&plan))
+    Ok(if keeps(&policies, &plan, args.policy.now()) { verdict(&plan) } else { code::REFUSED })
 }
 
 /// Writes a saved plan for its owner alone: the manifest in it may hold secrets.

@@ -45,7 +45,7 @@ pub(super) fn run(args: &RunArgs) -> miette::Result<u8> {
         write(told);
     };
     let order = state.order(number).into_diagnostic()?;
-    let ending = carry_out(&mut state, number, &order, &mut live::Live::for_a_run(), &mut tell);
+    let ending = carry_out(&mut state, number, &order, &mut live::Live::for_a_run(), &jiff::Timestamp::now, &mut tell);
     state.finish(number, &ending).into_diagnostic()?;
     tell(&Told::Ended(ending.clone()));
     Ok(ending.code)
@@ -60,6 +60,7 @@ pub(super) fn carry_out(
     run: u64,
     order: &Order,
     machine: &mut dyn Host,
+    clock: &dyn Fn() -> jiff::Timestamp,
     tell: &mut dyn FnMut(&Told),
 ) -> Ending {
     let manifest = match host::restore(&order.saved.manifest) {
@@ -74,6 +75,8 @@ pub(super) fn carry_out(
         state,
         run,
         allowed: order.allowed,
+        policies: &order.saved.policies,
+        clock,
         secrets: &secrets,
         tell: &mut |event: Event<'_>| tell(&teller.told(&event)),
     };
@@ -93,6 +96,12 @@ fn ending(result: Result<Outcome, ApplyError>, run: u64) -> Ending {
         Err(refused @ (ApplyError::Stale(_) | ApplyError::BeyondApproved(_))) => Ending {
             code: code::REFUSED,
             text: format!("run {run} refused: {refused}\nsee what it is now: gpuvm plan\n"),
+        },
+        Err(refused @ ApplyError::Policy(_)) => Ending {
+            code: code::REFUSED,
+            text: format!(
+                "run {run} stopped by the policy: {refused}\nwhat was done stays done; `gpuvm plan` shows what is left\n"
+            ),
         },
         Err(e) => Ending {
             code: code::ERROR,

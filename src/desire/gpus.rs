@@ -14,6 +14,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     let devices = manifest.manifest.devices.iter().map(|(n, d)| (format!("devices.{n}"), n, d, false));
     let mut found: BTreeMap<PciSlot, String> = BTreeMap::new();
     let mut kept = Vec::new();
+    let mut existing: BTreeSet<PciSlot> = BTreeSet::new();
     for (place, name, entry, gpu) in gpus.chain(devices) {
         match resolve(entry, gpu, facts) {
             Ok(slot) => {
@@ -25,8 +26,13 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
                         "name each device once",
                     ));
                 }
-                if entry.usage == DeviceUse::Vfio {
-                    kept.push((place, name.to_string(), slot));
+                match entry.usage {
+                    DeviceUse::Vfio if entry.existing => {
+                        existing.insert(slot);
+                        desired.findings.extend(not_bound(&place, slot, facts));
+                    }
+                    DeviceUse::Vfio => kept.push((place, name.to_string(), slot)),
+                    DeviceUse::Host => {}
                 }
             }
             Err((message, help)) => desired.findings.push(error("no-device", &place, message, &help)),
@@ -35,7 +41,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     if kept.is_empty() {
         return;
     }
-    let slots: BTreeSet<PciSlot> = kept.iter().map(|(_, _, slot)| *slot).collect();
+    let slots: BTreeSet<PciSlot> = kept.iter().map(|(_, _, slot)| *slot).chain(existing).collect();
     for module in ["vfio", "vfio_iommu_type1", "vfio_pci"] {
         shared.modules.entry(module.to_owned()).or_insert_with(|| "use: vfio".to_owned());
     }
@@ -56,6 +62,18 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     }
 }
 
+/// What others are said to keep for VMs, and do not.
+fn not_bound(place: &str, slot: PciSlot, facts: &HostFacts) -> Option<Finding> {
+    let free = |f: &&PciFunction| f.driver.as_deref() != Some("vfio-pci") && !f.is_bridge();
+    let not: Vec<String> = facts
+        .slot(slot)
+        .filter(free)
+        .map(|f| format!("{} is on {}", f.address, f.driver.as_deref().unwrap_or("no driver")))
+        .collect();
+    let help = "bind it by what you have, or take `existing` out: then gpuvm binds it, by its address";
+    (!not.is_empty()).then(|| error("not-bound", place, format!("`existing: true`, and {}", not.join(", ")), help))
+}
+
 fn error(code: &str, place: &str, message: String, help: &str) -> Finding {
     Finding {
         severity: Severity::Error,
@@ -64,6 +82,11 @@ fn error(code: &str, place: &str, message: String, help: &str) -> Finding {
         message,
         help: help.to_owned(),
     }
+}
+
+/// The slot that an entry of `gpus` or `devices` means, where there is exactly one.
+pub fn slot_of(entry: &DeviceEntry, gpu: bool, facts: &HostFacts) -> Option<PciSlot> {
+    resolve(entry, gpu, facts).ok()
 }
 
 /// The one slot that a match fits, guarded by `expect`; else why not, and what to write.

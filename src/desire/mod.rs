@@ -24,7 +24,9 @@ pub struct Node {
     pub after: BTreeSet<Key>,
 }
 
+pub use gpus::slot_of;
 pub use host_basics::secrets;
+pub use vms::IMAGES;
 
 /// Everything that is wanted of the host, by key.
 #[derive(Debug, Default)]
@@ -33,6 +35,8 @@ pub struct Desired {
     pub nodes: BTreeMap<Key, Node>,
     /// What is wrong with manifest and host together; an error blocks the plan.
     pub findings: Vec<Finding>,
+    /// What is to be taken over as it is, in place of being brought to what is wanted.
+    pub adopt: BTreeSet<Key>,
 }
 
 impl Desired {

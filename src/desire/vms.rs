@@ -13,7 +13,7 @@ use crate::resource::{libvirt_network::LibvirtNetwork, pool::Pool, volume::Volum
 use crate::types::{DomainName, MacAddress, ResourceName, sha256_hex};
 
 /// Where libvirt's own packages put disks.
-const IMAGES: &str = "/var/lib/libvirt/images";
+pub const IMAGES: &str = "/var/lib/libvirt/images";
 
 /// The pool of disks that name none.
 const DEFAULT: &str = "default";

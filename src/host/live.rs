@@ -156,7 +156,9 @@ impl Host for Live {
             Step::BindSlot(binding) => pci::bind(binding, progress),
             Step::Refresh { refresh } => self.refresh(refresh, progress),
             Step::Reboot => runner::reboot(running.run_dir, progress),
+            Step::Adopt => Ok(()),
             Step::Pool { .. }
+            | Step::MarkDomain { .. }
             | Step::Volume(_)
             | Step::Network { .. }
             | Step::DefineDomain { .. }

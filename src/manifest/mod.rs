@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, reload};
+pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, read, reload};
 pub use schema::schema;
 pub use short::{CpuCount, FilePath, KernelArg, ModuleName, SlotOrFunction, UserName, WordError};
 
@@ -182,6 +182,10 @@ pub struct DeviceEntry {
     /// Whom it belongs to.
     #[serde(rename = "use")]
     pub usage: DeviceUse,
+    /// With `use: vfio`: something else keeps it for VMs already (modprobe.d, a udev rule, driverctl). It is used, and
+    /// the binding is not touched.
+    #[serde(default)]
+    pub existing: bool,
 }
 
 /// Which device is meant. Exactly one field is given. A match that fits several devices is an error.

@@ -137,6 +137,14 @@ impl<'a> Checks<'a> {
         let mut seen: HashMap<String, (String, Span)> = HashMap::new();
         for (section, _) in DEVICE_SECTIONS {
             for (name, entry) in self.entries(section) {
+                if let Some(at) = self.at(&[section, name.as_str()]).get("existing")
+                    && entry.existing
+                    && entry.usage == DeviceUse::Host
+                {
+                    let message =
+                        format!("`{section}.{name}` stays with the host and is kept for VMs by something else");
+                    self.value(&at, message, "only with `use: vfio`", Some("take `existing` out"));
+                }
                 let place = self.at(&[section, name.as_str(), "match"]);
                 let wanted = &entry.matches;
                 let given = [

@@ -3,6 +3,7 @@
 
 mod build;
 mod order;
+mod policy;
 mod saved;
 mod select;
 mod step;
@@ -17,6 +18,7 @@ use crate::types::UnitName;
 
 pub use build::{Past, build};
 pub use order::{OrderError, order};
+pub use policy::{Day, Policy, Refusal, Refused, Rule, TimeError, TimeOfDay, Window, policy_schema};
 pub use saved::{SavedManifest, SavedPlan, SavedPlanError};
 pub use select::{NoSuchKind, Selection, Selector};
 pub use step::{

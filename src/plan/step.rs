@@ -368,6 +368,15 @@ pub enum Step {
         /// Its name.
         name: DomainName,
     },
+    /// Puts gpuvm's mark into the metadata of a VM's stored definition, or takes it out. Nothing else of it changes.
+    MarkDomain {
+        /// Its name.
+        name: DomainName,
+        /// In or out.
+        present: bool,
+    },
+    /// Takes a thing over as it is: nothing on the host changes; journal and ledger say that it is gpuvm's from now on.
+    Adopt,
     /// Starts a VM.
     StartDomain {
         /// Its name.
@@ -396,7 +405,10 @@ impl Step {
                 vec![path.display().to_string()]
             }
             Step::SwitchNetwork(switch) => switch.paths().map(|p| p.display().to_string()).collect(),
-            Step::DefineDomain { name, .. } | Step::EditDomain { name, .. } | Step::UndefineDomain { name } => {
+            Step::DefineDomain { name, .. }
+            | Step::EditDomain { name, .. }
+            | Step::UndefineDomain { name }
+            | Step::MarkDomain { name, .. } => {
                 vec![format!("domain {name}")]
             }
             Step::Volume(volume) => vec![format!("volume {}/{}", volume.pool, volume.name)],

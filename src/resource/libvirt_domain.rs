@@ -4,6 +4,7 @@
 //! only what differs is spliced into its inactive definition; every other byte stays. One that is not ours is never
 //! touched. A running VM is never powered off: its stored definition changes, and the rest waits for its next start.
 
+mod adopt;
 mod read;
 mod splice;
 mod write;
@@ -12,8 +13,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use read::{Projection, disk_files, is_marked, project};
-pub use splice::{with_passwords, with_uuid, without_private_parts};
+pub use read::{Projection, disk_files, is_marked, managed_functions, project};
+pub use splice::{with_mark, with_passwords, with_uuid, without_private_parts};
 pub use write::MARK;
 
 use super::Resource;
@@ -278,9 +279,7 @@ impl LibvirtDomain {
         if !is.marked {
             return Diff::Blocked {
                 why: "a VM of this name was not made by gpuvm; it is left as it is".to_owned(),
-                help: format!(
-                    "name this one differently, or hand that one over: virsh metadata {name} {MARK} --set '<vm/>' --key gpuvm --config"
-                ),
+                help: format!("name this one differently, or hand that one over: gpuvm adopt libvirt-domain/{name}"),
             };
         }
         if self.absent {
@@ -403,7 +402,7 @@ impl NicOn {
 /// What a VM is compared with.
 #[derive(Debug)]
 pub struct DomainState {
-    libvirt: Libvirt,
+    pub(super) libvirt: Libvirt,
     /// Files of the host that it boots and that are not there.
     missing: Vec<PathBuf>,
 }
@@ -439,15 +438,32 @@ impl Resource for LibvirtDomain {
     }
 
     fn diff(&self, state: &DomainState, last: Option<&Self>, _: &HostFacts) -> Diff {
+        let diff = self.diff_of(state, last);
+        let starts = |change: &Change| change.steps.iter().any(|s| matches!(s, Step::StartDomain { .. }));
+        match (&diff, state.missing.first()) {
+            (Diff::Change(change) | Diff::Waits { promise: change, .. }, Some(path)) if starts(change) => {
+                Diff::Blocked {
+                    why: format!("it boots `{}`, which is not there", path.display()),
+                    help: "put it there first, or correct `boot`".to_owned(),
+                }
+            }
+            _ => diff,
+        }
+    }
+
+    /// A VM that leaves the manifest stays as it is.
+    fn remove(&self, _: &DomainState, _: &HostFacts) -> Diff {
+        Diff::InSync {
+            evidence: format!("the VM stays; `vms: {{ {}: {{ …, absent: true }} }}` takes it away", self.name),
+        }
+    }
+}
+
+impl LibvirtDomain {
+    fn diff_of(&self, state: &DomainState, last: Option<&Self>) -> Diff {
         let gone = || Diff::InSync { evidence: "not there".to_owned() };
         if self.absent && matches!(state.libvirt, Answer::Absent) {
             return gone();
-        }
-        if let Some(path) = state.missing.first() {
-            return Diff::Blocked {
-                why: format!("it boots `{}`, which is not there", path.display()),
-                help: "put it there first, or correct `boot`".to_owned(),
-            };
         }
         let known = match known(&state.libvirt, || self.creation()) {
             Ok(known) => known,
@@ -464,13 +480,6 @@ impl Resource for LibvirtDomain {
                 },
                 None => Diff::Change(self.creation()),
             },
-        }
-    }
-
-    /// A VM that leaves the manifest stays as it is.
-    fn remove(&self, _: &DomainState, _: &HostFacts) -> Diff {
-        Diff::InSync {
-            evidence: format!("the VM stays; `vms: {{ {}: {{ …, absent: true }} }}` takes it away", self.name),
         }
     }
 }

@@ -109,6 +109,10 @@ kinds! {
     libvirt_domain::LibvirtDomain,
 }
 
+mod adopt;
+
+pub use adopt::ADOPTABLE;
+
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::facts::{self, HostFacts};

@@ -281,7 +281,11 @@ fn bombs_and_depth_are_refused() {
 
 #[test]
 fn the_schema_is_current() {
-    for (schema, file) in [(schema(), "host.schema.json"), (gpuvm::plan::schema(), "plan.schema.json")] {
+    for (schema, file) in [
+        (schema(), "host.schema.json"),
+        (gpuvm::plan::schema(), "plan.schema.json"),
+        (gpuvm::plan::policy_schema(), "policy.schema.json"),
+    ] {
         let want = serde_json::to_string_pretty(&schema).unwrap() + "\n";
         let file = beside(&format!("schema/{file}"));
         if std::env::var_os("UPDATE_SCHEMA").is_some() {

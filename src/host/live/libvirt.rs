@@ -17,7 +17,7 @@ use virt::sys;
 
 use crate::host::{self, Answer, HostError, Virtualisation};
 use crate::plan::{Step, TextEdit, VolumeStep};
-use crate::resource::libvirt_domain::{disk_files, is_marked, with_passwords, with_uuid};
+use crate::resource::libvirt_domain::{MARK, disk_files, is_marked, with_passwords, with_uuid};
 use crate::types::{DomainName, xml_escape};
 
 const SYSTEM: &str = "qemu:///system";
@@ -217,6 +217,7 @@ fn perform(connection: &Connect, step: &Step) -> Result<(), HostError> {
         Step::Volume(volume) => make_volume(connection, volume),
         Step::DefineDomain { name, xml, autostart } => define(connection, name, xml, *autostart),
         Step::EditDomain { name, edit, autostart } => edit_domain(connection, name, edit, *autostart),
+        Step::MarkDomain { name, present } => mark(connection, name, *present),
         Step::UndefineDomain { name } => undefine(connection, name),
         Step::StartDomain { name } => match lookup(connection, name)? {
             None => Err(HostError::Refused(format!("there is no VM `{name}` to start"))),
@@ -359,6 +360,20 @@ fn start_at_boot(domain: &Domain, autostart: bool) -> Result<(), HostError> {
     Ok(())
 }
 
+/// The mark goes into the stored definition by libvirt's own way for metadata, so that nothing else of it is written.
+fn mark(connection: &Connect, name: &DomainName, present: bool) -> Result<(), HostError> {
+    let failed = |e: Error| said(&e);
+    let domain =
+        lookup(connection, name)?.ok_or_else(|| HostError::Refused(format!("there is no VM `{name}` to mark")))?;
+    let is = is_marked(&domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE).map_err(failed)?);
+    if is == present {
+        return Ok(());
+    }
+    let (element, config) = (sys::VIR_DOMAIN_METADATA_ELEMENT, sys::VIR_DOMAIN_AFFECT_CONFIG);
+    let (content, prefix) = (present.then_some("<vm/>"), present.then_some("gpuvm"));
+    domain.set_metadata(element as _, content, prefix, Some(MARK), config).map(drop).map_err(failed)
+}
+
 fn undefine(connection: &Connect, name: &DomainName) -> Result<(), HostError> {
     let Some(domain) = lookup(connection, name)? else { return Ok(()) };
     ours(&domain, name)?;
@@ -445,6 +460,15 @@ mod tests {
         assert!(said.contains("changed since the plan"), "{said}");
 
         let name: DomainName = "mine".parse().unwrap();
+        let mark = |present| step(c, Step::MarkDomain { name: name.clone(), present }).unwrap();
+        let stored = || collect(c).unwrap().domain("mine").unwrap().inactive_xml.clone();
+        let marked = stored();
+        mark(false);
+        assert!(!is_marked(&stored()), "{}", stored());
+        mark(true);
+        mark(true);
+        assert!(is_marked(&stored()) && stored().matches(MARK).count() == marked.matches(MARK).count(), "{}", stored());
+        assert_eq!(project(&stored()).unwrap(), project(&marked).unwrap());
         step(c, Step::StartDomain { name: name.clone() }).unwrap();
         step(c, Step::StartDomain { name: name.clone() }).unwrap();
         assert!(collect(c).unwrap().domain("mine").unwrap().live_xml.is_some());

@@ -161,6 +161,13 @@ pub(super) fn function(hostdev: Node<'_, '_>) -> Option<PciAddress> {
     Some(slot.function(u8::try_from(number("function")?).ok()?))
 }
 
+/// The host functions that libvirt itself takes from their drivers for a VM, and gives back (`managed='yes'`).
+pub fn managed_functions(xml: &str) -> Vec<PciAddress> {
+    let Ok(doc) = Document::parse(xml) else { return Vec::new() };
+    let managed = devices(&doc, "hostdev").into_iter().filter(|h| h.attribute("managed") == Some("yes"));
+    managed.filter_map(function).collect()
+}
+
 /// Whether gpuvm's mark is in a definition. One that cannot be read is not marked.
 pub fn is_marked(xml: &str) -> bool {
     project(xml).is_ok_and(|p| p.marked)

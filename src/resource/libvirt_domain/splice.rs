@@ -149,6 +149,30 @@ pub fn with_passwords(xml: &str, shown: &str, whole: &str) -> Option<String> {
     (stripped.done() == shown).then(|| edits.done())
 }
 
+/// A definition with gpuvm's mark in its metadata, or without; every other byte stays. `None` where it cannot be read.
+pub fn with_mark(xml: &str, present: bool) -> Option<String> {
+    let doc = Document::parse(xml).ok()?;
+    let root = doc.root_element();
+    let metadata = child(root, "metadata");
+    let marks = metadata.into_iter().flat_map(|m| m.children());
+    let marks: Vec<_> = marks.filter(|n| n.is_element() && n.tag_name().namespace() == Some(write::MARK)).collect();
+    let mut edits = Edits { xml, all: Vec::new() };
+    match (present, metadata) {
+        (true, _) if !marks.is_empty() => {}
+        (true, Some(metadata)) => edits.insert_into(metadata, "", &[write::mark()]),
+        (true, None) => {
+            // Where libvirt itself writes it: behind what names the VM.
+            let names = ["description", "title", "genid", "uuid", "name"];
+            let before = names.into_iter().find_map(|name| child(root, name))?;
+            let indent = edits.indent(before.range().start);
+            let whole = format!("<metadata>\n{indent}  {}\n{indent}</metadata>", write::mark());
+            edits.insert_after(before, &[whole]);
+        }
+        (false, _) => marks.into_iter().for_each(|mark| edits.remove(mark)),
+    }
+    Some(edits.done())
+}
+
 /// A definition without what people and other programs wrote into it for themselves: titles, metadata, arguments for
 /// QEMU, what the firmware tells the guest. It may hold passwords, and nothing of it is ever compared.
 pub fn without_private_parts(xml: &str) -> String {

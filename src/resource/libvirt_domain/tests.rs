@@ -448,7 +448,7 @@ fn a_kernel_that_is_not_there_is_found_before_anything_is_changed() {
     let host = crate::host::fixture::Fixture::open(dir.path()).unwrap();
     let boots = |kernel: &str| {
         let boot = Kernel { kernel: kernel.into(), initrd: None, cmdline: None };
-        let wanted = LibvirtDomain { boot: Some(boot), ..vm() };
+        let wanted = LibvirtDomain { boot: Some(boot), running: Some(true), ..vm() };
         wanted.diff(&wanted.probe(&host).unwrap(), None, &facts())
     };
     assert!(matches!(boots("/boot/vmlinuz"), Diff::Waits { .. }));
