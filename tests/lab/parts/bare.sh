@@ -62,6 +62,8 @@ GRUB_CMDLINE_LINUX_DEFAULT="console=ttyS0,115200 quiet"
 GRUB_CMDLINE_LINUX="no_timer_check"
 GRUB_TERMINAL=console
 G
+# What this machine needs to boot, not what any might: an emulated update-initramfs takes a third of the time.
+printf 'MODULES=dep\nCOMPRESS=zstd\nCOMPRESSLEVEL=1\n' >"$mount/etc/initramfs-tools/conf.d/lab"
 echo 'LABEL=root / ext4 defaults 0 1' >"$mount/etc/fstab"
 mkdir -p "$mount/boot/grub"
 cat >"$mount/boot/grub/grub.cfg" <<G
