@@ -89,7 +89,6 @@ same_files() {
   fi
 }
 
-serial_log() { cat "$DIR/serial.log"; }
 
 # driver FUNCTION: the driver that a function is bound to on the lab host; nothing where there is none.
 driver() { guest "basename \"\$(readlink /sys/bus/pci/devices/$1/driver)\" 2>/dev/null" || true; }
