@@ -24,6 +24,7 @@ pub struct Node {
     pub after: BTreeSet<Key>,
 }
 
+pub use gpus::resolve;
 pub use host_basics::secrets;
 
 /// Everything that is wanted of the host, by key.

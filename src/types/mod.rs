@@ -8,7 +8,7 @@ mod splice;
 mod xml;
 
 pub use name::{DomainName, HostName, InterfaceName, MacAddress, NameError, PackageName, ResourceName, UnitName};
-pub use pci::{PciAddress, PciError, PciId, PciSlot};
+pub use pci::{CardId, PciAddress, PciError, PciId, PciSlot};
 pub use size::{ByteSize, Mode, SizeError};
 pub use splice::{Splice, SpliceError, inverse, splice};
 pub use xml::xml_escape;

@@ -4,6 +4,8 @@
 
 mod bridge;
 mod cases;
+mod composed;
+mod hosts;
 mod layers;
 mod machine;
 mod manifest;
