@@ -1,10 +1,14 @@
 //! Plan, facts and outcome as text, JSON and Markdown. Computes nothing: what is shown is what the plan holds.
 
 mod facts;
+mod gpus;
 mod text;
+mod topology;
 
 pub use facts::facts_text;
-pub use text::{outcome, plan_text};
+pub use gpus::{NamedGpu, explanation, gpu_list, gpu_status};
+pub use text::{finding, outcome, plan_text};
+pub use topology::{topology_svg, topology_text};
 
 use crate::plan::Plan;
 

@@ -15,9 +15,7 @@ for function in "$FIRST.0:nvidia" "$FIRST.1:snd_hda_intel" "$SECOND.0:vfio-pci" 
 done
 expect_status 0 guest gpuvm plan -f host.yaml
 
-step "a boot with gpuvm.off"
-guest "sed -i 's/^\(\s*linux\s.*\)$/\1 gpuvm.off/' /boot/grub/grub.cfg && systemctl reboot" || true
-wait_back 120 || fail "the host did not come back with gpuvm.off"
+boot_with gpuvm.off
 for function in "$SECOND.0:nvidia" "$SECOND.1:snd_hda_intel"; do
   expect_driver "${function%:*}" "${function##*:}"
 done
