@@ -267,8 +267,8 @@ struct Checked {
     findings: Vec<Finding>,
     /// The GPUs that are to be given away; without a manifest, all.
     gpus: Vec<Explanation>,
-    /// The worst of all.
-    verdict: Verdict,
+    /// The worst of all; none where nothing is to be given away.
+    verdict: Option<Verdict>,
 }
 
 pub(super) fn check(args: &CheckArgs, verbose: bool) -> miette::Result<u8> {
@@ -283,7 +283,7 @@ pub(super) fn check(args: &CheckArgs, verbose: bool) -> miette::Result<u8> {
         let gpus: Vec<Explanation> = wanted.map(|g| seen.explain(g)).collect();
         let findings = seen.manifest.as_ref().map(|m| desire::desire(m, &seen.facts).findings).unwrap_or_default();
         let wrong = findings.iter().any(|f| f.severity == Severity::Error);
-        let verdict = if wrong { Verdict::Fail } else { check::worst(&gpus) };
+        let verdict = if wrong { Some(Verdict::Fail) } else { check::worst(&gpus) };
         let checked = Checked { findings, gpus, verdict };
         if l.output == Output::Json {
             print(&json(&checked)?)?;
@@ -295,7 +295,7 @@ pub(super) fn check(args: &CheckArgs, verbose: bool) -> miette::Result<u8> {
             }
             print(&parts.join("\n"))?;
         }
-        Ok(exit(verdict))
+        Ok(verdict.map_or(code::OK, exit))
     })
 }
 

@@ -97,6 +97,9 @@ pub struct NotOne {
 impl NotOne {
     /// One line a candidate, to be put into a manifest.
     pub fn lines(&self) -> String {
+        if self.candidates.is_empty() {
+            return "none".to_owned();
+        }
         let wide = self.candidates.iter().map(|(_, _, line)| line.chars().count()).max().unwrap_or(0);
         let line = |(slot, name, line): &(PciSlot, String, String)| format!("{line:wide$}   # {slot} {name}");
         self.candidates.iter().map(line).collect::<Vec<_>>().join("\n      ")

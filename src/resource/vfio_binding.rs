@@ -374,31 +374,39 @@ mod tests {
     use super::*;
     use crate::facts::Carries;
 
+    /// Two that the rules mean, one in another place than they say, one that is another model.
+    const FUNCTIONS: [&str; 4] = ["0000:02:00.0", "0000:02:00.1", "0000:03:00.0", "0000:04:00.0"];
+
     /// The hook of dracut's in a folder that plays the machine, with what dracut offers to hooks.
     fn hook(cmdline: &str) -> (String, String, String) {
         let dir = tempfile::tempdir().unwrap();
         let at = |path: &str| dir.path().join(path);
-        for function in ["0000:02:00.0", "0000:02:00.1", "0000:01:00.0"] {
-            std::fs::create_dir_all(at("sys/bus/pci/devices").join(function)).unwrap();
-            std::fs::write(at("sys/bus/pci/devices").join(function).join("driver_override"), "(null)\n").unwrap();
+        // The path of each is that of a machine, below the folder that plays it.
+        let real = |function: &str| at("sys/devices/pci0000:00/0000:00:12.0").join(function);
+        std::fs::create_dir_all(at("sys/bus/pci/devices")).unwrap();
+        for function in FUNCTIONS {
+            std::fs::create_dir_all(real(function)).unwrap();
+            std::os::unix::fs::symlink(real(function), at("sys/bus/pci/devices").join(function)).unwrap();
+            for (name, text) in [("driver_override", "(null)\n"), ("vendor", "0x10de\n"), ("device", "0x2684\n")] {
+                std::fs::write(real(function).join(name), text).unwrap();
+            }
         }
         std::fs::write(at("sys/bus/pci/drivers_probe"), "").unwrap();
         std::fs::create_dir_all(at("etc/udev/rules.d")).unwrap();
-        let mut facts = super::super::tests::facts();
-        for number in [0, 1] {
-            let address: crate::types::PciAddress = format!("0000:02:00.{number}").parse().unwrap();
-            facts.pci.insert(address, function(&address.to_string(), 0x03_0000, &[]));
-        }
-        let slot = "0000:02:00".parse().unwrap();
-        let binding = VfioBinding {
-            name: "work".to_owned(),
-            slot,
-            companions: BTreeSet::new(),
-            card: None,
-            vouched: Vouched::default(),
+        let rule = |function: &str, port: &str, device: &str| {
+            format!(
+                "ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"{function}\", \
+                 DEVPATH==\"*/pci0000:00/0000:00:{port}/0000:??:00.?\", ATTR{{vendor}}==\"0x10de\", \
+                 ATTR{{device}}==\"{device}\", ATTR{{driver_override}}=\"vfio-pci\"\n"
+            )
         };
-        let rules = binding.rules(&facts.slot(slot).collect::<Vec<_>>());
-        std::fs::write(at("etc/udev/rules.d/61-gpuvm-vfio-work.rules"), rules).unwrap();
+        let rules = [
+            rule(FUNCTIONS[0], "12.0", "0x2684"),
+            rule(FUNCTIONS[1], "12.0", "0x2684"),
+            rule(FUNCTIONS[2], "13.0", "0x2684"),
+            rule(FUNCTIONS[3], "12.0", "0x2685"),
+        ];
+        std::fs::write(at("etc/udev/rules.d/61-gpuvm-vfio-work.rules"), rules.concat()).unwrap();
         let root = dir.path().display().to_string();
         let text =
             DRACUT_MODULE[1].1.replace("/sys/", &format!("{root}/sys/")).replace("/etc/", &format!("{root}/etc/"));
@@ -411,7 +419,7 @@ mod tests {
         assert!(ran.status.success() && ran.stderr.is_empty(), "{}", String::from_utf8_lossy(&ran.stderr));
         let read = |path: &str| std::fs::read_to_string(at(path)).unwrap_or_default();
         let over = |f: &str| read(&format!("sys/bus/pci/devices/{f}/driver_override"));
-        let all = ["0000:02:00.0", "0000:02:00.1", "0000:01:00.0"].map(|f| over(f).trim().to_owned()).join(" ");
+        let all = FUNCTIONS.map(|f| over(f).trim().to_owned()).join(" ");
         (all, read("modprobe").trim().to_owned(), read("sys/bus/pci/drivers_probe").trim().to_owned())
     }
 
@@ -454,7 +462,7 @@ mod tests {
     #[test]
     fn the_hook_of_dracut_gives_the_named_functions_away_and_no_other() {
         let (overrides, loaded, probed) = hook("quiet ro");
-        assert_eq!(overrides, "vfio-pci vfio-pci (null)");
+        assert_eq!(overrides, "vfio-pci vfio-pci (null) (null)");
         assert_eq!(loaded, "-q vfio-pci");
         assert_eq!(probed, "0000:02:00.1", "each without a driver is probed; the last is seen here");
     }
@@ -462,7 +470,7 @@ mod tests {
     #[test]
     fn gpuvm_off_switches_the_hook_of_dracut_off() {
         for off in ["gpuvm.off", "gpuvm.off=1"] {
-            assert_eq!(hook(off), ("(null) (null) (null)".to_owned(), String::new(), String::new()));
+            assert_eq!(hook(off), ("(null) (null) (null) (null)".to_owned(), String::new(), String::new()));
         }
     }
 }
