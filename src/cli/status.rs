@@ -75,7 +75,7 @@ pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
         Standing::WaitsForBoot(run) => {
             ("waits-for-boot", *run, format!("run {run} goes on at the next boot\n{}\n", log(*run)), code::WAITS)
         }
-        Standing::CutOff(run) => ("cut-off", *run, cut_off(*run) + &log(*run) + "\n", code::ERROR),
+        Standing::CutOff(run) => ("cut-off", *run, cut_off(&state, *run) + &log(*run) + "\n", code::ERROR),
         Standing::Ended(run, ending) => ("ended", *run, format!("{}{}\n", ending.text, log(*run)), ending.code),
     };
     match args.output {
@@ -89,9 +89,17 @@ pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
 }
 
 /// What to do about a run that was cut off.
-pub(super) fn cut_off(run: u64) -> String {
+pub(super) fn cut_off(state: &StateDir, run: u64) -> String {
+    let at = match (state.interrupted(run), state.done(run)) {
+        (Err(e), _) | (_, Err(e)) => format!("; {e}"),
+        (Ok(Some(line)), _) => format!(", in the middle of `{}`", line.key),
+        (Ok(None), Ok(done)) => match done.last() {
+            Some(last) => format!(" after `{last}`"),
+            None => " before its first step".to_owned(),
+        },
+    };
     format!(
-        "run {run} was cut off in the middle\n\
+        "run {run} was cut off{at}\n\
          go on with it, within what was approved: gpuvm apply --resume\n\
          or close it and plan anew:               gpuvm apply --abandon\n"
     )
