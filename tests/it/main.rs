@@ -14,4 +14,5 @@ mod network_guard;
 mod packages;
 mod policy;
 mod readme;
+mod talk;
 mod vms;
