@@ -52,6 +52,9 @@ pub(super) fn run(args: &PlanArgs, detail: Detail) -> miette::Result<u8> {
         }
     };
     let past = StateDir::open(state).and_then(|s| s.past()).into_diagnostic()?;
+    if args.target.root.is_none() && !nix::unistd::geteuid().is_root() && detail != Detail::Summary {
+        anstream::eprintln!("not root: some answers may be missing, and what is not known counts as unsafe");
+    }
     if let Err(other) = host::is_meant(&manifest, probe) {
         anstream::eprintln!("{other}");
         return Ok(code::REFUSED);
