@@ -10,6 +10,9 @@
 //! Plan ──apply: stale check, then step by step: journal → execute ──► next round ──► ledger
 //! ```
 //!
+//! Beside it, what only looks at GPUs: `gpu` reads who uses a card and what is around it, `check` judges from that
+//! whether it can be passed through (`Explanation`: links with evidence and fixes), `report` draws both.
+//!
 //! *Facts* are read and never changed; *state* is what gpuvm manages, and each resource kind looks at its own.
 //! A plan is data: a list of steps from a closed enum, which one interpreter executes. Verifying is planning again.
 //!
@@ -26,6 +29,10 @@ pub mod manifest;
 pub mod facts;
 
 pub mod net;
+
+pub mod gpu;
+
+pub mod check;
 
 pub mod desire;
 

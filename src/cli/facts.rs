@@ -54,6 +54,9 @@ pub(super) fn run(args: &FactsArgs) -> miette::Result<u8> {
             }
             let recorder = Recorder::new(probe);
             let facts = facts::collect(&Snapshot::new(&recorder));
+            // What is asked to explain GPUs, so that this can be done elsewhere.
+            let gpus = crate::gpu::collect(&recorder, &facts);
+            crate::check::Looked::look(&recorder, &facts, &gpus);
             // What any manifest may ask.
             for question in [service::UNIT_FILES, service::UNITS] {
                 let _ = recorder.query(Program::Systemctl, &question);

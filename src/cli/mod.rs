@@ -3,6 +3,7 @@
 mod adopt;
 mod apply;
 mod facts;
+mod gpu;
 mod host;
 mod init;
 mod plan;
@@ -28,7 +29,7 @@ pub mod code {
     pub const ERROR: u8 = 1;
     /// Changes are pending.
     pub const CHANGES: u8 = 2;
-    /// In sync, but something waits for a reboot or a guest's restart.
+    /// In sync, but something waits for a reboot or a guest's restart; a verdict of UNKNOWN.
     pub const WAITS: u8 = 3;
     /// Refused: stale plan, other host, beyond what was approved.
     pub const REFUSED: u8 = 4;
@@ -107,6 +108,12 @@ pub enum Command {
     Schema(schema::SchemaArgs),
     /// Show what gpuvm sees of a host, or record it to a folder.
     Facts(facts::FactsArgs),
+    /// Show the GPUs, who uses them, and why they can or cannot be given to a VM. Changes nothing.
+    Gpu(gpu::GpuArgs),
+    /// Judge every GPU that is to be given to a VM, before the first reboot: PASS (0), FAIL (1) or UNKNOWN (3).
+    Check(gpu::CheckArgs),
+    /// Draw the machine: NUMA nodes, ports, slots, IOMMU groups, GPUs, disks, network cards, VMs.
+    Topology(gpu::TopologyArgs),
     /// Carry out an approved run; started by `apply` and after a reboot.
     #[command(hide = true)]
     Run(run::RunArgs),
@@ -214,6 +221,9 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Schema(args) => schema::run(&args),
         Command::Facts(args) => facts::run(&args),
         Command::Status(args) => status::run(&args, cli.quiet),
+        Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0),
+        Command::Check(args) => gpu::check(&args, cli.verbose > 0),
+        Command::Topology(args) => gpu::topology(&args),
         Command::Run(args) => run::run(&args, cli.log_format),
         Command::WriteAttribute(args) => write_attribute::run(&args),
     };

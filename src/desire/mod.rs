@@ -25,7 +25,7 @@ pub struct Node {
     pub after: BTreeSet<Key>,
 }
 
-pub use gpus::slot_of;
+pub use gpus::{resolve, slot_of};
 pub use host_basics::secrets;
 pub use vms::IMAGES;
 

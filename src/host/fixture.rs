@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 pub use record_file::{RECORD_FORMAT, Record, RecordedLibvirt, RecordedQuery, RecordedStat};
 
-use super::{Answer, FileKind, Host, HostError, Output, Probe, Program, Running, Stat, Virtualisation};
+use super::{Answer, DeviceUsers, FileKind, Host, HostError, Output, Probe, Program, Running, Stat, Virtualisation};
 use crate::plan::{Content, FileWrite, Step};
 use crate::types::Mode;
 
@@ -222,6 +222,12 @@ impl Probe for Fixture {
             RecordedLibvirt::Denied => Answer::Denied,
             RecordedLibvirt::Known(known) => Answer::Value(Arc::new(known.clone())),
         })
+    }
+    fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
+        match &self.record.borrow().device_users {
+            Some(known) => Ok(Arc::new(known.clone())),
+            None => Err(HostError::NotRecorded("who has device nodes open".to_owned())),
+        }
     }
 }
 

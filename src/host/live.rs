@@ -1,9 +1,10 @@
 //! The machine itself. The only module that touches it.
 //!
-//! PCI configuration space is never read: that would wake a sleeping GPU. What gpuvm needs of a device the kernel keeps
-//! in sysfs attributes that do not touch the device.
+//! What gpuvm needs of a device the kernel keeps in sysfs attributes that do not touch the device. Attributes that do
+//! (the link's speed, configuration space) are read by `facts::pci` only where the device is awake, so that none wakes.
 
 mod apt;
+mod device_users;
 mod files;
 mod libvirt;
 mod network;
@@ -22,7 +23,7 @@ use std::time::Duration;
 pub use pci::write_attribute;
 pub use runner::{RESUME_UNIT, keep_program, launch, stay, waits_for_boot};
 
-use super::{Answer, FileKind, Host, HostError, Output, Probe, Program, Running, Stat, Virtualisation};
+use super::{Answer, DeviceUsers, FileKind, Host, HostError, Output, Probe, Program, Running, Stat, Virtualisation};
 use crate::plan::{Content, Refresh, Step};
 use crate::types::Mode;
 
@@ -111,6 +112,9 @@ impl Probe for Live {
     }
     fn virtualisation(&self) -> Result<Answer<Arc<Virtualisation>>, HostError> {
         Ok(libvirt::read(self.libvirt_limit)?.map(Arc::new))
+    }
+    fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
+        Ok(Arc::new(device_users::read()))
     }
 }
 

@@ -3,6 +3,7 @@
 //! `live` is the only place that touches the real machine, `fixture` is a recorded directory that plays one,
 //! `record` wraps a probe and writes down everything that it answered, `snapshot` caches one planning pass.
 
+mod device_users;
 pub mod fixture;
 pub mod live;
 pub mod record;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use device_users::{DeviceUser, DeviceUsers};
 pub use snapshot::Snapshot;
 pub use virtualisation::{Domain, Network, Pool, Virtualisation, Volume};
 
@@ -209,6 +211,8 @@ pub trait Probe {
     fn query(&self, program: Program, args: &[&str]) -> Result<Answer<Output>, HostError>;
     /// Everything that libvirt knows, asked once; `Absent` where libvirt is not installed.
     fn virtualisation(&self) -> Result<Answer<Arc<Virtualisation>>, HostError>;
+    /// Who has nodes of graphics, sound and passthrough devices open, asked once.
+    fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError>;
     /// The content of a file as text, with replacement characters where it is not UTF-8.
     fn text(&self, path: &Path) -> Result<Answer<String>, HostError> {
         Ok(self.read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))

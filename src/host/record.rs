@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::fixture::{Record, RecordedLibvirt, RecordedQuery, RecordedStat};
-use super::{Answer, FileKind, HostError, Output, Probe, Program, Stat, Virtualisation};
+use super::{Answer, DeviceUsers, FileKind, HostError, Output, Probe, Program, Stat, Virtualisation};
 use crate::resource::libvirt_domain::{is_marked, without_private_parts};
 use crate::types::sha256_hex;
 
@@ -220,6 +220,11 @@ impl Probe for Recorder<'_> {
         };
         Ok(answer)
     }
+    fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
+        let answer = self.below.device_users()?;
+        self.record.borrow_mut().device_users = Some((*answer).clone());
+        Ok(answer)
+    }
 }
 
 /// What libvirt knows, as it is written down. The addresses of gpuvm's own VMs stay: they are made up, and compared.
@@ -268,6 +273,37 @@ fn redacted(path: &Path, bytes: &[u8]) -> Vec<u8> {
         let text = String::from_utf8_lossy(bytes);
         let lines = text.lines().filter(|l| l.is_empty() || wanted.iter().any(|w| l.starts_with(w)));
         return lines.flat_map(|l| [l, "\n"]).collect::<String>().into_bytes();
+    }
+    // Serial numbers and UUIDs of cards, in the files that facts read them from.
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    if path.starts_with("/sys") && matches!(name, "serial_number" | "unique_id" | "serial") {
+        return format!("{}\n", &sha256_hex(bytes)[..16]).into_bytes();
+    }
+    if path.starts_with("/proc/driver/nvidia/gpus") {
+        let text = String::from_utf8_lossy(bytes);
+        let line = |l: &str| match l.split_once("GPU-") {
+            Some((before, uuid)) if !uuid.contains('?') => {
+                let d = sha256_hex(uuid.trim().as_bytes());
+                format!("{before}GPU-{}-{}-{}-{}-{}\n", &d[..8], &d[8..12], &d[12..16], &d[16..20], &d[20..32])
+            }
+            _ => format!("{l}\n"),
+        };
+        return text.lines().map(line).collect::<String>().into_bytes();
+    }
+    // Of configuration space, the header: a serial number is behind it.
+    if path.starts_with("/sys") && name == "config" {
+        return bytes.get(..64).unwrap_or(bytes).to_vec();
+    }
+    if path == Path::new(crate::gpu::SEEN) {
+        let Ok(mut seen) = serde_json::from_slice::<serde_json::Value>(bytes) else { return Vec::new() };
+        for card in seen.get_mut("cards").and_then(|c| c.as_array_mut()).into_iter().flatten() {
+            if let Some(serial) = card.get_mut("serial").filter(|s| s.is_string()) {
+                // As the file that the serial number is read from becomes.
+                let told = format!("{}\n", serial.as_str().unwrap_or_default());
+                *serial = sha256_hex(told.as_bytes())[..16].into();
+            }
+        }
+        return seen.to_string().into_bytes();
     }
     // The users' real names are nobody's business.
     if path == Path::new("/etc/passwd") {
@@ -419,6 +455,24 @@ mod tests {
             b"# canary\nUUID=1 / ext4 defaults 0 1\n//canary/share /srv/vms cifs user=canary,password=canary 0 0\n";
         let text = String::from_utf8(redacted(Path::new("/etc/fstab"), fstab)).unwrap();
         assert_eq!(text, "none / auto defaults 0 0\nnone /srv/vms auto defaults 0 0\n");
+    }
+
+    #[test]
+    fn cards_cannot_be_told_by_their_numbers() {
+        let at = |path: &str, text: &str| String::from_utf8(redacted(Path::new(path), text.as_bytes())).unwrap();
+        let serial = at("/sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0/serial_number", "48-b0-2d-00-00-00-00-02\n");
+        assert!(!serial.contains("48-b0") && serial.len() == 17, "{serial}");
+        let info = at(
+            "/proc/driver/nvidia/gpus/0000:01:00.0/information",
+            "Model: \t\t NVIDIA GeForce RTX 3090\nGPU UUID: \t GPU-eaf23aa1-4d3d-596c-da66-b86b0e5db584\nDevice Minor: \t 0\n",
+        );
+        assert!(
+            !info.contains("eaf23aa1") && info.contains("GPU UUID: \t GPU-") && info.contains("Minor: \t 0"),
+            "{info}"
+        );
+        let seen = at(crate::gpu::SEEN, "{\"format\":1,\"cards\":[{\"serial\":\"48-b0-2d-00-00-00-00-02\"}]}");
+        assert!(seen.contains(serial.trim()) && !seen.contains("48-b0"), "{seen}");
+        assert_eq!(redacted(Path::new("/sys/devices/x/config"), &[7; 4096]).len(), 64);
     }
 
     #[test]

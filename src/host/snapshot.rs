@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Answer, HostError, Output, Probe, Program, Stat, Virtualisation};
+use super::{Answer, DeviceUsers, HostError, Output, Probe, Program, Stat, Virtualisation};
 
 /// A program with its arguments.
 type Query = (Program, Vec<String>);
@@ -20,6 +20,7 @@ pub struct Snapshot<'a> {
     links: RefCell<BTreeMap<PathBuf, Answer<PathBuf>>>,
     queries: RefCell<BTreeMap<Query, Answer<Output>>>,
     virtualisation: RefCell<Option<Answer<Arc<Virtualisation>>>>,
+    device_users: RefCell<Option<Arc<DeviceUsers>>>,
 }
 
 impl<'a> Snapshot<'a> {
@@ -33,6 +34,7 @@ impl<'a> Snapshot<'a> {
             links: RefCell::default(),
             queries: RefCell::default(),
             virtualisation: RefCell::default(),
+            device_users: RefCell::default(),
         }
     }
 }
@@ -74,6 +76,14 @@ impl Probe for Snapshot<'_> {
         }
         let answer = self.below.virtualisation()?;
         *self.virtualisation.borrow_mut() = Some(answer.clone());
+        Ok(answer)
+    }
+    fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
+        if let Some(known) = &*self.device_users.borrow() {
+            return Ok(known.clone());
+        }
+        let answer = self.below.device_users()?;
+        *self.device_users.borrow_mut() = Some(answer.clone());
         Ok(answer)
     }
 }

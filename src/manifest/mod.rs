@@ -19,7 +19,7 @@ pub use schema::schema;
 pub use short::{CpuCount, FilePath, KernelArg, ModuleName, SlotOrFunction, UserName, WordError};
 
 use crate::types::{
-    ByteSize, DomainName, HostName, InterfaceName, MacAddress, Mode, PackageName, PciId, ResourceName, UnitName,
+    ByteSize, CardId, DomainName, HostName, InterfaceName, MacAddress, Mode, PackageName, PciId, ResourceName, UnitName,
 };
 
 /// The manifest of one GPU virtualisation host.
@@ -198,9 +198,18 @@ pub struct DeviceMatch {
     /// The path of ports (`pcie:1c.4/0`): survives renumbering.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<String>,
-    /// Vendor and device id (`10de:2684`).
+    /// The model's name as `gpuvm gpu list` shows it (`RTX 4090`): the last words of it, whole ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<PciId>,
+    pub model: Option<String>,
+    /// Vendor and device id (`10de:2684`), with the subsystem's where that is needed (`10de:2684:1458:4104`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<CardId>,
+    /// The serial number that kernel or driver tell while the card is awake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// The UUID that NVIDIA's driver gives it (`GPU-…`); known only while that driver holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
 }
 
 /// What a matched device has to be.

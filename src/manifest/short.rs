@@ -10,7 +10,7 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 
 use super::{DeviceMatch, DiskEntry, Memory, NicEntry, PackageEntry, Uplink};
 use crate::types::{
-    ByteSize, InterfaceName, MacAddress, PackageName, PciAddress, PciId, PciSlot, ResourceName, as_string,
+    ByteSize, CardId, InterfaceName, MacAddress, PackageName, PciAddress, PciSlot, ResourceName, as_string,
 };
 
 /// A text that failed a rule.
@@ -149,9 +149,10 @@ short_or_mapping!(DiskEntry, "a size such as `100GiB`, or `{ size, pool }`",
 short_or_mapping!(NicEntry, "a network's name, or `{ name, mac }`",
     |t| Ok(NicEntry { name: t.parse().map_err(E::custom)?, mac: None }),
     { name: ResourceName, #[serde(default)] mac: Option<MacAddress> });
-short_or_mapping!(DeviceMatch, "a slot such as `\"0000:02:00\"`, or one of `{ address }`, `{ slot }`, `{ id }`",
+short_or_mapping!(DeviceMatch, "a slot such as `\"0000:02:00\"`, or one of `{ address }`, `{ slot }`, `{ model }`, `{ id }`, `{ serial }`, `{ uuid }`",
     |t| Ok(DeviceMatch { address: Some(t.parse().map_err(E::custom)?), ..DeviceMatch::default() }),
-    { #[serde(default)] address: Option<SlotOrFunction>, #[serde(default)] slot: Option<String>, #[serde(default)] id: Option<PciId> });
+    { #[serde(default)] address: Option<SlotOrFunction>, #[serde(default)] slot: Option<String>, #[serde(default)] model: Option<String>,
+      #[serde(default)] id: Option<CardId>, #[serde(default)] serial: Option<String>, #[serde(default)] uuid: Option<String> });
 
 impl<'de> Deserialize<'de> for Uplink {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {

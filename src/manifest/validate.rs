@@ -153,7 +153,10 @@ impl<'a> Checks<'a> {
                 let given = [
                     wanted.address.map(|address| ("address", address.to_string())),
                     wanted.slot.clone().map(|slot| ("slot", slot)),
+                    wanted.model.clone().map(|model| ("model", model)),
                     wanted.id.map(|id| ("id", id.to_string())),
+                    wanted.serial.clone().map(|serial| ("serial", serial)),
+                    wanted.uuid.clone().map(|uuid| ("uuid", uuid)),
                 ];
                 let given: Vec<_> = given.into_iter().flatten().collect();
                 match &given[..] {
@@ -172,14 +175,14 @@ impl<'a> Checks<'a> {
                     [] => {
                         // A field that is at fault itself was reported.
                         if place.keys().next().is_none() {
-                            let help = "give one of `address`, `slot` and `id`";
+                            let help = "give one of `address`, `slot`, `model`, `id`, `serial` and `uuid`";
                             self.value(&place, "`match` names no device".into(), "empty", Some(help));
                         }
                     }
                     [_, (second, _), ..] => {
                         let span = place.get(second).map_or_else(|| place.span(), |p| p.key_span());
                         let message = "`match` has more than one field".to_owned();
-                        let help = "keep one of `address`, `slot` and `id`; what the card has to be goes to `expect`";
+                        let help = "keep one of them; what the card has to be goes to `expect`";
                         self.wrong(&place, span, message, "one too many", Some(help.into()));
                     }
                 }

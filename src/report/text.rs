@@ -6,7 +6,7 @@ use std::fmt::Write;
 use owo_colors::OwoColorize;
 
 use crate::apply::Outcome;
-use crate::plan::{Action, Change, Diff, Entry, FieldDiff, Item, Plan, Severity, WaitFor};
+use crate::plan::{Action, Change, Diff, Entry, FieldDiff, Finding, Item, Plan, Severity, WaitFor};
 
 /// How much is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl<'a> Wrapped<'a> {
 }
 
 /// Text of others must not steer the terminal: control characters are shown as escapes.
-fn safe(text: &str) -> String {
+pub(super) fn safe(text: &str) -> String {
     text.chars()
         .flat_map(|c| if c.is_control() && c != '\n' && c != '\t' { c.escape_default().collect() } else { vec![c] })
         .collect()
@@ -95,17 +95,8 @@ fn render(plan: &Plan, detail: Detail, out: &mut String) -> std::fmt::Result {
         head.word(3, &part, str::to_owned);
     }
     head.end();
-    for finding in &plan.findings {
-        let mark = match finding.severity {
-            Severity::Error => "×".red().to_string(),
-            Severity::Warning => "!".yellow().to_string(),
-            Severity::Note => "·".dimmed().to_string(),
-        };
-        let place = if finding.place.is_empty() { String::new() } else { format!("{}: ", finding.place) };
-        writeln!(out, "\n  {mark} {place}{}", safe(&finding.message))?;
-        if !finding.help.is_empty() {
-            writeln!(out, "      {}", safe(&finding.help).dimmed())?;
-        }
+    for found in &plan.findings {
+        write!(out, "\n{}", finding(found))?;
     }
     let unable: Vec<_> =
         plan.entries.iter().filter(|e| matches!(e.diff, Diff::Blocked { .. } | Diff::Unknown { .. })).collect();
@@ -166,6 +157,19 @@ fn render(plan: &Plan, detail: Detail, out: &mut String) -> std::fmt::Result {
         in_sync(plan, out)?;
     }
     summary(plan, out)
+}
+
+/// A finding with its place and what to do.
+pub fn finding(finding: &Finding) -> String {
+    let mark = match finding.severity {
+        Severity::Error => "×".red().to_string(),
+        Severity::Warning => "!".yellow().to_string(),
+        Severity::Note => "·".dimmed().to_string(),
+    };
+    let place = if finding.place.is_empty() { String::new() } else { format!("{}: ", finding.place) };
+    let help =
+        if finding.help.is_empty() { String::new() } else { format!("      {}\n", safe(&finding.help).dimmed()) };
+    format!("  {mark} {place}{}\n{help}", safe(&finding.message))
 }
 
 fn in_sync(plan: &Plan, out: &mut String) -> std::fmt::Result {

@@ -14,7 +14,7 @@ use super::Resource;
 use crate::facts::{HostFacts, InitramfsTool, Iommu, PciFunction};
 use crate::host::{HostError, Probe};
 use crate::plan::{Action, BindTarget, Change, Diff, FieldDiff, FileWrite, Refresh, Risk, SlotBinding, Step, WaitFor};
-use crate::types::PciSlot;
+use crate::types::{PciId, PciSlot};
 
 /// A slot that is kept for VMs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,61 @@ pub struct VfioBinding {
     pub slot: PciSlot,
     /// Slots that the manifest gives to VMs too: they may share the group.
     pub companions: BTreeSet<PciSlot>,
+    /// The card in it: what is remembered of it, and looked for again. Not in ledgers of before it was remembered.
+    #[serde(default)]
+    pub card: Option<Card>,
+    /// What the manifest itself says of the card, so that it need not be as remembered.
+    #[serde(default)]
+    pub vouched: Vouched,
+}
+
+/// What tells a card from others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Card {
+    /// The path of ports.
+    pub path: String,
+    /// Vendor and device of the first function.
+    pub id: PciId,
+    /// The subsystem's.
+    pub subsystem: Option<PciId>,
+    /// The serial number, where one was told.
+    pub serial: Option<String>,
+    /// NVIDIA's UUID, where its driver told it.
+    pub uuid: Option<String>,
+}
+
+impl Card {
+    /// The card in a slot.
+    pub fn of(facts: &HostFacts, slot: PciSlot) -> Option<Self> {
+        let first = facts.slot(slot).next()?;
+        Some(Self {
+            path: first.path.clone(),
+            id: first.id,
+            subsystem: first.subsystem,
+            serial: first.serial.clone(),
+            uuid: first.uuid.clone(),
+        })
+    }
+
+    /// Whether the other one is known to be another card: the same serial number or UUID is the same card, different
+    /// ones are different cards; where neither is known of both, nothing is said.
+    fn same(&self, other: &Card) -> Option<bool> {
+        let both = |a: &Option<String>, b: &Option<String>| a.as_ref().zip(b.as_ref()).map(|(a, b)| a == b);
+        both(&self.serial, &other.serial).or_else(|| both(&self.uuid, &other.uuid))
+    }
+}
+
+/// What the manifest says by its own words.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Vouched {
+    /// The place, by more than an address that renumbering changes.
+    pub place: bool,
+    /// The model.
+    pub model: bool,
+    /// The very card.
+    pub card: bool,
 }
 
 impl VfioBinding {
@@ -33,7 +88,28 @@ impl VfioBinding {
         format!("/etc/udev/rules.d/61-gpuvm-vfio-{}.rules", self.name).into()
     }
 
-    /// One rule a function. `gpuvm.off` on the kernel's command line jumps over them.
+    /// The device's path in sysfs with the bus numbers left open: root and ports, as `path` names them.
+    fn device_path(&self, f: &PciFunction) -> Option<String> {
+        let (_, rest) = f.path.split_once(':')?;
+        let parts: Vec<&str> = rest.split('/').collect();
+        let (root, ports) = match parts.split_first()? {
+            (root, ports) if root.contains(':') => (*root, ports),
+            _ => ("0000:00", parts.as_slice()),
+        };
+        let (domain, bus) = root.split_once(':')?;
+        let mut path = format!("*/pci{root}");
+        for (i, port) in ports.iter().enumerate() {
+            let (device, function) = port.split_once('.').unwrap_or((port, ""));
+            let device = u8::from_str_radix(device, 16).ok()?;
+            let bus = if i == 0 { bus } else { "??" };
+            let function = if i + 1 == ports.len() { f.address.function.to_string() } else { function.to_owned() };
+            path += &format!("/{domain}:{bus}:{device:02x}.{function}");
+        }
+        Some(path)
+    }
+
+    /// One rule a function, for this card in this place alone: after a renumbering another card has its address, and
+    /// is left to its driver. `gpuvm.off` on the kernel's command line jumps over them.
     fn rules(&self, functions: &[&PciFunction]) -> String {
         let mut text = format!(
             "# Written by gpuvm: {} is kept for VMs. `gpuvm.off` on the kernel's command line switches this off.\n\
@@ -41,12 +117,57 @@ impl VfioBinding {
             self.slot
         );
         for f in functions {
+            text += &format!("ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"{}\"", f.address);
+            if let Some(path) = self.device_path(f) {
+                text += &format!(", DEVPATH==\"{path}\"");
+            }
             text += &format!(
-                "ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"{}\", ATTR{{driver_override}}=\"vfio-pci\"\n",
-                f.address
+                ", ATTR{{vendor}}==\"{:#06x}\", ATTR{{device}}==\"{:#06x}\", ATTR{{driver_override}}=\"vfio-pci\"\n",
+                f.id.vendor, f.id.device
             );
         }
         text + "LABEL=\"gpuvm_end\"\n"
+    }
+
+    /// Why the card may not be the one that was bound before, or `None`: what is bound is that card or none.
+    pub fn another(&self, last: &Self, facts: &HostFacts) -> Option<(String, String)> {
+        let (was, is) = (last.card.as_ref()?, self.card.as_ref()?);
+        let same = was.same(is);
+        if same == Some(true) || self.vouched.card {
+            return None;
+        }
+        let at_path = |path: &str| facts.pci.values().find(|f| f.path == path && f.address.function == 0);
+        let by_path = format!("match: {{ slot: \"{}\" }}", was.path);
+        if (was.id, was.subsystem) != (is.id, is.subsystem) && !self.vouched.model {
+            let ids = |c: &Card| c.subsystem.map_or(c.id.to_string(), |s| format!("{}:{s}", c.id));
+            let moved = facts.pci.values().find(|f| f.id == was.id && f.subsystem == was.subsystem && !f.is_bridge());
+            let moved = moved.map_or("no such card is there now".to_owned(), |f| {
+                format!("such a card is {} now ({})", f.address.slot, f.path)
+            });
+            return Some((
+                format!("{} has another card: it was {} and is {}", self.slot, ids(was), ids(is)),
+                format!("{moved}; to mean the new one, write `expect: {{ id: \"{}\" }}`", is.id),
+            ));
+        }
+        if was.path != is.path && !self.vouched.place {
+            let now = at_path(&was.path)
+                .map_or("nothing is there now".to_owned(), |f| format!("which is {} now", f.address.slot));
+            return Some((
+                format!(
+                    "the addresses have changed: {} was the card at {} ({now}), and is another at {}",
+                    last.slot, was.path, is.path
+                ),
+                format!("name it by its path: `{by_path}`"),
+            ));
+        }
+        if same == Some(false) {
+            let tell = |c: &Card| c.serial.clone().or_else(|| c.uuid.clone()).unwrap_or_default();
+            return Some((
+                format!("{} has another card of the same model: it was {} and is {}", self.slot, tell(was), tell(is)),
+                "put the cards back, or name the card by its `serial`".to_owned(),
+            ));
+        }
+        None
     }
 
     /// Why the slot must not be given away, or `None`.
@@ -69,6 +190,10 @@ impl VfioBinding {
         }
         if let Some(f) = functions.iter().find(|f| f.is_bridge()) {
             return blocked(format!("{} is a bridge ({})", f.address, f.name), "name the slot of the card itself");
+        }
+        if let Some(f) = functions.iter().find(|f| f.virtual_of.is_some()) {
+            let why = format!("virtual functions are on ({}), which would move with the slot", f.address);
+            return blocked(why, "write 0 to sriov_numvfs of the physical function once nobody uses them");
         }
         let shown = |f: &PciFunction| {
             let carries: Vec<String> = f.carries.iter().map(|c| c.to_string()).collect();
@@ -145,7 +270,7 @@ impl Resource for VfioBinding {
         Ok(host.text(&self.path())?.value())
     }
 
-    fn diff(&self, state: &Option<String>, _: Option<&Self>, facts: &HostFacts) -> Diff {
+    fn diff(&self, state: &Option<String>, last: Option<&Self>, facts: &HostFacts) -> Diff {
         let functions: Vec<&PciFunction> = facts.slot(self.slot).collect();
         let Some(first) = functions.first() else {
             return Diff::Blocked {
@@ -153,6 +278,9 @@ impl Resource for VfioBinding {
                 help: "see what is there: gpuvm facts".to_owned(),
             };
         };
+        if let Some((why, help)) = last.and_then(|last| self.another(last, facts)) {
+            return Diff::Blocked { why, help };
+        }
         if let Some((why, help)) = self.forbidden(&functions, facts) {
             return Diff::Blocked { why, help };
         }
@@ -246,25 +374,39 @@ mod tests {
     use super::*;
     use crate::facts::Carries;
 
+    /// Two that the rules mean, one in another place than they say, one that is another model.
+    const FUNCTIONS: [&str; 4] = ["0000:02:00.0", "0000:02:00.1", "0000:03:00.0", "0000:04:00.0"];
+
     /// The hook of dracut's in a folder that plays the machine, with what dracut offers to hooks.
     fn hook(cmdline: &str) -> (String, String, String) {
         let dir = tempfile::tempdir().unwrap();
         let at = |path: &str| dir.path().join(path);
-        for function in ["0000:02:00.0", "0000:02:00.1", "0000:01:00.0"] {
-            std::fs::create_dir_all(at("sys/bus/pci/devices").join(function)).unwrap();
-            std::fs::write(at("sys/bus/pci/devices").join(function).join("driver_override"), "(null)\n").unwrap();
+        // The path of each is that of a machine, below the folder that plays it.
+        let real = |function: &str| at("sys/devices/pci0000:00/0000:00:12.0").join(function);
+        std::fs::create_dir_all(at("sys/bus/pci/devices")).unwrap();
+        for function in FUNCTIONS {
+            std::fs::create_dir_all(real(function)).unwrap();
+            std::os::unix::fs::symlink(real(function), at("sys/bus/pci/devices").join(function)).unwrap();
+            for (name, text) in [("driver_override", "(null)\n"), ("vendor", "0x10de\n"), ("device", "0x2684\n")] {
+                std::fs::write(real(function).join(name), text).unwrap();
+            }
         }
         std::fs::write(at("sys/bus/pci/drivers_probe"), "").unwrap();
         std::fs::create_dir_all(at("etc/udev/rules.d")).unwrap();
-        let mut facts = super::super::tests::facts();
-        for number in [0, 1] {
-            let address: crate::types::PciAddress = format!("0000:02:00.{number}").parse().unwrap();
-            facts.pci.insert(address, function(&address.to_string(), 0x03_0000, &[]));
-        }
-        let slot = "0000:02:00".parse().unwrap();
-        let binding = VfioBinding { name: "work".to_owned(), slot, companions: BTreeSet::new() };
-        let rules = binding.rules(&facts.slot(slot).collect::<Vec<_>>());
-        std::fs::write(at("etc/udev/rules.d/61-gpuvm-vfio-work.rules"), rules).unwrap();
+        let rule = |function: &str, port: &str, device: &str| {
+            format!(
+                "ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"{function}\", \
+                 DEVPATH==\"*/pci0000:00/0000:00:{port}/0000:??:00.?\", ATTR{{vendor}}==\"0x10de\", \
+                 ATTR{{device}}==\"{device}\", ATTR{{driver_override}}=\"vfio-pci\"\n"
+            )
+        };
+        let rules = [
+            rule(FUNCTIONS[0], "12.0", "0x2684"),
+            rule(FUNCTIONS[1], "12.0", "0x2684"),
+            rule(FUNCTIONS[2], "13.0", "0x2684"),
+            rule(FUNCTIONS[3], "12.0", "0x2685"),
+        ];
+        std::fs::write(at("etc/udev/rules.d/61-gpuvm-vfio-work.rules"), rules.concat()).unwrap();
         let root = dir.path().display().to_string();
         let text =
             DRACUT_MODULE[1].1.replace("/sys/", &format!("{root}/sys/")).replace("/etc/", &format!("{root}/etc/"));
@@ -277,7 +419,7 @@ mod tests {
         assert!(ran.status.success() && ran.stderr.is_empty(), "{}", String::from_utf8_lossy(&ran.stderr));
         let read = |path: &str| std::fs::read_to_string(at(path)).unwrap_or_default();
         let over = |f: &str| read(&format!("sys/bus/pci/devices/{f}/driver_override"));
-        let all = ["0000:02:00.0", "0000:02:00.1", "0000:01:00.0"].map(|f| over(f).trim().to_owned()).join(" ");
+        let all = FUNCTIONS.map(|f| over(f).trim().to_owned()).join(" ");
         (all, read("modprobe").trim().to_owned(), read("sys/bus/pci/drivers_probe").trim().to_owned())
     }
 
@@ -285,6 +427,8 @@ mod tests {
         PciFunction {
             address: address.parse().unwrap(),
             path: String::new(),
+            parent: None,
+            virtual_of: None,
             class,
             id: "10de:2684".parse().unwrap(),
             subsystem: None,
@@ -296,6 +440,8 @@ mod tests {
             reset_methods: Vec::new(),
             power_state: None,
             numa_node: None,
+            serial: None,
+            uuid: None,
             carries: carries.iter().cloned().collect(),
         }
     }
@@ -316,7 +462,7 @@ mod tests {
     #[test]
     fn the_hook_of_dracut_gives_the_named_functions_away_and_no_other() {
         let (overrides, loaded, probed) = hook("quiet ro");
-        assert_eq!(overrides, "vfio-pci vfio-pci (null)");
+        assert_eq!(overrides, "vfio-pci vfio-pci (null) (null)");
         assert_eq!(loaded, "-q vfio-pci");
         assert_eq!(probed, "0000:02:00.1", "each without a driver is probed; the last is seen here");
     }
@@ -324,7 +470,7 @@ mod tests {
     #[test]
     fn gpuvm_off_switches_the_hook_of_dracut_off() {
         for off in ["gpuvm.off", "gpuvm.off=1"] {
-            assert_eq!(hook(off), ("(null) (null) (null)".to_owned(), String::new(), String::new()));
+            assert_eq!(hook(off), ("(null) (null) (null) (null)".to_owned(), String::new(), String::new()));
         }
     }
 }

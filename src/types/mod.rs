@@ -9,7 +9,7 @@ mod version;
 mod xml;
 
 pub use name::{DomainName, HostName, InterfaceName, MacAddress, NameError, PackageName, ResourceName, UnitName};
-pub use pci::{PciAddress, PciError, PciId, PciSlot};
+pub use pci::{CardId, PciAddress, PciError, PciId, PciSlot};
 pub use size::{ByteSize, Mode, SizeError};
 pub use splice::{Splice, SpliceError, inverse, splice};
 pub use version::compare_versions;

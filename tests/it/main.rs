@@ -5,7 +5,9 @@
 mod adopt;
 mod bridge;
 mod cases;
+mod composed;
 mod foreign;
+mod hosts;
 mod init;
 mod layers;
 mod machine;

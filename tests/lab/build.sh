@@ -39,7 +39,7 @@ digest() { # part
   } | sha256sum | cut -d' ' -f1
 }
 
-for part in qemu fakegpu root driver guest bare baked ifupdown; do
+for part in qemu fakegpu root driver guest bare baked ifupdown dracut; do
   now=$(digest "$part")
   if [ "$(cat "$LAB/stamps/$part" 2>/dev/null)" = "$now" ]; then
     say "$part: as it is"
@@ -50,7 +50,7 @@ for part in qemu fakegpu root driver guest bare baked ifupdown; do
   for d in "$LAB"/hosts/*/; do
     DIR=${d%/}
     case $part:$(cat "$DIR/base" 2>/dev/null || true) in
-      qemu:* | fakegpu:* | bare:* | baked:baked | ifupdown:ifupdown)
+      qemu:* | fakegpu:* | bare:* | baked:baked | ifupdown:ifupdown | dracut:dracut)
         ! running || die "$part has to be built anew, but the lab host \`$(basename "$d")\` runs from it" ;;
     esac
   done

@@ -89,7 +89,6 @@ same_files() {
   fi
 }
 
-serial_log() { cat "$DIR/serial.log"; }
 
 # driver FUNCTION: the driver that a function is bound to on the lab host; nothing where there is none.
 driver() { guest "basename \"\$(readlink /sys/bus/pci/devices/$1/driver)\" 2>/dev/null" || true; }
@@ -196,6 +195,14 @@ rehearsed_as_real() {
 
 mode() { # RECORD PATH: mode and owner, where they are not the usual ones
   jq -c --arg path "$2" '.stats[$path]' "$1/gpuvm-record.json"
+}
+
+# boot_with WORD: boots the lab host with a word more on the kernel's command line, until grub.cfg is written anew.
+boot_with() {
+  step "a boot with $1"
+  guest "sed -i -E 's#(^|[[:space:]])(linux[[:space:]]+/.*)\$#\1\2 $1#' /boot/grub/grub.cfg && systemctl reboot" || true
+  wait_back 120 || fail "the host did not come back"
+  guest cat /proc/cmdline | grep -qw "$1" || fail "the kernel was not booted with $1"
 }
 
 # vm_console NAME SECONDS: what the VM writes to its console within so many seconds, until it says that it is ready.

@@ -2,6 +2,23 @@
 # Written by gpuvm: gives the devices that its udev rules name to vfio-pci. dracut loads drivers that are forced in
 # before udev runs, so the rules alone come too late. `gpuvm.off` on the kernel's command line switches this off.
 
+# Whether an attribute of the device is what the rule asks for, where it asks.
+gpuvm_is() {
+    case "$gpuvm_rule" in *"ATTR{$1}=="*) ;; *) return 0 ;; esac
+    gpuvm_wanted=${gpuvm_rule#*ATTR\{"$1"\}==\"}
+    read -r gpuvm_value < "$gpuvm_at/$1" && [ "$gpuvm_value" = "${gpuvm_wanted%%\"*}" ]
+}
+
+# Whether the device hangs where the rule says, where it says so.
+gpuvm_is_there() {
+    case "$gpuvm_rule" in *'DEVPATH=="'*) ;; *) return 0 ;; esac
+    gpuvm_wanted=${gpuvm_rule#*DEVPATH==\"}
+    gpuvm_wanted=${gpuvm_wanted%%\"*}
+    gpuvm_value=$(cd -P "$gpuvm_at" && pwd) || return 1
+    # shellcheck disable=SC2254 # a pattern of udev's, which a shell reads alike
+    case "$gpuvm_value" in $gpuvm_wanted) return 0 ;; *) return 1 ;; esac
+}
+
 gpuvm_override() {
     getarg gpuvm.off > /dev/null && return 0
     gpuvm_slots=
@@ -14,8 +31,11 @@ gpuvm_override() {
             esac
             gpuvm_device=${gpuvm_rule#*KERNEL==\"}
             gpuvm_device=${gpuvm_device%%\"*}
-            [ -e "/sys/bus/pci/devices/$gpuvm_device/driver_override" ] || continue
-            echo vfio-pci > "/sys/bus/pci/devices/$gpuvm_device/driver_override"
+            gpuvm_at=/sys/bus/pci/devices/$gpuvm_device
+            if ! [ -e "$gpuvm_at/driver_override" ] || ! gpuvm_is vendor || ! gpuvm_is device || ! gpuvm_is_there; then
+                continue
+            fi
+            echo vfio-pci > "$gpuvm_at/driver_override"
             gpuvm_slots="$gpuvm_slots $gpuvm_device"
         done < "$gpuvm_rules"
     done
@@ -28,4 +48,4 @@ gpuvm_override() {
 }
 
 gpuvm_override
-unset gpuvm_slots gpuvm_rules gpuvm_rule gpuvm_device
+unset gpuvm_slots gpuvm_rules gpuvm_rule gpuvm_device gpuvm_at gpuvm_wanted gpuvm_value
