@@ -162,6 +162,8 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
 pub(super) struct Talk<'a> {
     /// Only results and errors.
     pub quiet: bool,
+    /// How much of a plan is shown.
+    pub detail: Detail,
     /// The options for the log of a run, as they were given.
     pub log: &'a [String],
 }
@@ -188,7 +190,9 @@ pub(super) fn approve(
     before: impl FnOnce() -> miette::Result<()>,
 ) -> miette::Result<u8> {
     let approved = &saved.plan;
-    print(&report::plan_text(approved, Detail::Normal))?;
+    // What is asked about is shown, however quiet it is to be.
+    let detail = if talk.quiet && !consent.yes { Detail::Normal } else { talk.detail };
+    print(&report::plan_text(approved, detail))?;
     match verdict(approved) {
         code::ERROR => return Ok(code::ERROR),
         code::OK => return Ok(code::OK),
@@ -200,6 +204,9 @@ pub(super) fn approve(
         return Ok(code::REFUSED);
     }
     need_root(machine)?;
+    if !consent.reboot && !talk.quiet && boots(approved) {
+        anstream::eprintln!("this stops before the reboot; with `--reboot` it goes on through it");
+    }
     if !consent.yes && !asked()? {
         say("nothing was changed\n");
         return Ok(code::CHANGES);
@@ -310,9 +317,12 @@ pub(super) fn need_root(machine: &Machine) -> miette::Result<()> {
     Ok(())
 }
 
-fn waits_for_a_boot(plan: &Plan) -> bool {
+fn boots(plan: &Plan) -> bool {
     plan.order.iter().any(|i| matches!(i, crate::plan::Item::Reboot { .. }))
-        && !plan.findings.iter().any(|f| f.severity == Severity::Error)
+}
+
+fn waits_for_a_boot(plan: &Plan) -> bool {
+    boots(plan) && !plan.findings.iter().any(|f| f.severity == Severity::Error)
 }
 
 /// Why a saved plan's manifest is not what lies there now. One that is gone is no contradiction.

@@ -214,10 +214,15 @@ pub struct Target {
 /// Runs the command; errors are printed here.
 pub fn run(cli: Cli) -> ExitCode {
     let log = cli.log_options();
-    let talk = apply::Talk { quiet: cli.quiet, log: &log };
+    let detail = match (cli.quiet, cli.verbose) {
+        (true, _) => crate::report::Detail::Summary,
+        (_, 0) => crate::report::Detail::Normal,
+        _ => crate::report::Detail::Verbose,
+    };
+    let talk = apply::Talk { quiet: cli.quiet, detail, log: &log };
     let of_a_run = matches!(cli.command, Command::Run(_));
     let result = match cli.command {
-        Command::Plan(args) => plan::run(&args, cli.verbose > 0),
+        Command::Plan(args) => plan::run(&args, detail),
         Command::Apply(args) => apply::run(&args, talk),
         Command::Init(args) => init::run(&args),
         Command::Adopt(args) => adopt::run(&args, talk),
@@ -231,7 +236,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::History(args) => history::history(&args),
         Command::Show(args) => history::show(&args),
         Command::Undo(args) => undo::run(&args, talk),
-        Command::Run(args) => run::run(&args),
+        Command::Run(args) => run::run(&args, cli.log_format),
         Command::WriteAttribute(args) => write_attribute::run(&args),
     };
     match result {
@@ -250,6 +255,16 @@ pub fn run(cli: Cli) -> ExitCode {
 fn say(text: &str) {
     use std::io::Write;
     let _ = anstream::stderr().write_all(text.as_bytes());
+}
+
+/// A word of a command line, for a person to copy.
+fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:=@%,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 /// Standard output is data; a closed pipe is the reader's choice and no error.

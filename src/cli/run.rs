@@ -14,6 +14,7 @@ use super::stop::Stop;
 use super::{code, host, plan::verdict};
 use crate::apply::{Apply, ApplyError, Ending, Event, Order, Outcome, StateDir};
 use crate::host::{Host, live};
+use crate::plan::Item;
 use crate::undo::Back;
 use crate::{desire, facts, report};
 
@@ -24,7 +25,7 @@ pub struct RunArgs {
     dir: PathBuf,
 }
 
-pub(super) fn run(args: &RunArgs) -> miette::Result<u8> {
+pub(super) fn run(args: &RunArgs, log: super::LogFormat) -> miette::Result<u8> {
     let number = args.dir.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok());
     let (Some(number), Some(top)) = (number, args.dir.parent().and_then(Path::parent)) else {
         return Err(miette!("`{}` is no run's directory", args.dir.display()));
@@ -44,8 +45,9 @@ pub(super) fn run(args: &RunArgs) -> miette::Result<u8> {
             }
         }
     };
+    let mut key = String::new();
     let mut tell = |told: &Told| {
-        tracing::info!("{}", serde_json::to_string(told).unwrap_or_default());
+        told.log(&mut key, log);
         write(told);
     };
     let order = state.order(number).into_diagnostic()?;
@@ -89,7 +91,7 @@ pub(super) fn carry_out(
         let text = format!("run {run} was {why}\n{}", cut_off(state, run));
         return Ok(Ending { code: code::ERROR, text });
     }
-    let ending = ending(result, run);
+    let ending = ending(result, run, &order.saved.manifest.path);
     state.finish(run, &ending).map_err(|e| {
         miette!(
             help = "nothing that was done is lost; once that is mended: gpuvm apply --resume",
@@ -165,15 +167,25 @@ fn undo_steps(
     Ok(outcome)
 }
 
-fn ending(result: Result<Outcome, ApplyError>, run: u64) -> Ending {
+fn ending(result: Result<Outcome, ApplyError>, run: u64, manifest: &Path) -> Ending {
     match result {
         Ok(outcome) => {
+            let boot = outcome.left.order.iter().any(|i| matches!(i, Item::Reboot { .. }));
+            let mut text = report::outcome(&outcome);
             let code = match verdict(&outcome.left) {
+                // What is left comes after a boot that was not allowed.
+                code::CHANGES | code::WAITS if boot => {
+                    text += &format!(
+                        "go on, the reboot included: gpuvm apply -f {} --reboot\n",
+                        super::shell_word(&manifest.to_string_lossy())
+                    );
+                    code::WAITS
+                }
                 // Nothing more could be done, and yet something differs.
                 code::CHANGES => code::ERROR,
                 other => other,
             };
-            Ending { code, text: report::outcome(&outcome) }
+            Ending { code, text }
         }
         Err(refused @ (ApplyError::Stale(_) | ApplyError::BeyondApproved(_))) => Ending {
             code: code::REFUSED,

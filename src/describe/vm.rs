@@ -113,7 +113,7 @@ fn disks(name: &DomainName, is: &Projection, m: &Manifest, known: &Virtualisatio
             let found = pool.volumes.iter().find(|v| v.name == volume && v.format == "qcow2")?;
             let size = found.size();
             let fits = sources.contains(&&path) && size >= ByteSize::from_mib(1) && size.bytes().is_multiple_of(1024);
-            fits.then(|| (path, DiskEntry { size, pool: entry.cloned() }))
+            fits.then(|| (path, DiskEntry { size, pool: entry.cloned(), take_over: false }))
         })
     };
     while let Some((path, disk)) = find(disks.len()) {

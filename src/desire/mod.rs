@@ -2,6 +2,7 @@
 //! and the edges between them. What a section implies (packages, modules, groups, a pool) is wanted here, once.
 
 mod bridge;
+mod capacity;
 mod gpus;
 mod host_basics;
 mod vms;
@@ -77,6 +78,7 @@ pub fn desire(manifest: &Loaded, facts: &HostFacts) -> Desired {
     gpus::desire(manifest, facts, &mut desired, &mut shared);
     bridge::desire(manifest, &mut desired);
     vms::desire(manifest, facts, &mut desired, &mut shared);
+    capacity::check(&manifest.manifest, facts, &mut desired);
     host_basics::desire(manifest, facts, &mut desired, shared);
     desired.findings.sort();
     desired

@@ -221,7 +221,13 @@ fn disks(m: &Manifest, desired: &mut Desired, name: &DomainName, vm: &VmEntry, a
         let volume = format!("{name}-{n}.qcow2");
         let wanted = Pool { name: pool.clone(), path: path.clone(), existing };
         let pool_key = desired.want(&place, [packages.clone()], wanted);
-        let wanted = Volume { pool: pool.clone(), name: volume.clone(), size: entry.size };
+        let wanted = Volume {
+            pool: pool.clone(),
+            name: volume.clone(),
+            size: entry.size,
+            vm: Some(name.clone()),
+            take_over: entry.take_over,
+        };
         let volume_key = desired.want(&place, [packages.clone(), pool_key.clone()], wanted);
         after.extend([pool_key, volume_key]);
         all.push(Disk { path: path.join(&volume), pool, volume });

@@ -140,6 +140,19 @@ pub struct Cpu {
     pub kvm_device: bool,
     /// All of the memory (MemTotal).
     pub memory: ByteSize,
+    /// The sizes of huge pages that the kernel has, with how many it keeps.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub huge_pages: Vec<HugePages>,
+}
+
+/// Huge pages of one size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HugePages {
+    /// Of one page.
+    pub size: ByteSize,
+    /// How many the kernel keeps, used or not.
+    pub total: u64,
 }
 
 /// The running kernel.

@@ -317,6 +317,13 @@ fn redacted(path: &Path, bytes: &[u8]) -> Vec<u8> {
         };
         return text.lines().map(line).collect::<String>().into_bytes();
     }
+    // Of fstab, the mount points are read; its options may hold passwords of network file systems, its sources servers.
+    if path == Path::new("/etc/fstab") {
+        let text = String::from_utf8_lossy(bytes);
+        let entries = text.lines().filter(|l| !l.trim_start().starts_with('#'));
+        let points = entries.filter_map(|l| l.split_whitespace().nth(1));
+        return points.map(|p| format!("none {p} auto defaults 0 0\n")).collect::<String>().into_bytes();
+    }
     // Passwords of Wi-Fi, tunnels and 802.1X are in netplan's files.
     if path.parent().is_some_and(|folder| folder.ends_with("netplan")) {
         return stand_ins(&crate::net::netplan::redacted(&String::from_utf8_lossy(bytes))).into_bytes();
@@ -440,6 +447,14 @@ mod tests {
         recorder.write(&to).unwrap();
         let again = crate::host::fixture::Fixture::open(&to).unwrap();
         assert_eq!(again.stat(Path::new("/usr/sbin/tool")).unwrap(), Answer::Value(seen));
+    }
+
+    #[test]
+    fn of_fstab_only_the_mount_points_are_written_down() {
+        let fstab =
+            b"# canary\nUUID=1 / ext4 defaults 0 1\n//canary/share /srv/vms cifs user=canary,password=canary 0 0\n";
+        let text = String::from_utf8(redacted(Path::new("/etc/fstab"), fstab)).unwrap();
+        assert_eq!(text, "none / auto defaults 0 0\nnone /srv/vms auto defaults 0 0\n");
     }
 
     #[test]

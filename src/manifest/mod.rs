@@ -93,8 +93,8 @@ pub struct FileEntry {
     /// A file beside the manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<PathBuf>,
-    /// A template beside the manifest (Jinja syntax; `host`, `facts` and `vars` are known in it; undefined names are
-    /// an error).
+    /// A template beside the manifest (Jinja syntax; `host`, the host's name, and `vars` are known in it; undefined names
+    /// are an error).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<PathBuf>,
     /// Values for the template.
@@ -285,7 +285,7 @@ pub struct VmEntry {
     pub cpus: CpuCount,
     /// Memory: a size, or `{ size: 32GiB, pages: 1GiB }` for huge pages.
     pub memory: Memory,
-    /// Disks in order: a size, or `{ size: 200GiB, pool: fast }`.
+    /// Disks in order: a size, or `{ size: 200GiB, pool: fast }`; each is the volume `VM-N.qcow2` of its pool, N from 0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskEntry>,
     /// The bridge or one of `networks`; none where left out.
@@ -337,6 +337,9 @@ pub struct DiskEntry {
     /// One of `storage`; the default pool where left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<ResourceName>,
+    /// Use a volume of that name that is there already and is not gpuvm's, with what is on it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub take_over: bool,
 }
 
 /// The network that a VM is on.

@@ -144,8 +144,8 @@ short_or_mapping!(Memory, "a size such as `16GiB`, or `{ size, pages }`",
     |t| Ok(Memory { size: t.parse().map_err(E::custom)?, pages: None }),
     { size: ByteSize, #[serde(default)] pages: Option<ByteSize> });
 short_or_mapping!(DiskEntry, "a size such as `100GiB`, or `{ size, pool }`",
-    |t| Ok(DiskEntry { size: t.parse().map_err(E::custom)?, pool: None }),
-    { size: ByteSize, #[serde(default)] pool: Option<ResourceName> });
+    |t| Ok(DiskEntry { size: t.parse().map_err(E::custom)?, pool: None, take_over: false }),
+    { size: ByteSize, #[serde(default)] pool: Option<ResourceName>, #[serde(default)] take_over: bool });
 short_or_mapping!(NicEntry, "a network's name, or `{ name, mac }`",
     |t| Ok(NicEntry { name: t.parse().map_err(E::custom)?, mac: None }),
     { name: ResourceName, #[serde(default)] mac: Option<MacAddress> });

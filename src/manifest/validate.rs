@@ -145,6 +145,9 @@ impl<'a> Checks<'a> {
                         format!("`{section}.{name}` stays with the host and is kept for VMs by something else");
                     self.value(&at, message, "only with `use: vfio`", Some("take `existing` out"));
                 }
+                if self.at(&[section, name.as_str()]).lacks("match") {
+                    continue;
+                }
                 let place = self.at(&[section, name.as_str(), "match"]);
                 let wanted = &entry.matches;
                 let given = [
@@ -329,16 +332,17 @@ impl<'a> Checks<'a> {
     }
 
     fn memory(&mut self, vm: &VmEntry, place: &Place<'a>) {
-        let Some(at) = place.get("memory") else { return };
+        let Some(at) = place.get("memory").filter(|_| !place.lacks("memory")) else { return };
         let size_at = at.get("size").unwrap_or_else(|| at.clone());
-        let size = vm.memory.size;
-        if size < ByteSize::from_mib(32) {
+        // A stand-in of the size says nothing.
+        let size = Some(vm.memory.size).filter(|_| !at.lacks("size"));
+        if let Some(size) = size.filter(|size| *size < ByteSize::from_mib(32)) {
             self.value(&size_at, format!("{size} of memory is too little"), "at least 32MiB", None);
         }
         let (Some(pages), Some(pages_at)) = (vm.memory.pages, at.get("pages")) else { return };
         if pages != ByteSize::from_mib(2) && pages != ByteSize::from_gib(1) {
             self.value(&pages_at, format!("there are no huge pages of {pages}"), "write `2MiB` or `1GiB`", None);
-        } else if !size.bytes().is_multiple_of(pages.bytes()) {
+        } else if let Some(size) = size.filter(|size| !size.bytes().is_multiple_of(pages.bytes())) {
             let first = (pages_at.span(), "the size of its pages");
             let again = (&size_at, size_at.span(), "not a whole number of pages");
             self.twice(first, again, format!("{size} of memory is not a multiple of {pages}"), None);

@@ -18,5 +18,6 @@ mod network_guard;
 mod packages;
 mod policy;
 mod readme;
+mod talk;
 mod undo;
 mod vms;

@@ -152,6 +152,7 @@ fn pool(one: &StoragePool) -> Result<host::Pool, Error> {
         active,
         autostart: one.get_autostart()?,
         xml: one.get_xml_desc(0)?,
+        available: if active { Some(one.get_info()?.available) } else { None },
         volumes,
     })
 }
@@ -626,6 +627,8 @@ mod tests {
             pool: pool.name.clone(),
             name: format!("gpuvm-test-{n}.qcow2"),
             size: ByteSize::from_mib(mib),
+            vm: Some("gpuvm-test".parse().unwrap()),
+            take_over: false,
         };
         assert_eq!(settle(&volume(0, 64), None, &facts).len(), 1);
         assert_eq!(settle(&volume(1, 64), None, &facts).len(), 1);
