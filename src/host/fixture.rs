@@ -18,7 +18,9 @@ use std::sync::Arc;
 
 pub use record_file::{RECORD_FORMAT, Record, RecordedLibvirt, RecordedQuery, RecordedStat};
 
-use super::{Answer, DeviceUsers, FileKind, Host, HostError, Output, Probe, Program, Running, Stat, Virtualisation};
+use super::{
+    Answer, DeviceUsers, FileKind, Host, HostError, Initramfs, Output, Probe, Program, Running, Stat, Virtualisation,
+};
 use crate::plan::{Content, FileWrite, Step};
 use crate::types::Mode;
 
@@ -222,6 +224,16 @@ impl Probe for Fixture {
             RecordedLibvirt::Denied => Answer::Denied,
             RecordedLibvirt::Known(known) => Answer::Value(Arc::new(known.clone())),
         })
+    }
+    fn initramfs(&self, path: &Path) -> Result<Answer<Arc<Initramfs>>, HostError> {
+        if self.denied(path) {
+            return Ok(Answer::Denied);
+        }
+        match self.record.borrow().initramfs.get(path) {
+            Some(known) => Ok(Answer::Value(Arc::new(known.clone()))),
+            None if self.stat(path)? == Answer::Absent => Ok(Answer::Absent),
+            None => Err(HostError::NotRecorded(format!("what is in `{}`", path.display()))),
+        }
     }
     fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
         match &self.record.borrow().device_users {
