@@ -6,6 +6,7 @@ mod facts;
 mod gpu;
 mod host;
 mod init;
+mod next_boot;
 mod plan;
 mod progress;
 mod run;
@@ -217,7 +218,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Facts(args) => facts::run(&args),
         Command::Status(args) => status::run(&args, cli.quiet),
         Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0),
-        Command::Check(args) => gpu::check(&args, cli.verbose > 0),
+        Command::Check(args) => gpu::check(&args, cli.verbose > 0, cli.quiet),
         Command::Topology(args) => gpu::topology(&args),
         Command::Run(args) => run::run(&args),
         Command::WriteAttribute(args) => write_attribute::run(&args),
