@@ -716,7 +716,10 @@ fn secure_boot(on: &On<'_>) -> Link {
 /// What binds the card early, looked for in the initramfs that starts next.
 fn next_initramfs(on: &On<'_>) -> Option<Link> {
     let next = on.looked.next.as_ref()?;
-    next.release.as_ref()?;
+    // Where it cannot be read, the link before this one says what is known.
+    let known = next.unpacked().is_some() || next.known_release().is_some();
+    let release = next.release.as_ref().filter(|_| known);
+    release?;
     let own = |address: &PciAddress| on.gpu.functions.iter().any(|f| f.address == *address);
     next.rules.iter().any(|r| r.functions.iter().any(own)).then(|| initramfs(next, on.facts, &own))
 }

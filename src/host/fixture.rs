@@ -229,9 +229,11 @@ impl Probe for Fixture {
         if self.denied(path) {
             return Ok(Answer::Denied);
         }
+        if self.stat(path)? == Answer::Absent {
+            return Ok(Answer::Absent);
+        }
         match self.record.borrow().initramfs.get(path) {
             Some(known) => Ok(Answer::Value(Arc::new(known.clone()))),
-            None if self.stat(path)? == Answer::Absent => Ok(Answer::Absent),
             None => Err(HostError::NotRecorded(format!("what is in `{}`", path.display()))),
         }
     }

@@ -373,7 +373,7 @@ pub const KERNEL_HOOK: (&str, &str) = ("/etc/kernel/postinst.d/zzz-gpuvm", inclu
 
 /// The same after an update of an initramfs alone; initramfs-tools runs what is in this folder.
 pub const INITRAMFS_UPDATE_HOOK: (&str, &str) =
-    ("/etc/initramfs/post-update.d/zzz-gpuvm", include_str!("vfio_binding/update-hook.sh"));
+    ("/etc/initramfs/post-update.d/zzz-gpuvm", include_str!("vfio_binding/initramfs-update-hook.sh"));
 
 #[cfg(test)]
 mod tests {
@@ -485,25 +485,31 @@ mod tests {
     /// The hook for updates, with a gpuvm that says this, run as that path for a package.
     fn updated(says: &str, at: &str, package: &str, cmdline: &str) -> (bool, String) {
         let dir = tempfile::tempdir().unwrap();
-        let (gpuvm, hook, line) = (dir.path().join("gpuvm"), dir.path().join(at), dir.path().join("cmdline"));
-        std::fs::create_dir_all(hook.parent().unwrap()).unwrap();
+        let (gpuvm, line) = (dir.path().join("gpuvm"), dir.path().join("cmdline"));
+        let (hook, run) = (dir.path().join("zzz-gpuvm"), dir.path().join(at));
         std::fs::write(&line, format!("{cmdline}\n")).unwrap();
         let text = KERNEL_HOOK.1.replace("/usr/local/bin/gpuvm", &gpuvm.display().to_string());
         let text = text.replace("/proc/cmdline", &line.display().to_string()).replace("command -v logger", "false");
         std::fs::write(&hook, text).unwrap();
+        let executable = || std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&hook, executable()).unwrap();
+        if run != hook {
+            let text = INITRAMFS_UPDATE_HOOK.1.replace(KERNEL_HOOK.0, &hook.display().to_string());
+            std::fs::write(&run, text).unwrap();
+        }
         if !says.is_empty() {
             std::fs::write(&gpuvm, format!("#!/bin/sh\n{says}\n")).unwrap();
-            std::fs::set_permissions(&gpuvm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            std::fs::set_permissions(&gpuvm, executable()).unwrap();
         }
         #[allow(clippy::disallowed_methods)] // a test runs what a package's update would run
-        let ran = Command::new("/bin/sh").arg(&hook).env("DPKG_MAINTSCRIPT_PACKAGE", package).output().unwrap();
+        let ran = Command::new("/bin/sh").arg(&run).env("DPKG_MAINTSCRIPT_PACKAGE", package).output().unwrap();
         assert!(ran.stdout.is_empty(), "stdout belongs to debconf");
         (ran.status.success(), String::from_utf8_lossy(&ran.stderr).trim().to_owned())
     }
 
     #[test]
     fn the_hook_for_updates_warns_and_never_fails() {
-        let (kernel, initramfs) = ("postinst.d/zzz-gpuvm", "post-update.d/zzz-gpuvm");
+        let (kernel, initramfs) = ("zzz-gpuvm", "of-the-initramfs");
         let warned = (true, "--quiet check --next-boot --record".to_owned());
         let silent = (true, String::new());
         assert_eq!(updated("echo $@; exit 1", kernel, "linux-image-6.12.57", "ro quiet"), warned);
@@ -516,6 +522,6 @@ mod tests {
         assert_eq!(updated("echo $@", kernel, "", "ro gpuvm.off"), silent);
         assert_eq!(updated("", kernel, "", "ro"), silent, "gpuvm is gone");
         assert_eq!(updated("exit 3", kernel, "", "ro"), silent);
-        assert_eq!(updated("kill -9 $$", kernel, "", "ro").0, true);
+        assert!(updated("kill -9 $$", kernel, "", "ro").0);
     }
 }

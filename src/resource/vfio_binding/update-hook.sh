@@ -8,13 +8,8 @@ gpuvm=/usr/local/bin/gpuvm
 read -r cmdline < /proc/cmdline || exit 0
 case " $cmdline " in *" gpuvm.off "* | *" gpuvm.off="*) exit 0 ;; esac
 
-# While a kernel is installed, its initramfs comes before the boot loader's menu: the kernel's own hook looks, at the end.
-case "$0:${DPKG_MAINTSCRIPT_PACKAGE:-}" in */post-update.d/*:linux-*) exit 0 ;; esac
-
 said=$(timeout -k 5 60 "$gpuvm" --quiet check --next-boot --record 2>&1 < /dev/null)
 [ -n "$said" ] || exit 0
 printf '%s\n' "$said" >&2
-if command -v logger > /dev/null; then
-    printf '%s\n' "$said" | timeout 5 logger -t gpuvm -p daemon.warning
-fi
+command -v logger > /dev/null && printf '%s\n' "$said" | timeout 5 logger -t gpuvm -p daemon.warning
 exit 0
