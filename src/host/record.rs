@@ -495,6 +495,17 @@ mod tests {
     }
 
     #[test]
+    fn of_what_boots_next_neither_passwords_nor_megabytes_are_written_down() {
+        let at = |path: &str, text: &str| String::from_utf8(redacted(Path::new(path), text.as_bytes())).unwrap();
+        let cfg = at("/boot/grub/grub.cfg", "set superusers=\"a\"\npassword_pbkdf2 a grub.canary\nmenuentry 'x' {\n");
+        assert!(!cfg.contains("canary") && cfg.contains("menuentry"), "{cfg}");
+        let list = "kernel/fs/ext4.ko: a\nkernel/drivers/vfio/vfio.ko: kernel/b.ko\nupdates/dkms/nvidia.ko.zst:\n";
+        let list = at("/lib/modules/6.12.57/modules.dep", list);
+        assert_eq!(list, "kernel/drivers/vfio/vfio.ko:\nupdates/dkms/nvidia.ko.zst:\n");
+        assert_eq!(at("/boot/config-6.1", "CONFIG_A=y\nCONFIG_INTEL_IOMMU=y\n"), "CONFIG_INTEL_IOMMU=y\n");
+    }
+
+    #[test]
     fn the_machine_id_and_real_names_are_not_written_down() {
         let id = b"0123456789abcdef0123456789abcdef\n";
         assert!(!String::from_utf8(redacted(Path::new("/etc/machine-id"), id)).unwrap().contains("0123456789abcdef"));

@@ -31,7 +31,7 @@ pub fn judge(next: &NextBoot, facts: &HostFacts, gpus: &[Gpu]) -> NextBootReport
     let (verdict, summary) = match of(Status::Fail).next() {
         Some(link) => (Verdict::Fail, format!("{}: {}", link.name, link.says)),
         None if unknown.is_empty() => {
-            (Verdict::Pass, format!("{} stay with vfio-pci at the next boot", kept.join(", ")))
+            (Verdict::Pass, format!("kept for VMs at the next boot too: {}", kept.join(", ")))
         }
         None => (Verdict::Unknown, format!("nothing known stands in the way; not known: {}", unknown.join(", "))),
     };
