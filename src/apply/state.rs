@@ -348,6 +348,24 @@ impl StateDir {
         serde_json::from_slice(&fs::read(self.run_dir(run).join("ended.json")).ok()?).ok()
     }
 
+    /// Keeps a note that is no part of what gpuvm owns or owes: written as a whole, for root alone.
+    pub fn note(&self, name: &str, what: &impl Serialize) -> Result<(), StateError> {
+        let path = self.dir.join(name);
+        make_private(&self.dir)?;
+        let text = serde_json::to_string_pretty(what)
+            .map_err(|e| StateError::File { path: path.clone(), source: e.into() })?;
+        write_whole(&path, (text + "\n").as_bytes())
+    }
+
+    /// Forgets a note.
+    pub fn forget(&self, name: &str) -> Result<(), StateError> {
+        let path = self.dir.join(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(StateError::File { path, source }),
+            _ => Ok(()),
+        }
+    }
+
     /// The directory of a run.
     pub fn run_dir(&self, run: u64) -> PathBuf {
         self.dir.join("runs").join(run.to_string())

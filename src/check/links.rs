@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::looked::SECURE_BOOT;
+use super::next_boot::initramfs;
 use super::{Asked, Link, Looked, SecureBoot, Status};
 use crate::facts::{HostFacts, InitramfsTool, Iommu, PciFunction};
 use crate::gpu::{Framebuffer, Gpu, GpuKind, Holder, HolderKind};
-use crate::types::PciSlot;
+use crate::types::{PciAddress, PciSlot};
 
 /// What a link is judged from.
 pub(super) struct On<'a> {
@@ -40,6 +41,7 @@ pub(super) fn all(on: &On<'_>) -> Vec<Link> {
     links.push(memory(on));
     links.push(secure_boot(on));
     links.push(next_boot(on));
+    links.extend(next_initramfs(on));
     links.extend(nvswitch(on));
     links.extend(variant(on));
     links
@@ -163,18 +165,26 @@ fn firmware(on: &On<'_>) -> Link {
     }
 }
 
+/// Whether a word of the command line turns the IOMMU off.
+pub(super) fn turns_iommu_off(word: &str) -> bool {
+    matches!(word, "intel_iommu=off" | "amd_iommu=off" | "iommu=off" | "iommu.passthrough=off" | "noiommu")
+}
+
+/// Whether it turns interrupt remapping off.
+pub(super) fn turns_remapping_off(word: &str) -> bool {
+    matches!(word, "intremap=off" | "nointremap")
+}
+
 fn command_line(on: &On<'_>) -> Link {
     const FILE: &str = "/proc/cmdline";
     let words = &on.facts.kernel.cmdline;
     let find = |wrong: &dyn Fn(&str) -> bool| words.iter().find(|w| wrong(w));
-    let is_off =
-        |w: &str| matches!(w, "intel_iommu=off" | "amd_iommu=off" | "iommu=off" | "iommu.passthrough=off" | "noiommu");
-    if let Some(word) = find(&is_off) {
+    if let Some(word) = find(&turns_iommu_off) {
         return Link::new("command line", Status::Fail, format!("`{word}` turns the IOMMU off"))
             .seen(FILE, word.clone())
             .fix(format!("take `{word}` out of the boot loader's configuration, and boot again"));
     }
-    if let Some(word) = find(&|w| matches!(w, "intremap=off" | "nointremap")) {
+    if let Some(word) = find(&turns_remapping_off) {
         return Link::new(
             "command line",
             Status::Fail,
@@ -701,6 +711,17 @@ fn secure_boot(on: &On<'_>) -> Link {
                 .fix("modprobe vfio-pci, and look again")
         }
     }
+}
+
+/// What binds the card early, looked for in the initramfs that starts next.
+fn next_initramfs(on: &On<'_>) -> Option<Link> {
+    let next = on.looked.next.as_ref()?;
+    // Where it cannot be read, the link before this one says what is known.
+    let known = next.unpacked().is_some() || next.known_release().is_some();
+    let release = next.release.as_ref().filter(|_| known);
+    release?;
+    let own = |address: &PciAddress| on.gpu.functions.iter().any(|f| f.address == *address);
+    next.rules.iter().any(|r| r.functions.iter().any(own)).then(|| initramfs(next, on.facts, &own))
 }
 
 fn next_boot(on: &On<'_>) -> Link {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::NextBoot;
 use crate::facts::HostFacts;
 use crate::gpu::{Framebuffer, Gpu, framebuffer, names, text};
 use crate::host::{Answer, Probe};
@@ -50,6 +51,8 @@ pub struct Looked {
     pub dead: BTreeMap<PciSlot, bool>,
     /// Rules of ours in /etc/udev/rules.d, as one text.
     pub rules: String,
+    /// What boots next; looked at where gpuvm's rules bind something.
+    pub next: Option<NextBoot>,
     /// Files of modprobe.d that give ids to vfio-pci, with the line.
     pub by_id: Vec<(String, String)>,
 }
@@ -93,13 +96,21 @@ impl Looked {
         });
         let rules = "/etc/udev/rules.d";
         let ours = names(probe, rules).into_iter().filter(|n| n.starts_with("61-gpuvm-vfio-"));
+        let rules: String = ours.filter_map(|n| text(probe, &format!("{rules}/{n}"))).collect::<Vec<_>>().join("\n");
+        let next = (!rules.is_empty()).then(|| NextBoot::look(probe, facts));
+        // What the boot loader says goes before what is the newest.
+        let newer_kernel = match next.as_ref().and_then(NextBoot::known_release) {
+            Some(release) => (release != facts.kernel.release).then(|| release.to_owned()),
+            None => newer_kernel(probe, facts),
+        };
         Self {
+            next,
             remaps_interrupts: dmar.and_then(|d| d.get(37).map(|flags| flags & 1 == 1)),
             tables,
             firm_regions,
             regions_read,
             has_vfio: has_vfio(probe, facts),
-            newer_kernel: newer_kernel(probe, facts),
+            newer_kernel,
             secure_boot: secure_boot(probe, facts),
             address_bits: sizes.and_then(|(_, s)| s.trim().split(' ').next()?.parse().ok()),
             framebuffers: gpus.iter().map(|g| (g.slot, framebuffer(probe, g))).collect(),
@@ -108,7 +119,7 @@ impl Looked {
                 .filter(|g| g.power_state.as_deref() == Some("D0"))
                 .filter_map(|g| Some((g.slot, dead(probe, g)?)))
                 .collect(),
-            rules: ours.filter_map(|n| text(probe, &format!("{rules}/{n}"))).collect::<Vec<_>>().join("\n"),
+            rules,
             by_id: by_id.collect(),
         }
     }
@@ -129,7 +140,7 @@ fn has_vfio(probe: &dyn Probe, facts: &HostFacts) -> Option<bool> {
 }
 
 /// Numbers of a version, to compare by.
-fn version(text: &str) -> Vec<u64> {
+pub(super) fn version(text: &str) -> Vec<u64> {
     text.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
 }
 

@@ -4,12 +4,14 @@
 
 mod links;
 mod looked;
+mod next_boot;
 
 use std::collections::BTreeSet;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use looked::{Looked, SecureBoot};
+pub use next_boot::{NextBoot, NextBootReport, judge as judge_next_boot};
 
 use crate::facts::HostFacts;
 use crate::gpu::{Gpu, GpuKind};
@@ -28,7 +30,7 @@ pub enum Status {
 }
 
 /// The answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Verdict {
     /// Every link is known and good.

@@ -57,6 +57,7 @@ pub(super) fn run(args: &FactsArgs) -> miette::Result<u8> {
             // What is asked to explain GPUs, so that this can be done elsewhere.
             let gpus = crate::gpu::collect(&recorder, &facts);
             crate::check::Looked::look(&recorder, &facts, &gpus);
+            crate::check::NextBoot::look(&recorder, &facts);
             // What any manifest may ask.
             for question in [service::UNIT_FILES, service::UNITS] {
                 let _ = recorder.query(Program::Systemctl, &question);

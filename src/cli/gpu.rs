@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{Output, code, host, print};
 use crate::apply::StateDir;
-use crate::check::{self, Asked, Explanation, Looked, Verdict};
+use crate::check::{self, Asked, Explanation, Looked, NextBoot, Verdict};
 use crate::desire;
 use crate::facts::{self, HostFacts};
 use crate::gpu::identity::{self, Criterion};
@@ -72,6 +72,12 @@ enum GpuCommand {
 /// Arguments of `gpuvm check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
+    /// Judge what boots next: kernel, command line, modules, initramfs, and the drivers of GPUs that stay with the host.
+    #[arg(long)]
+    next_boot: bool,
+    /// Keep the verdict for `gpuvm status`; for the hooks of kernel and initramfs updates.
+    #[arg(long, hide = true, requires = "next_boot", conflicts_with = "root")]
+    record: bool,
     #[command(flatten)]
     look: LookArgs,
 }
@@ -271,8 +277,11 @@ struct Checked {
     verdict: Option<Verdict>,
 }
 
-pub(super) fn check(args: &CheckArgs, verbose: bool) -> miette::Result<u8> {
+pub(super) fn check(args: &CheckArgs, verbose: bool, quiet: bool) -> miette::Result<u8> {
     let l = &args.look;
+    if args.next_boot {
+        return look(l.root.as_ref(), l.file.as_ref(), |seen, probe| next_boot(args, seen, probe, verbose, quiet));
+    }
     look(l.root.as_ref(), l.file.as_ref(), |seen, _| {
         let given: BTreeSet<PciSlot> =
             seen.named().into_iter().filter(|(.., u)| *u != DeviceUse::Host).map(|(_, s, _)| s).collect();
@@ -297,6 +306,34 @@ pub(super) fn check(args: &CheckArgs, verbose: bool) -> miette::Result<u8> {
         }
         Ok(verdict.map_or(code::OK, exit))
     })
+}
+
+/// With `quiet`, only a FAIL is said, and only what fails.
+fn next_boot(args: &CheckArgs, seen: &Seen, probe: &dyn Probe, verbose: bool, quiet: bool) -> miette::Result<u8> {
+    let looked;
+    let next = match &seen.looked.next {
+        Some(next) => next,
+        None => {
+            looked = NextBoot::look(probe, &seen.facts);
+            &looked
+        }
+    };
+    let mut report = check::judge_next_boot(next, &seen.facts, &seen.gpus);
+    if args.record {
+        let state = StateDir::open(Path::new("/").join(host::STATE)).into_diagnostic()?;
+        super::next_boot::record(&state, &report).into_diagnostic()?;
+    }
+    let verdict = report.verdict;
+    if quiet {
+        report.links.retain(|l| l.status == check::Status::Fail);
+    }
+    if !quiet || verdict == Some(Verdict::Fail) {
+        print(&match args.look.output {
+            Output::Json => json(&report)?,
+            Output::Text => report::next_boot(&report, verbose),
+        })?;
+    }
+    Ok(verdict.map_or(code::OK, exit))
 }
 
 pub(super) fn topology(args: &TopologyArgs) -> miette::Result<u8> {

@@ -7,6 +7,7 @@ mod gpu;
 mod history;
 mod host;
 mod init;
+mod next_boot;
 mod plan;
 mod progress;
 mod run;
@@ -231,7 +232,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Facts(args) => facts::run(&args),
         Command::Status(args) => status::run(&args, cli.quiet),
         Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0),
-        Command::Check(args) => gpu::check(&args, cli.verbose > 0),
+        Command::Check(args) => gpu::check(&args, cli.verbose > 0, cli.quiet),
         Command::Topology(args) => gpu::topology(&args),
         Command::History(args) => history::history(&args),
         Command::Show(args) => history::show(&args),

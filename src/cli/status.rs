@@ -67,11 +67,14 @@ pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
         standing = self::standing(&state, live::waits_for_boot());
     }
     let Told { state: word, run: number, text, code } = told(&state, &standing, |run| state.run_dir(run).join("log"));
+    let next_boot = super::next_boot::recorded(&dir).and_then(|r| r.warning());
     match args.output {
-        super::Output::Text => print(&text)?,
+        super::Output::Text => print(&(text + next_boot.as_deref().unwrap_or_default()))?,
         super::Output::Json => print(&format!(
             "{}\n",
-            serde_json::json!({ "format": 1, "run": number, "state": word, "code": code, "text": text })
+            serde_json::json!({
+                "format": 1, "run": number, "state": word, "code": code, "text": text, "nextBoot": next_boot
+            })
         ))?,
     }
     Ok(code)

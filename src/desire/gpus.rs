@@ -58,6 +58,16 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
         let file = file::File { write, take_over: false, refreshes: BTreeSet::from([Refresh::Initramfs]) };
         hooks.push(desired.want("use: vfio", [], file));
     }
+    // They act on nothing but what is said, so that nothing waits for them.
+    let after_updates = match facts.boot.initramfs {
+        InitramfsTool::InitramfsTools => vec![vfio_binding::KERNEL_HOOK, vfio_binding::INITRAMFS_UPDATE_HOOK],
+        InitramfsTool::Dracut => vec![vfio_binding::KERNEL_HOOK],
+        InitramfsTool::None => Vec::new(),
+    };
+    for (path, text) in after_updates {
+        let write = FileWrite::root(path, text, 0o755);
+        desired.want("use: vfio", [], file::File { write, take_over: false, refreshes: BTreeSet::new() });
+    }
     for (place, name, slot, vouched) in kept {
         let companions = slots.iter().copied().filter(|s| *s != slot).collect();
         let card = vfio_binding::Card::of(facts, slot);

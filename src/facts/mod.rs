@@ -17,6 +17,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+pub(crate) use os::arguments;
+
 pub use network::{Address, Lease, Link, LinkKind, Manager, NetplanFile, NetworkFacts, Route};
 
 use crate::host::{Answer, Probe};

@@ -94,7 +94,7 @@ pub(super) fn modules(probe: &dyn Probe, release: &str) -> std::collections::BTr
 
 /// Cuts a command line into arguments as the kernel does: blanks separate, double quotes keep them
 /// (`next_arg` in the kernel's lib/cmdline.c).
-pub(super) fn arguments(line: &str) -> Vec<String> {
+pub(crate) fn arguments(line: &str) -> Vec<String> {
     let mut all = Vec::new();
     let mut one = String::new();
     let mut quoted = false;

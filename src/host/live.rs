@@ -6,6 +6,7 @@
 mod apt;
 mod device_users;
 mod files;
+mod initramfs;
 mod libvirt;
 mod network;
 mod pci;
@@ -23,7 +24,7 @@ use std::time::Duration;
 pub use pci::write_attribute;
 pub use runner::{RESUME_UNIT, keep_program, launch, stay, waits_for_boot};
 
-use super::{Answer, DeviceUsers, FileKind, Host, HostError, Output, Probe, Program, Running, Stat, Virtualisation};
+use super::{Answer, DeviceUsers, FileKind, Host, HostError, Initramfs, Output, Probe, Program, Running, Stat, Virtualisation};
 use crate::plan::{Content, Refresh, Step};
 use crate::types::Mode;
 
@@ -112,6 +113,9 @@ impl Probe for Live {
     }
     fn virtualisation(&self) -> Result<Answer<Arc<Virtualisation>>, HostError> {
         Ok(libvirt::read(self.libvirt_limit)?.map(Arc::new))
+    }
+    fn initramfs(&self, path: &Path) -> Result<Answer<Arc<Initramfs>>, HostError> {
+        initramfs::read(path)
     }
     fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
         Ok(Arc::new(device_users::read()))

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::fixture::{Record, RecordedLibvirt, RecordedQuery, RecordedStat};
-use super::{Answer, DeviceUsers, FileKind, HostError, Output, Probe, Program, Stat, Virtualisation};
+use super::{Answer, DeviceUsers, FileKind, HostError, Initramfs, Output, Probe, Program, Stat, Virtualisation};
 use crate::resource::libvirt_domain::{is_marked, without_private_parts};
 use crate::types::sha256_hex;
 
@@ -220,6 +220,16 @@ impl Probe for Recorder<'_> {
         };
         Ok(answer)
     }
+    fn initramfs(&self, path: &Path) -> Result<Answer<Arc<Initramfs>>, HostError> {
+        let answer = self.below.initramfs(path)?;
+        self.denied(path, &answer);
+        if let Answer::Value(known) = &answer {
+            // The file is there, and what was looked at of it is in the record.
+            self.stat(path)?;
+            self.record.borrow_mut().initramfs.insert(path.to_owned(), (**known).clone());
+        }
+        Ok(answer)
+    }
     fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
         let answer = self.below.device_users()?;
         self.record.borrow_mut().device_users = Some((*answer).clone());
@@ -289,6 +299,30 @@ fn redacted(path: &Path, bytes: &[u8]) -> Vec<u8> {
             _ => format!("{l}\n"),
         };
         return text.lines().map(line).collect::<String>().into_bytes();
+    }
+    // Of the next kernel, what `check --next-boot` reads: whether it has drivers of GPUs and vfio, and the IOMMU's default.
+    if path.starts_with("/lib/modules") || path.starts_with("/usr/lib/modules") {
+        let wanted = ["vfio", "/gpu/", "dkms", "nvidia"];
+        let text = String::from_utf8_lossy(bytes);
+        let lines = text.lines().filter(|l| name != "modules.dep" || wanted.iter().any(|w| l.contains(w)));
+        return lines
+            .flat_map(|l| [l.split(':').next().unwrap_or_default(), if name == "modules.dep" { ":\n" } else { "\n" }])
+            .collect::<String>()
+            .into_bytes();
+    }
+    if path.starts_with("/boot") && name.starts_with("config-") {
+        let text = String::from_utf8_lossy(bytes);
+        return text.lines().filter(|l| l.contains("IOMMU")).flat_map(|l| [l, "\n"]).collect::<String>().into_bytes();
+    }
+    // Passwords of the boot menu.
+    if path.starts_with("/boot/grub") {
+        let text = String::from_utf8_lossy(bytes);
+        return text
+            .lines()
+            .filter(|l| !l.contains("password"))
+            .flat_map(|l| [l, "\n"])
+            .collect::<String>()
+            .into_bytes();
     }
     // Of configuration space, the header: a serial number is behind it.
     if path.starts_with("/sys") && name == "config" {
@@ -473,6 +507,17 @@ mod tests {
         let seen = at(crate::gpu::SEEN, "{\"format\":1,\"cards\":[{\"serial\":\"48-b0-2d-00-00-00-00-02\"}]}");
         assert!(seen.contains(serial.trim()) && !seen.contains("48-b0"), "{seen}");
         assert_eq!(redacted(Path::new("/sys/devices/x/config"), &[7; 4096]).len(), 64);
+    }
+
+    #[test]
+    fn of_what_boots_next_neither_passwords_nor_megabytes_are_written_down() {
+        let at = |path: &str, text: &str| String::from_utf8(redacted(Path::new(path), text.as_bytes())).unwrap();
+        let cfg = at("/boot/grub/grub.cfg", "set superusers=\"a\"\npassword_pbkdf2 a grub.canary\nmenuentry 'x' {\n");
+        assert!(!cfg.contains("canary") && cfg.contains("menuentry"), "{cfg}");
+        let list = "kernel/fs/ext4.ko: a\nkernel/drivers/vfio/vfio.ko: kernel/b.ko\nupdates/dkms/nvidia.ko.zst:\n";
+        let list = at("/lib/modules/6.12.57/modules.dep", list);
+        assert_eq!(list, "kernel/drivers/vfio/vfio.ko:\nupdates/dkms/nvidia.ko.zst:\n");
+        assert_eq!(at("/boot/config-6.1", "CONFIG_A=y\nCONFIG_INTEL_IOMMU=y\n"), "CONFIG_INTEL_IOMMU=y\n");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use owo_colors::OwoColorize;
 
 use super::text::safe;
-use crate::check::{Explanation, Link, Status, Verdict};
+use crate::check::{Explanation, Link, NextBootReport, Status, Verdict};
 use crate::gpu::{Gpu, GpuKind, Holder, HolderKind};
 
 const WIDTH: usize = 80;
@@ -231,6 +231,25 @@ fn verdict(v: Verdict) -> String {
     }
 }
 
+/// The chain of the next boot.
+pub fn next_boot(r: &NextBootReport, verbose: bool) -> String {
+    let mut out = String::new();
+    let _ = boots(r, verbose, &mut out);
+    out
+}
+
+fn boots(r: &NextBootReport, verbose: bool, out: &mut String) -> std::fmt::Result {
+    let Some(v) = r.verdict else { return writeln!(out, "next boot: {}", r.summary) };
+    let plain = if v == Verdict::Unknown { 7 } else { 4 };
+    let kept = safe(&r.kept.join(", "));
+    writeln!(out, "{}   {}   for VMs: {kept}", "next boot".bold(), safe(r.kernel.as_deref().unwrap_or("?")))?;
+    writeln!(out, "verdict  {}:{}\n", verdict(v), wrapped(&safe(&r.summary), 10 + plain, 9))?;
+    for l in &r.links {
+        link(l, verbose, out)?;
+    }
+    Ok(())
+}
+
 fn explained(e: &Explanation, verbose: bool, out: &mut String) -> std::fmt::Result {
     let name = e.name.as_ref().map_or(String::new(), |n| format!("{}   ", n.bold()));
     let before = e.name.as_ref().map_or(0, |n| n.chars().count() + 3) + e.slot.to_string().len() + 3;
@@ -256,7 +275,7 @@ fn link(l: &Link, verbose: bool, out: &mut String) -> std::fmt::Result {
         Status::Unknown => "?    ".yellow().to_string(),
         Status::Fail => "FAIL ".red().to_string(),
     };
-    let says = wrapped(&l.says, AT, AT);
+    let says = wrapped(&safe(&l.says), AT, AT);
     write!(out, "  {mark} {:<13} {says}", l.name)?;
     let column = says.rsplit('\n').next().map_or(0, |last| last.trim_start().chars().count()) + AT;
     let quiet = l.status == Status::Ok && !verbose;

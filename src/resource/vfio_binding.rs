@@ -381,6 +381,14 @@ pub const DRACUT_MODULE: [(&str, &str); 2] = [
     ("/usr/lib/dracut/modules.d/90gpuvm/gpuvm-override.sh", include_str!("vfio_binding/dracut-override.sh")),
 ];
 
+/// Looks at the next boot after an update of a kernel. Hooks run in the order of their names, and this one after those
+/// that make the initramfs, build modules and write the boot loader's menu (zz-update-grub).
+pub const KERNEL_HOOK: (&str, &str) = ("/etc/kernel/postinst.d/zzz-gpuvm", include_str!("vfio_binding/update-hook.sh"));
+
+/// The same after an update of an initramfs alone; initramfs-tools runs what is in this folder.
+pub const INITRAMFS_UPDATE_HOOK: (&str, &str) =
+    ("/etc/initramfs/post-update.d/zzz-gpuvm", include_str!("vfio_binding/initramfs-update-hook.sh"));
+
 #[cfg(test)]
 mod tests {
     use std::process::Command;
@@ -486,5 +494,48 @@ mod tests {
         for off in ["gpuvm.off", "gpuvm.off=1"] {
             assert_eq!(hook(off), ("(null) (null) (null) (null)".to_owned(), String::new(), String::new()));
         }
+    }
+
+    /// The hook for updates, with a gpuvm that says this, run as that path for a package.
+    fn updated(says: &str, at: &str, package: &str, cmdline: &str) -> (bool, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let (gpuvm, line) = (dir.path().join("gpuvm"), dir.path().join("cmdline"));
+        let (hook, run) = (dir.path().join("zzz-gpuvm"), dir.path().join(at));
+        std::fs::write(&line, format!("{cmdline}\n")).unwrap();
+        let text = KERNEL_HOOK.1.replace("/usr/local/bin/gpuvm", &gpuvm.display().to_string());
+        let text = text.replace("/proc/cmdline", &line.display().to_string()).replace("command -v logger", "false");
+        std::fs::write(&hook, text).unwrap();
+        let executable = || std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&hook, executable()).unwrap();
+        if run != hook {
+            let text = INITRAMFS_UPDATE_HOOK.1.replace(KERNEL_HOOK.0, &hook.display().to_string());
+            std::fs::write(&run, text).unwrap();
+        }
+        if !says.is_empty() {
+            std::fs::write(&gpuvm, format!("#!/bin/sh\n{says}\n")).unwrap();
+            std::fs::set_permissions(&gpuvm, executable()).unwrap();
+        }
+        #[allow(clippy::disallowed_methods)] // a test runs what a package's update would run
+        let ran = Command::new("/bin/sh").arg(&run).env("DPKG_MAINTSCRIPT_PACKAGE", package).output().unwrap();
+        assert!(ran.stdout.is_empty(), "stdout belongs to debconf");
+        (ran.status.success(), String::from_utf8_lossy(&ran.stderr).trim().to_owned())
+    }
+
+    #[test]
+    fn the_hook_for_updates_warns_and_never_fails() {
+        let (kernel, initramfs) = ("zzz-gpuvm", "of-the-initramfs");
+        let warned = (true, "--quiet check --next-boot --record".to_owned());
+        let silent = (true, String::new());
+        assert_eq!(updated("echo $@; exit 1", kernel, "linux-image-6.12.57", "ro quiet"), warned);
+        assert_eq!(updated("echo $@; exit 1", initramfs, "initramfs-tools", "ro quiet"), warned);
+        assert_eq!(
+            updated("echo $@; exit 1", initramfs, "linux-image-6.12.57", "ro quiet"),
+            silent,
+            "the kernel's looks"
+        );
+        assert_eq!(updated("echo $@", kernel, "", "ro gpuvm.off"), silent);
+        assert_eq!(updated("", kernel, "", "ro"), silent, "gpuvm is gone");
+        assert_eq!(updated("exit 3", kernel, "", "ro"), silent);
+        assert!(updated("kill -9 $$", kernel, "", "ro").0);
     }
 }

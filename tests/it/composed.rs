@@ -37,6 +37,8 @@ pub struct Machine {
     /// Running VMs: `name: [functions]`.
     pub vms: BTreeMap<String, Vec<String>>,
     pub files: BTreeMap<String, String>,
+    /// What each initramfs holds, as a record has it.
+    pub initramfs: BTreeMap<String, serde_json::Value>,
     pub denied: Vec<String>,
     /// Reserved regions that are `direct`, by group.
     pub direct: BTreeMap<u32, String>,
@@ -67,6 +69,7 @@ impl Default for Machine {
             hidden: None,
             vms: BTreeMap::new(),
             files: BTreeMap::new(),
+            initramfs: BTreeMap::new(),
             denied: Vec::new(),
             direct: BTreeMap::new(),
             applied_on: None,
@@ -185,8 +188,12 @@ pub fn expand(machine: &Machine, dir: &Path) {
         "hidden" => denied.chain(["/sys/firmware/efi/efivars".to_owned()]).collect(),
         _ => denied.collect(),
     };
+    for path in machine.initramfs.keys() {
+        tree.file(path, "");
+    }
     let record = serde_json::json!({
         "format": 1,
+        "initramfs": machine.initramfs,
         "libvirt": libvirt(machine),
         "denied": denied,
         "deviceUsers": users(machine),

@@ -90,6 +90,9 @@ fn every_host_has_its_verdict() {
         } else if manifest {
             seen += &said(&["check", "-f", "host.yaml"], &root, work.path(), name);
         }
+        if !machine.initramfs.is_empty() {
+            seen += &said(&["check", "--next-boot"], &root, work.path(), name);
+        }
         seen += &said(&["topology"], &root, work.path(), name);
         let svg = gpuvm(&["topology", "--output", "svg", "--root", &root.display().to_string()], work.path());
         if let Err(e) = roxmltree::Document::parse(&stdout(&svg)) {

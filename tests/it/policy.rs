@@ -147,7 +147,7 @@ fn a_boot_is_judged_when_it_comes() {
     let vfio = "version: 1\ngpus:\n  work: { match: \"0000:02:00\", use: vfio }\n";
     let rule = HOUR.replace("[change]", "[reboot]");
     let slow = host(vfio, &rule);
-    let Err(ApplyError::Policy(refusal)) = apply_with_a_clock(&slow, 4) else { panic!("the window closed") };
+    let Err(ApplyError::Policy(refusal)) = apply_with_a_clock(&slow, 2) else { panic!("the window closed") };
     assert!(refusal.to_string().starts_with("the host is to be booted, which rule `early` refuses"), "{refusal}");
     apply_with_a_clock(&host(vfio, &rule), 0).unwrap();
 }

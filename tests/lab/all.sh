@@ -12,16 +12,17 @@ for f in "$HERE"/scenarios/*.sh; do
   [ "$name" = "$long" ] || grep -q '^#long' "$f" || others+=("$name")
 done
 
-lane() { # HOST SCENARIO…
-  local host=$1
-  shift
-  LAB_HOST=$host "$HERE/scenario.sh" "$@" 2>&1 | sed -u "s/^/$host | /" | tee "$LAB/$host.log"
+lane() { # HOST PORT SCENARIO…
+  local host=$1 port=$2
+  shift 2
+  # Each looks for a free port from its own on: two that begin at once would find the same one.
+  LAB_HOST=$host SSH_PORT=$port "$HERE/scenario.sh" "$@" 2>&1 | sed -u "s/^/$host | /" | tee "$LAB/$host.log"
 }
 mkdir -p "$LAB"
-lane one "$long" &
+lane one 2230 "$long" &
 first=$!
 trap 'kill "$first" 2>/dev/null || true' EXIT
-lane two "${others[@]}" || true
+lane two 2330 "${others[@]}" || true
 wait "$first" || true
 trap - EXIT
 
