@@ -24,6 +24,8 @@
 
 pub mod types;
 
+pub mod fail_point;
+
 pub mod manifest;
 
 pub mod facts;
@@ -41,6 +43,7 @@ pub mod resource;
 pub mod plan;
 
 pub mod describe;
+pub mod undo;
 
 pub mod apply;
 

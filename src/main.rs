@@ -17,7 +17,13 @@ fn main() -> ExitCode {
         }
     };
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let log = tracing_subscriber::fmt().with_env_filter(cli.log_level()).with_writer(std::io::stderr).with_ansi(colour);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(cli.log_level())
+        .with_writer(std::io::stderr)
+        .with_ansi(colour)
+        // A log that cannot be written (a full disk, a terminal that is gone) must not end a run: the default prints
+        // about it to standard error, and panics where that fails too.
+        .log_internal_errors(false);
     match cli.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

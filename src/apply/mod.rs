@@ -2,6 +2,8 @@
 //! kinds are made here; what a step does is up to the host.
 
 mod envelope;
+mod journal;
+mod record;
 mod state;
 
 use std::collections::BTreeMap;
@@ -9,12 +11,19 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use envelope::Envelope;
-pub use state::{Ending, LEDGER_FORMAT, Order, StateDir, StateError};
+pub use journal::{JOURNAL_FORMAT, Line};
+pub use record::record_after;
+pub use state::{ABOUT_FORMAT, About, Ending, KEPT_RUNS, LEDGER_FORMAT, Order, StateDir, StateError};
 
+use crate::fail_point::fail_point;
 use crate::host::{Host, HostError, Probe, Running};
-use crate::plan::{Change, Content, Diff, FileWrite, Item, Key, Past, Plan, Policy, Refusal, Step, WaitFor};
+use crate::plan::{
+    Change, Content, Diff, FileWrite, Item, Key, Past, Place, Plan, Policy, Refusal, Step, WaitFor, touched,
+};
 use crate::resource::Wanted;
 use crate::types::Mode;
+use journal::Journal;
+use record::{Record, Unrecorded};
 
 /// More rounds than any manifest needs: packages, their index, libvirt, a reboot, each opens one.
 const MOST_ROUNDS: usize = 8;
@@ -51,6 +60,9 @@ pub enum ApplyError {
     /// A rule refuses what was to begin.
     #[error("{0}")]
     Policy(Refusal),
+    /// Someone asked the run to stop; it did so between two steps, and can go on.
+    #[error("stopped on request")]
+    Stopped,
     /// Rounds did not come to an end.
     #[error("no end after {MOST_ROUNDS} rounds; the next plan shows what keeps changing")]
     NoEnd,
@@ -107,6 +119,8 @@ pub struct Apply<'a> {
     pub clock: &'a dyn Fn() -> jiff::Timestamp,
     /// Payloads of secrets, by sha256.
     pub secrets: &'a BTreeMap<String, Vec<u8>>,
+    /// Whether someone asked the run to stop after the step that is at work.
+    pub stop: &'a dyn Fn() -> bool,
     /// Where it is told what happens.
     pub tell: &'a mut dyn FnMut(Event<'_>),
 }
@@ -115,10 +129,20 @@ impl Apply<'_> {
     /// Carries out what `approved` says, and what it promises for later rounds, on the host. A run that was booted in
     /// the middle goes on here: it is not stale for that, and may do what is left of what was approved.
     pub fn run(mut self, host: &mut dyn Host, approved: &Plan) -> Result<Outcome, ApplyError> {
+        let result = self.rounds(host, approved);
+        if !matches!(result, Err(ApplyError::Stopped | ApplyError::State(_))) {
+            record_after(self.state, self.run, host)?;
+        }
+        result
+    }
+
+    fn rounds(&mut self, host: &mut dyn Host, approved: &Plan) -> Result<Outcome, ApplyError> {
         let envelope = Envelope::of(approved);
         let boots_approved = approved.order.iter().filter(|i| matches!(i, Item::Reboot { .. })).count() as u64;
         let begun = self.state.has_begun(self.run);
         let mut done = self.state.done(self.run)?;
+        tidy(self.state, self.run, host)?;
+        let mut written = Written::default();
         let mut made: BTreeMap<Key, Diff> = BTreeMap::new();
         for round in 0..MOST_ROUNDS {
             let (plan, wanted) = (self.plan)(host, &self.state.past()?);
@@ -131,7 +155,7 @@ impl Apply<'_> {
             envelope.holds(&plan).map_err(ApplyError::BeyondApproved)?;
             let (now, reboot) = due_now(&plan);
             if now.is_empty() && !(reboot && self.allowed.reboot) {
-                self.settle(&plan, &wanted)?;
+                self.state.settle(&plan, &wanted)?;
                 return Ok(Outcome { run: self.run, done, left: plan });
             }
             for item in &now {
@@ -141,20 +165,22 @@ impl Apply<'_> {
                 {
                     return Err(ApplyError::NoEffect(entry.key.clone()));
                 }
-                self.item(host, &plan, item, &wanted, &mut done)?;
+                self.item(host, &plan, item, &wanted, &mut done, &mut written)?;
             }
             // A reboot comes only when a round has nothing left that can be done before it.
             if now.is_empty() && reboot {
-                if self.state.boots(self.run) >= boots_approved {
+                let boot = this_boot(host);
+                if self.state.boots(self.run, &boot) >= boots_approved {
                     return Err(ApplyError::RebootInVain(still_waiting(&plan)));
                 }
                 let now = (self.clock)();
                 if let Some(refusal) = self.policies.iter().find_map(|p| p.judge_reboot(now)) {
                     return Err(ApplyError::Policy(refusal));
                 }
-                self.state.count_boot(self.run)?;
+                self.go_on()?;
+                self.state.will_boot(self.run, &boot)?;
                 (self.tell)(Event::Rebooting);
-                self.step(host, &Key::new("reboot", ""), &Step::Reboot)?;
+                self.step(host, &Key::new("reboot", ""), &Step::Reboot, &mut written)?;
             }
         }
         Err(ApplyError::NoEnd)
@@ -167,12 +193,14 @@ impl Apply<'_> {
         item: &Item,
         wanted: &BTreeMap<Key, Wanted>,
         done: &mut Vec<String>,
+        written: &mut Written,
     ) -> Result<(), ApplyError> {
+        self.go_on()?;
         match item {
             Item::Refresh { refresh, .. } => {
                 let key = Key::new("refresh", refresh.name());
                 (self.tell)(Event::Begins(&key));
-                self.step(host, &key, &Step::Refresh { refresh: refresh.clone() })?;
+                self.step(host, &key, &Step::Refresh { refresh: refresh.clone() }, written)?;
                 self.state.refreshed(refresh)?;
                 (self.tell)(Event::Done(&key));
             }
@@ -184,13 +212,22 @@ impl Apply<'_> {
                 // Owned and owed before the first write: a kill in the middle must not lose either. What was ours before
                 // keeps what was applied last until the new is in place: a step that fails must not lose what is to
                 // be taken back.
+                let anew = !self.state.owns(&entry.key);
+                for path in change.steps.iter().flat_map(replaced) {
+                    let failed = |source| ApplyError::Step { key: entry.key.clone(), source };
+                    self.state.keep(host, path, anew).map_err(failed)?;
+                }
+                let at_boot = wanted.get(&entry.key).cloned().or_else(|| self.state.owned(&entry.key).cloned());
+                let at_boot = at_boot.map(|w| w.at_boot(host)).unwrap_or_default();
+                self.record(host, &entry.key, at_boot, written)?;
                 self.state.owe(&change.refreshes)?;
                 let wanted = wanted.get(&entry.key);
                 if let Some(wanted) = wanted.filter(|_| !self.state.owns(&entry.key)) {
                     self.state.own(&entry.key, &wanted.begun())?;
                 }
                 for step in &change.steps {
-                    self.step(host, &entry.key, step)?;
+                    self.go_on()?;
+                    self.step(host, &entry.key, step, written)?;
                 }
                 if let Some(wanted) = wanted {
                     self.state.own(&entry.key, wanted)?;
@@ -215,8 +252,13 @@ impl Apply<'_> {
         }
     }
 
-    /// One step: journalled before and after, with the originals of the files that it replaces kept first.
-    fn step(&mut self, host: &mut dyn Host, key: &Key, step: &Step) -> Result<(), ApplyError> {
+    /// Between two steps a run can be stopped, and nowhere else.
+    fn go_on(&self) -> Result<(), ApplyError> {
+        if (self.stop)() { Err(ApplyError::Stopped) } else { Ok(()) }
+    }
+
+    /// One step: journalled before and after.
+    fn step(&mut self, host: &mut dyn Host, key: &Key, step: &Step, written: &mut Written) -> Result<(), ApplyError> {
         let failed = |source| ApplyError::Step { key: key.clone(), source };
         let restored;
         let step = match step {
@@ -226,31 +268,55 @@ impl Apply<'_> {
             }
             other => other,
         };
-        for path in replaced(step) {
-            self.state.keep(host, path).map_err(failed)?;
-        }
-        self.state.journal(self.run, key, step, "begins")?;
+        self.record(host, key, touched(step), written)?;
+        let journal = match &mut written.journal {
+            Some(open) => open,
+            None => written.journal.insert(self.state.journal(self.run)?),
+        };
+        journal.line(&key.to_string(), step, journal::BEGINS)?;
+        fail_point("before a step");
         let tell = &mut *self.tell;
         let mut progress = |line: &str| tell(Event::Progress(line));
         let run_dir = self.state.run_dir(self.run);
         let mut running = Running { secrets: self.secrets, progress: &mut progress, run_dir: &run_dir };
         let result = host.execute(step, &mut running);
-        self.state.journal(self.run, key, step, if result.is_ok() { "done" } else { "failed" })?;
-        result.map_err(failed)
+        fail_point("after a step");
+        let noted = journal.line(&key.to_string(), step, if result.is_ok() { journal::DONE } else { journal::FAILED });
+        // What the step said is worth more than that it could not be written down.
+        result.map_err(failed)?;
+        Ok(noted?)
     }
 
-    /// What is gone and no longer wanted is not ours any more; what is ours and as wanted owes nothing from a run that
-    /// was cut off.
-    fn settle(&mut self, plan: &Plan, wanted: &BTreeMap<Key, Wanted>) -> Result<(), StateError> {
-        for entry in plan.entries.iter().filter(|e| matches!(e.diff, Diff::InSync { .. })) {
-            match wanted.get(&entry.key) {
-                None => self.state.disown(&entry.key)?,
-                Some(wanted) if self.state.owns(&entry.key) => self.state.own(&entry.key, wanted)?,
-                Some(_) => {}
-            }
-        }
-        Ok(())
+    /// Records how places are before they are touched, in this run's own directory.
+    fn record(&self, host: &dyn Host, key: &Key, places: Vec<Place>, written: &mut Written) -> Result<(), ApplyError> {
+        written.record.before(self.state, self.run, host, key, places).map_err(|e| match e {
+            Unrecorded::State(e) => e.into(),
+            Unrecorded::Host(source) => ApplyError::Step { key: key.clone(), source },
+        })
     }
+}
+
+/// What a run writes while it is at work: opened with the first line.
+#[derive(Default)]
+struct Written {
+    journal: Option<Journal>,
+    record: Record,
+}
+
+/// What tells this boot of the host from others (random(4)); empty where that is not known.
+fn this_boot(probe: &dyn Probe) -> String {
+    let id = probe.text("/proc/sys/kernel/random/boot_id".as_ref()).ok().and_then(crate::host::Answer::value);
+    id.unwrap_or_default().trim().to_owned()
+}
+
+/// Takes away what a step that was cut off left beside the files that it was writing.
+pub fn tidy(state: &StateDir, run: u64, host: &mut dyn Host) -> Result<(), ApplyError> {
+    let Some(line) = state.interrupted(run)? else { return Ok(()) };
+    for path in replaced(&line.step) {
+        let failed = |source| ApplyError::Step { key: Key::new(&line.key, ""), source };
+        host.tidy(path).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// What waits for a boot, and why.
@@ -266,7 +332,7 @@ fn still_waiting(plan: &Plan) -> String {
 fn replaced(step: &Step) -> Vec<&std::path::Path> {
     match step {
         Step::WriteFile(file) => vec![&file.path],
-        Step::RemoveFile { path } | Step::Link { path, .. } => vec![path],
+        Step::RemoveFile { path } | Step::Link { path, .. } | Step::RestoreFile { path } => vec![path],
         Step::SwitchNetwork(switch) => switch.paths().map(|p| p.as_path()).collect(),
         _ => Vec::new(),
     }

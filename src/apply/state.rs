@@ -3,17 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::journal::{self, Journal, Line};
 use super::{Allowed, write_kept};
+use crate::host::whole::{self, Attributes};
 use crate::host::{Answer, HostError, Probe};
-use crate::plan::{Key, Past, Refresh, SavedPlan, Step};
+use crate::plan::{Diff, Key, Past, Plan, Refresh, SavedPlan, Step};
 use crate::resource::Wanted;
 use crate::types::sha256_hex;
+use crate::undo::{Back, Recorded};
 
 /// The number of the ledger's format; a newer one is refused.
 pub const LEDGER_FORMAT: u32 = 1;
@@ -22,7 +24,7 @@ pub const LEDGER_FORMAT: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// A file could not be read or written.
-    #[error("`{path}`: {source}")]
+    #[error("`{path}`: {source}{}", what_to_do(.source))]
     File {
         /// The file.
         path: PathBuf,
@@ -30,7 +32,7 @@ pub enum StateError {
         source: std::io::Error,
     },
     /// A file is not what gpuvm writes: it is left alone, not overwritten.
-    #[error("`{path}` cannot be understood ({why}); it is left as it is, and nothing was changed")]
+    #[error("`{path}` cannot be understood ({why}); it is left as it is, and nothing was changed{}", way_back(.path))]
     Corrupt {
         /// The file.
         path: PathBuf,
@@ -70,14 +72,6 @@ struct Kept {
     gid: u32,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct JournalLine<'a> {
-    key: String,
-    step: &'a Step,
-    state: &'a str,
-}
-
 /// What a run is to do: what was approved, and what was allowed with it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -86,7 +80,33 @@ pub struct Order {
     pub saved: SavedPlan,
     /// What was allowed.
     pub allowed: Allowed,
+    /// Set for an undo: the saved plan has no manifest then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<Back>,
 }
+
+/// The number of the format of [`About`]; another one is refused.
+pub const ABOUT_FORMAT: u32 = 1;
+
+/// What is kept of a run for people and for its way back.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct About {
+    /// [`ABOUT_FORMAT`].
+    pub format: u32,
+    /// When it began, by the clock of the host; for the reader only.
+    pub at: String,
+    /// The command.
+    pub asked: String,
+    /// The run that it undoes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<u64>,
+    /// What was approved. Secrets are digests in it.
+    pub plan: Plan,
+}
+
+/// How many runs are kept, with their records. What is ours and every first original are kept apart from them.
+pub const KEPT_RUNS: u64 = 32;
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,7 +177,14 @@ impl StateDir {
             Err(std::fs::TryLockError::Error(source)) => return Err(StateError::File { path, source }),
         }
         *self = Self { lock: Some(lock), ..Self::open(&self.dir)? };
-        Ok(())
+        // Under the lock nobody else is writing it: what is there was left by one that was cut off.
+        self.tidy(&self.dir.join("ledger.json"))?;
+        let last = self.last_run();
+        if self.ending(last).is_some() { self.drop_for_going_on(last) } else { Ok(()) }
+    }
+
+    fn tidy(&self, path: &Path) -> Result<(), StateError> {
+        whole::tidy(path).map_err(|source| StateError::File { path: path.to_owned(), source })
     }
 
     /// Gives the lock to whoever comes next.
@@ -172,13 +199,74 @@ impl StateDir {
     }
 
     /// Makes a run: what was approved, with all that is needed to carry it out, in a directory of its own.
-    pub fn new_run(&mut self, order: &Order) -> Result<u64, StateError> {
+    pub fn new_run(&mut self, order: &Order, about: &About) -> Result<u64, StateError> {
+        self.forget_old_runs();
         self.ledger.last_run += 1;
         let run = self.ledger.last_run;
         make_private(&self.run_dir(run))?;
+        // What is ours as the run finds it: for a way back, should the ledger ever be damaged.
+        write_whole(&self.run_dir(run).join("ledger.json"), &json(&self.ledger))?;
+        write_whole(&self.run_dir(run).join("about.json"), &json(about))?;
         write_whole(&self.run_dir(run).join("order.json"), &json(order))?;
         self.save()?;
         Ok(run)
+    }
+
+    /// Old runs go, with their records; one that did not end stays. What cannot be taken away now is tried again.
+    fn forget_old_runs(&self) {
+        for run in self.runs() {
+            let old = run + KEPT_RUNS <= self.ledger.last_run + 1;
+            if old
+                && self.ending(run).is_some()
+                && let Err(e) = fs::remove_dir_all(self.run_dir(run))
+            {
+                tracing::warn!("the record of run {run} could not be taken away: {e}");
+            }
+        }
+    }
+
+    /// The numbers of the runs that are kept, in order.
+    pub fn runs(&self) -> Vec<u64> {
+        let names = fs::read_dir(self.dir.join("runs")).into_iter().flatten().flatten();
+        let mut runs: Vec<u64> = names.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+        // One that was never written down as begun is none.
+        runs.retain(|run| *run <= self.ledger.last_run);
+        runs.sort_unstable();
+        runs
+    }
+
+    /// What is kept of a run for people.
+    pub fn about(&self, run: u64) -> Result<About, StateError> {
+        let path = self.run_dir(run).join("about.json");
+        let bytes = fs::read(&path).map_err(|source| StateError::File { path: path.clone(), source })?;
+        let corrupt = |why: String| StateError::Corrupt { path: path.clone(), why };
+        let about: About = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
+        match about.format {
+            ABOUT_FORMAT => Ok(about),
+            other => Err(corrupt(format!("its format is {other}, this gpuvm reads {ABOUT_FORMAT}"))),
+        }
+    }
+
+    /// What a run recorded for its way back.
+    pub fn recorded(&self, run: u64) -> Result<Recorded, StateError> {
+        super::record::recorded(self, run, self.about(run)?.plan)
+    }
+
+    /// What was ours before a run.
+    pub(super) fn owned_before(&self, run: u64) -> Result<BTreeMap<Key, Wanted>, StateError> {
+        let path = self.run_dir(run).join("ledger.json");
+        let bytes = fs::read(&path).map_err(|source| StateError::File { path: path.clone(), source })?;
+        let ledger: Ledger =
+            serde_json::from_slice(&bytes).map_err(|e| StateError::Corrupt { path, why: e.to_string() })?;
+        Ok(ledger.owned.into_iter().collect())
+    }
+
+    /// These things are ours as they were then, or not at all: their undo is done.
+    pub fn own_as_before(&mut self, keys: &BTreeSet<Key>, before: &BTreeMap<Key, Wanted>) -> Result<(), StateError> {
+        self.ledger.owned.retain(|(key, _)| !keys.contains(key));
+        self.ledger.owned.extend(before.iter().filter(|(k, _)| keys.contains(k)).map(|(k, w)| (k.clone(), w.clone())));
+        self.ledger.owned.sort_by(|a, b| a.0.cmp(&b.0));
+        self.save()
     }
 
     /// What a run was made for.
@@ -195,50 +283,62 @@ impl StateDir {
 
     /// Whether a step of the run began.
     pub fn has_begun(&self, run: u64) -> bool {
-        self.run_dir(run).join("journal.jsonl").exists()
+        self.journal_path(run).exists()
     }
 
-    /// The things of which a run did a step, in order, without refreshes and reboots. A line that a power cut tore is
-    /// not counted.
+    fn journal_path(&self, run: u64) -> PathBuf {
+        self.run_dir(run).join("journal.jsonl")
+    }
+
+    /// Every line of a run's journal; empty for one that did not begin. A line that a power cut tore is left out.
+    pub fn journal_lines(&self, run: u64) -> Result<Vec<Line>, StateError> {
+        journal::read(&self.journal_path(run))
+    }
+
+    /// The step that was at work when the run was cut off.
+    pub fn interrupted(&self, run: u64) -> Result<Option<Line>, StateError> {
+        Ok(self.journal_lines(run)?.pop().filter(|last| last.state == journal::BEGINS))
+    }
+
+    /// The things of which a run did a step, in order, without refreshes and reboots.
     pub fn done(&self, run: u64) -> Result<Vec<String>, StateError> {
-        let path = self.run_dir(run).join("journal.jsonl");
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(source) => return Err(StateError::File { path, source }),
-        };
         let mut done: Vec<String> = Vec::new();
-        for line in text.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()) {
-            let key = line.get("key").and_then(serde_json::Value::as_str).unwrap_or_default();
-            let counts = line.get("state").and_then(serde_json::Value::as_str) == Some("done")
-                && !key.starts_with("refresh[")
-                && key != "reboot";
-            if counts && !done.iter().any(|d| d == key) {
-                done.push(key.to_owned());
+        for line in self.journal_lines(run)? {
+            let counts = line.state == journal::DONE && !matches!(line.step, Step::Refresh { .. } | Step::Reboot);
+            if counts && !done.contains(&line.key) {
+                done.push(line.key);
             }
         }
         Ok(done)
     }
 
-    /// How often the run booted the host.
-    pub fn boots(&self, run: u64) -> u64 {
-        fs::read_to_string(self.run_dir(run).join("boots")).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0)
+    /// How often the run booted the host: each time that it was to boot, and is not in that boot any more. `now` tells
+    /// this boot from others; a boot whose own name is not known counts, so that nothing can loop.
+    pub fn boots(&self, run: u64, now: &str) -> u64 {
+        let text = fs::read_to_string(self.run_dir(run).join("boots")).unwrap_or_default();
+        text.lines().filter(|before| before.is_empty() || *before != now).count() as u64
     }
 
-    /// Counts a boot before it happens.
-    pub fn count_boot(&self, run: u64) -> Result<(), StateError> {
-        write_whole(&self.run_dir(run).join("boots"), (self.boots(run) + 1).to_string().as_bytes())
+    /// Writes down that the host is to boot, before it does. A run that is killed in between did not boot it.
+    pub fn will_boot(&self, run: u64, now: &str) -> Result<(), StateError> {
+        let path = self.run_dir(run).join("boots");
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        if text.lines().any(|before| !before.is_empty() && before == now) {
+            return Ok(());
+        }
+        write_whole(&path, format!("{text}{now}\n").as_bytes())
     }
 
     /// Writes down how a run ended. What only a going-on run needs (its program, its order with secrets) is dropped.
     pub fn finish(&mut self, run: u64, ending: &Ending) -> Result<(), StateError> {
         write_whole(&self.run_dir(run).join("ended.json"), &json(ending))?;
+        self.drop_for_going_on(run)
+    }
+
+    fn drop_for_going_on(&self, run: u64) -> Result<(), StateError> {
         for name in ["gpuvm", "order.json"] {
             let path = self.run_dir(run).join(name);
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(StateError::File { path, source: e }),
-                _ => {}
-            }
+            whole::remove(&path).map_err(|source| StateError::File { path: path.clone(), source })?;
         }
         Ok(())
     }
@@ -251,6 +351,11 @@ impl StateDir {
     /// The directory of a run.
     pub fn run_dir(&self, run: u64) -> PathBuf {
         self.dir.join("runs").join(run.to_string())
+    }
+
+    /// A thing of ours, as it was applied last.
+    pub fn owned(&self, key: &Key) -> Option<&Wanted> {
+        self.ledger.owned.iter().find(|(k, _)| k == key).map(|(_, w)| w)
     }
 
     /// Whether a thing is ours.
@@ -269,9 +374,22 @@ impl StateDir {
         self.save()
     }
 
-    /// Forgets a thing that is gone.
-    pub fn disown(&mut self, key: &Key) -> Result<(), StateError> {
-        self.ledger.owned.retain(|(k, _)| k != key);
+    /// What is gone and no longer wanted is not ours any more; what is ours and as wanted owes nothing from a run that
+    /// was cut off.
+    pub fn settle(&mut self, plan: &Plan, wanted: &BTreeMap<Key, Wanted>) -> Result<(), StateError> {
+        let in_sync: BTreeSet<&Key> =
+            plan.entries.iter().filter(|e| matches!(e.diff, Diff::InSync { .. })).map(|e| &e.key).collect();
+        let mut owned = self.ledger.owned.clone();
+        owned.retain(|(key, _)| !in_sync.contains(key) || wanted.contains_key(key));
+        for (key, last) in owned.iter_mut().filter(|(key, _)| in_sync.contains(key)) {
+            if let Some(wanted) = wanted.get(key) {
+                *last = wanted.clone();
+            }
+        }
+        if owned == self.ledger.owned {
+            return Ok(());
+        }
+        self.ledger.owned = owned;
         self.save()
     }
 
@@ -290,9 +408,10 @@ impl StateDir {
         self.save()
     }
 
-    /// Keeps the original of a file before it is changed for the first time.
-    pub fn keep(&mut self, probe: &dyn Probe, path: &Path) -> Result<(), HostError> {
-        if self.ledger.kept.contains_key(path) {
+    /// Keeps the original of a file before it is changed for the first time. `anew` is for a thing that is not ours
+    /// yet: what an earlier time kept is not its original any more.
+    pub fn keep(&mut self, probe: &dyn Probe, path: &Path, anew: bool) -> Result<(), HostError> {
+        if self.ledger.kept.contains_key(path) && !anew {
             return Ok(());
         }
         let refused = |e: StateError| HostError::Refused(format!("its original could not be kept: {e}"));
@@ -328,17 +447,9 @@ impl StateDir {
         }
     }
 
-    /// Adds a line to a run's journal and syncs it: what is not in it did not begin.
-    pub fn journal(&self, run: u64, key: &Key, step: &Step, state: &str) -> Result<(), StateError> {
-        let path = self.run_dir(run).join("journal.jsonl");
-        let mut line = json(&JournalLine { key: key.to_string(), step, state });
-        line.push(b'\n');
-        let append = || {
-            let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
-            file.write_all(&line)?;
-            file.sync_data()
-        };
-        append().map_err(|source| StateError::File { path: path.clone(), source })
+    /// Opens a run's journal to add to it.
+    pub(super) fn journal(&self, run: u64) -> Result<Journal, StateError> {
+        Journal::open::<Line>(&self.journal_path(run))
     }
 
     fn save(&self) -> Result<(), StateError> {
@@ -348,11 +459,34 @@ impl StateDir {
 }
 
 /// Plain data of ours always has a JSON form; the empty text that stands for "it had none" cannot be read back.
-fn json(value: &impl Serialize) -> Vec<u8> {
+pub(super) fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
 
-fn make_private(dir: &Path) -> Result<(), StateError> {
+/// The next step for a person, where the system's words do not say it.
+fn what_to_do(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    match error.kind() {
+        StorageFull | QuotaExceeded => "; make room, then go on",
+        ReadOnlyFilesystem => "; see dmesg for why, and mount it writable (mount -o remount,rw)",
+        PermissionDenied => "; run gpuvm as root",
+        _ => "",
+    }
+}
+
+/// Where a file that was damaged can be had from.
+fn way_back(path: &Path) -> String {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    match path.file_name().and_then(|n| n.to_str()) {
+        Some("ledger.json") => {
+            format!(". As it was before each run: {}/runs/*/ledger.json; copy the newest over it", folder.display())
+        }
+        Some("journal.jsonl") => ". To close the run as it is: gpuvm apply --abandon".to_owned(),
+        _ => String::new(),
+    }
+}
+
+pub(super) fn make_private(dir: &Path) -> Result<(), StateError> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -360,17 +494,9 @@ fn make_private(dir: &Path) -> Result<(), StateError> {
         .map_err(|source| StateError::File { path: dir.to_owned(), source })
 }
 
-/// Temporary file, fsync, rename, fsync of the folder: after a power cut there is the old content or the new one.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
-    let write = || {
-        let dir = path.parent().unwrap_or(Path::new("/"));
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)?;
-        File::open(dir)?.sync_all()
-    };
-    write().map_err(|source| StateError::File { path: path.to_owned(), source })
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+    whole::replace(path, bytes, &Attributes::PRIVATE)
+        .map_err(|source| StateError::File { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -60,7 +60,7 @@ pub(super) fn run(args: &AdoptArgs, talk: Talk<'_>) -> miette::Result<u8> {
         Standing::AtWork(run) => {
             return Err(miette!(help = "see what it does: gpuvm status --follow", "run {run} is at work"));
         }
-        Standing::CutOff(run) => return Err(miette!("{}", cut_off(run).trim_end())),
+        Standing::CutOff(run) => return Err(miette!("{}", cut_off(&state, run).trim_end())),
         _ => {}
     }
     let before = manifest::load(&args.target.file)?;
@@ -108,7 +108,7 @@ pub(super) fn run(args: &AdoptArgs, talk: Talk<'_>) -> miette::Result<u8> {
         let diff = similar::TextDiff::from_lines(before.text.as_str(), loaded.text.as_str());
         print(&format!("{}:\n{}\n", args.target.file.display(), diff.unified_diff().context_radius(1)))?;
     }
-    approve(order, &mut machine, &mut state, Consent { yes: args.yes, reboot: false, at: None }, talk, || {
+    approve(order, None, &mut machine, &mut state, Consent { yes: args.yes, reboot: false, at: None }, talk, || {
         for extra in missing.iter().filter_map(|e| e.extra.as_ref()) {
             let folder = args.target.file.parent().unwrap_or(Path::new(""));
             save(&folder.join(&extra.path), &extra.bytes, if extra.private { 0o600 } else { 0o644 }, false)?;

@@ -1,20 +1,22 @@
 //! `gpuvm apply`: plan → shown → asked → carried out in a process of its own → told.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use miette::{IntoDiagnostic, miette};
 
-use super::progress::Screen;
-use super::run::{EVENTS, carry_out as carry_out_here};
+use super::progress::{Screen, Told};
+use super::run::{Around, EVENTS, carry_out as carry_out_here};
 use super::status::{Standing, cut_off, follow, standing};
-use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, plan::verdict, print};
-use crate::apply::{Allowed, Ending, Order, StateDir};
+use super::stop::Stop;
+use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, plan::verdict, print, say};
+use crate::apply::{self, ABOUT_FORMAT, About, Allowed, Ending, Order, StateDir};
 use crate::host::{Host, Probe, live};
 use crate::manifest;
-use crate::plan::{Plan, SavedPlan, Severity};
+use crate::plan::{Diff, Plan, SavedPlan, Severity};
 use crate::report::{self, Detail};
+use crate::undo::Back;
 
 /// Arguments of `gpuvm apply`.
 #[derive(Debug, Args)]
@@ -78,7 +80,7 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
     }
     if !args.abandon && !args.resume && matches!(machine, Machine::This) && !nix::unistd::geteuid().is_root() {
         // The plan is shown all the same: that needs no rights.
-        anstream::eprintln!("apply needs root: this shows the plan only");
+        say("apply needs root: this shows the plan only\n");
     }
     let waits = matches!(machine, Machine::This) && live::waits_for_boot();
     match standing(&state, waits) {
@@ -90,6 +92,21 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
             state.lock().into_diagnostic()?;
             if matches!(machine, Machine::This) {
                 live::stay().into_diagnostic()?;
+            }
+            // A journal that is damaged must not keep a run from being closed.
+            let mut this = live::Live::for_a_run();
+            let host: &mut dyn Host = match &mut machine {
+                Machine::Recorded(host) => host.as_mut(),
+                Machine::This => &mut this,
+            };
+            if let Err(e) = apply::tidy(&state, run, host) {
+                say(&format!("what the step that was cut off left beside its files is not known: {e}\n"));
+            }
+            if let Err(e) = settle(&mut state, run, host) {
+                say(&format!("what is gone stays in the ledger as gpuvm's: {e}\n"));
+            }
+            if let Err(e) = apply::record_after(&state, run, host) {
+                say(&format!("how the run left the host could not be recorded: {e}\n"));
             }
             let text = format!("run {run} was abandoned; what it did stays done\n");
             state.finish(run, &Ending { code: code::ERROR, text: text.clone() }).into_diagnostic()?;
@@ -104,9 +121,10 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
         }
         Standing::CutOff(run) if args.resume => {
             need_root(&machine)?;
-            return carry_out(&mut state, run, &mut machine, args.policy.at, talk);
+            let stop = watch(&machine)?;
+            return carry_out(&mut state, run, &mut machine, &stop, args.policy.at, talk);
         }
-        Standing::CutOff(run) => return Err(miette!("{}", cut_off(run).trim_end())),
+        Standing::CutOff(run) => return Err(miette!("{}", cut_off(&state, run).trim_end())),
         _ if args.resume || args.abandon => return Err(miette!("no run was cut off; nothing was changed")),
         _ => {}
     }
@@ -115,7 +133,7 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
         Some(path) => {
             let saved = SavedPlan::read(path).into_diagnostic()?;
             if let Some(why) = manifest_changed(&saved)? {
-                anstream::eprintln!("{why}");
+                say(&format!("{why}\n"));
                 return Ok(code::REFUSED);
             }
             saved
@@ -126,7 +144,7 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
             let live = host::live();
             let probe = machine.probe(&live);
             if let Err(other) = host::is_meant(&loaded, probe) {
-                anstream::eprintln!("{other}");
+                say(&format!("{other}\n"));
                 return Ok(code::REFUSED);
             }
             let (plan, _) = host::plan_now(&loaded, &selection, probe, &state.past().into_diagnostic()?);
@@ -136,7 +154,7 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
     let mut order = order;
     order.policies.extend(args.policy.read()?);
     let consent = Consent { yes: args.yes, reboot: args.reboot, at: args.policy.at };
-    approve(order, &mut machine, &mut state, consent, talk, || Ok(()))
+    approve(order, None, &mut machine, &mut state, consent, talk, || Ok(()))
 }
 
 /// How a command talks.
@@ -163,14 +181,15 @@ pub(super) struct Consent {
 
 /// Shows a plan, asks, does `before`, and carries it out.
 pub(super) fn approve(
-    order: SavedPlan,
+    saved: SavedPlan,
+    undo: Option<Back>,
     machine: &mut Machine,
     state: &mut StateDir,
     consent: Consent,
     talk: Talk<'_>,
     before: impl FnOnce() -> miette::Result<()>,
 ) -> miette::Result<u8> {
-    let approved = &order.plan;
+    let approved = &saved.plan;
     // What is asked about is shown, however quiet it is to be.
     let detail = if talk.quiet && !consent.yes { Detail::Normal } else { talk.detail };
     print(&report::plan_text(approved, detail))?;
@@ -181,7 +200,7 @@ pub(super) fn approve(
         _ => {}
     }
     let now = consent.at.unwrap_or_else(jiff::Timestamp::now);
-    if !keeps(&order.policies, approved, now) {
+    if !keeps(&saved.policies, approved, now) {
         return Ok(code::REFUSED);
     }
     need_root(machine)?;
@@ -189,14 +208,55 @@ pub(super) fn approve(
         anstream::eprintln!("this stops before the reboot; with `--reboot` it goes on through it");
     }
     if !consent.yes && !asked()? {
-        anstream::eprintln!("nothing was changed");
+        say("nothing was changed\n");
         return Ok(code::CHANGES);
     }
+    let stop = watch(machine)?;
+    let last = state.last_run();
     state.lock().into_diagnostic()?;
+    if state.last_run() != last {
+        say(&format!("run {} came in between; plan again; nothing was changed\n", state.last_run()));
+        return Ok(code::REFUSED);
+    }
     before()?;
-    let order = Order { saved: order, allowed: Allowed { reboot: consent.reboot } };
-    let number = state.new_run(&order).into_diagnostic()?;
-    carry_out(state, number, machine, consent.at, talk)
+    let about = About {
+        format: ABOUT_FORMAT,
+        at: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+        asked: asked_for(),
+        undo: undo.as_ref().map(|back| back.run),
+        plan: saved.plan.clone(),
+    };
+    let order = Order { saved, allowed: Allowed { reboot: consent.reboot }, undo };
+    let number = state.new_run(&order, &about).into_diagnostic()?;
+    carry_out(state, number, machine, &stop, consent.at, talk)
+}
+
+/// A run that is carried out here is stopped between two steps; one in a process of its own does not depend on this one.
+fn watch(machine: &Machine) -> miette::Result<Stop> {
+    match machine {
+        Machine::Recorded(_) => Stop::watch().into_diagnostic(),
+        Machine::This => Ok(Stop::default()),
+    }
+}
+
+/// The command line that began this, as it was typed.
+fn asked_for() -> String {
+    std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
+/// What a run was about to write into the ledger about things that it took away, or put back, is written now.
+fn settle(state: &mut StateDir, run: u64, host: &dyn Host) -> miette::Result<()> {
+    let order = state.order(run).into_diagnostic()?;
+    let past = state.past().into_diagnostic()?;
+    let Some(back) = &order.undo else {
+        let manifest = host::restore(&order.saved.manifest)?;
+        let (plan, wanted) = host::plan_now(&manifest, &order.saved.selection, host, &past);
+        return state.settle(&plan, &wanted).into_diagnostic();
+    };
+    let recorded = state.recorded(back.run).into_diagnostic()?;
+    let (plan, _) = host::undo_now(back, &recorded, host, &past);
+    let in_sync = plan.entries.iter().filter(|e| matches!(e.diff, Diff::InSync { .. }));
+    state.own_as_before(&in_sync.map(|e| e.key.clone()).collect(), &recorded.owned).into_diagnostic()
 }
 
 /// Carries a run out: a recorded host's here, this machine's in a process that outlives the terminal.
@@ -204,6 +264,7 @@ fn carry_out(
     state: &mut StateDir,
     number: u64,
     machine: &mut Machine,
+    stop: &Stop,
     at: Option<jiff::Timestamp>,
     talk: Talk<'_>,
 ) -> miette::Result<u8> {
@@ -214,8 +275,9 @@ fn carry_out(
             state.lock().into_diagnostic()?;
             let order = state.order(number).into_diagnostic()?;
             let mut screen = Screen::new(talk.quiet);
-            let ending = carry_out_here(state, number, &order, host.as_mut(), &clock, &mut |told| screen.show(told));
-            state.finish(number, &ending).into_diagnostic()?;
+            let around = Around { stop, clock: &clock };
+            let ending = carry_out_here(state, number, &order, host.as_mut(), around, &mut |told| screen.show(told))?;
+            screen.show(&Told::Ended(ending.clone()));
             Some(ending)
         }
         Machine::This => {
@@ -224,13 +286,13 @@ fn carry_out(
             let seen = std::fs::metadata(dir.join(EVENTS)).map_or(0, |m| m.len());
             state.unlock();
             live::launch(&dir, number, talk.log).into_diagnostic()?;
-            anstream::eprintln!("run {number}; it goes on without this terminal: gpuvm status --follow");
+            say(&format!("run {number}; it goes on without this terminal: gpuvm status --follow\n"));
             follow(&dir, seen, talk.quiet).into_diagnostic()?
         }
     };
     match ending {
         Some(ending) if ending.code == code::ERROR || ending.code == code::REFUSED => {
-            anstream::eprint!("{}", ending.text);
+            say(&ending.text);
             Ok(ending.code)
         }
         Some(ending) => {
@@ -241,7 +303,7 @@ fn carry_out(
             print(&format!("run {number} goes on after the reboot: gpuvm status --follow\n"))?;
             Ok(code::WAITS)
         }
-        None => Err(miette!("{}", cut_off(number).trim_end())),
+        None => Err(miette!("{}", cut_off(state, number).trim_end())),
     }
 }
 
@@ -282,8 +344,7 @@ fn asked() -> miette::Result<bool> {
             "there is no terminal to ask on; nothing was changed"
         ));
     }
-    anstream::eprint!("apply this? [y/N] ");
-    std::io::stderr().flush().into_diagnostic()?;
+    say("apply this? [y/N] ");
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).into_diagnostic()?;
     Ok(matches!(line.trim(), "y" | "yes"))

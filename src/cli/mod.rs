@@ -4,6 +4,7 @@ mod adopt;
 mod apply;
 mod facts;
 mod gpu;
+mod history;
 mod host;
 mod init;
 mod plan;
@@ -11,6 +12,8 @@ mod progress;
 mod run;
 mod schema;
 mod status;
+mod stop;
+mod undo;
 mod validate;
 mod write_attribute;
 
@@ -102,6 +105,12 @@ pub enum Command {
     Adopt(adopt::AdoptArgs),
     /// Show how the last run stands, or follow one that is at work.
     Status(status::StatusArgs),
+    /// List the runs: when, what was asked for, how each ended.
+    History(history::HistoryArgs),
+    /// Show one run: its plan, what it did and what not.
+    Show(history::ShowArgs),
+    /// Go back to the state before a run: a plan like any other, shown and approved.
+    Undo(undo::UndoArgs),
     /// Check a manifest without looking at any host.
     Validate(validate::ValidateArgs),
     /// Print the JSON Schema of the manifest, for editors, or of a plan's JSON, for programs.
@@ -224,6 +233,9 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0),
         Command::Check(args) => gpu::check(&args, cli.verbose > 0),
         Command::Topology(args) => gpu::topology(&args),
+        Command::History(args) => history::history(&args),
+        Command::Show(args) => history::show(&args),
+        Command::Undo(args) => undo::run(&args, talk),
         Command::Run(args) => run::run(&args, cli.log_format),
         Command::WriteAttribute(args) => write_attribute::run(&args),
     };
@@ -232,11 +244,17 @@ pub fn run(cli: Cli) -> ExitCode {
         Err(report) => {
             match of_a_run {
                 true => tracing::error!("{report}"),
-                false => anstream::eprint!("{report:?}"),
+                false => say(&format!("{report:?}")),
             }
             ExitCode::from(code::ERROR)
         }
     }
+}
+
+/// Talk goes to standard error. A terminal that is gone is no reason to stop.
+fn say(text: &str) {
+    use std::io::Write;
+    let _ = anstream::stderr().write_all(text.as_bytes());
 }
 
 /// A word of a command line, for a person to copy.

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use miette::IntoDiagnostic;
 
-use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, print, shell_word};
+use super::status::{Standing, cut_off, standing};
+use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, print, say, shell_word};
 use crate::apply::StateDir;
-use crate::host::Probe;
+use crate::host::{Probe, live};
 use crate::manifest;
 use crate::plan::{Diff, Item, Plan, SavedPlan};
 use crate::report::{self, Detail};
@@ -39,7 +40,7 @@ enum PlanOutput {
 pub(super) fn run(args: &PlanArgs, detail: Detail) -> miette::Result<u8> {
     let manifest = manifest::load(&args.target.file)?;
     let policies: Vec<_> = args.policy.read()?.into_iter().collect();
-    let live;
+    let this;
     let recorded;
     let (probe, state): (&dyn Probe, _) = match &args.target.root {
         Some(dir) => {
@@ -47,17 +48,25 @@ pub(super) fn run(args: &PlanArgs, detail: Detail) -> miette::Result<u8> {
             (&recorded, dir.join("root").join(host::STATE))
         }
         None => {
-            live = host::live();
-            (&live, Path::new("/").join(host::STATE))
+            this = host::live();
+            (&this, Path::new("/").join(host::STATE))
         }
     };
-    let past = StateDir::open(state).and_then(|s| s.past()).into_diagnostic()?;
+    let state = StateDir::open(state).into_diagnostic()?;
+    let past = state.past().into_diagnostic()?;
     if args.target.root.is_none() && !nix::unistd::geteuid().is_root() && detail != Detail::Summary {
-        anstream::eprintln!("not root: some answers may be missing, and what is not known counts as unsafe");
+        say("not root: some answers may be missing, and what is not known counts as unsafe\n");
     }
     if let Err(other) = host::is_meant(&manifest, probe) {
-        anstream::eprintln!("{other}");
+        say(&format!("{other}\n"));
         return Ok(code::REFUSED);
+    }
+    let waits = args.target.root.is_none() && live::waits_for_boot();
+    match standing(&state, waits) {
+        Standing::CutOff(run) => say(&cut_off(&state, run)),
+        Standing::AtWork(run) => say(&format!("run {run} is at work: this is what it has not done yet\n")),
+        Standing::WaitsForBoot(run) => say(&format!("run {run} goes on at the next boot\n")),
+        Standing::NoRun | Standing::Ended(..) => {}
     }
     let selection = args.select.selection();
     let (plan, _) = host::plan_now(&manifest, &selection, probe, &past);

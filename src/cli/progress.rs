@@ -121,7 +121,7 @@ impl Screen {
 
     fn say(&self, text: &str) {
         if !self.quiet {
-            self.line.suspend(|| anstream::eprintln!("{text}"));
+            self.line.suspend(|| super::say(&format!("{text}\n")));
         }
     }
 }

@@ -9,10 +9,13 @@ use clap::Args;
 use miette::{IntoDiagnostic, miette};
 
 use super::progress::{Teller, Told};
+use super::status::cut_off;
+use super::stop::Stop;
 use super::{code, host, plan::verdict};
 use crate::apply::{Apply, ApplyError, Ending, Event, Order, Outcome, StateDir};
 use crate::host::{Host, live};
 use crate::plan::Item;
+use crate::undo::Back;
 use crate::{desire, facts, report};
 
 /// Arguments of `gpuvm run`.
@@ -27,6 +30,7 @@ pub(super) fn run(args: &RunArgs, log: super::LogFormat) -> miette::Result<u8> {
     let (Some(number), Some(top)) = (number, args.dir.parent().and_then(Path::parent)) else {
         return Err(miette!("`{}` is no run's directory", args.dir.display()));
     };
+    let stop = Stop::watch().into_diagnostic()?;
     let mut state = StateDir::open(top).into_diagnostic()?;
     state.lock().into_diagnostic()?;
     // Before anything else: a run that ends this process in some bad way must not be started at each boot.
@@ -47,8 +51,9 @@ pub(super) fn run(args: &RunArgs, log: super::LogFormat) -> miette::Result<u8> {
         write(told);
     };
     let order = state.order(number).into_diagnostic()?;
-    let ending = carry_out(&mut state, number, &order, &mut live::Live::for_a_run(), &jiff::Timestamp::now, &mut tell);
-    state.finish(number, &ending).into_diagnostic()?;
+    let mut machine = live::Live::for_a_run();
+    let around = Around { stop: &stop, clock: &jiff::Timestamp::now };
+    let ending = carry_out(&mut state, number, &order, &mut machine, around, &mut tell)?;
     tell(&Told::Ended(ending.clone()));
     Ok(ending.code)
 }
@@ -56,19 +61,60 @@ pub(super) fn run(args: &RunArgs, log: super::LogFormat) -> miette::Result<u8> {
 /// Where a run tells what it does.
 pub(super) const EVENTS: &str = "events.jsonl";
 
-/// Carries a run out on a machine and says how it ended. The state is locked.
+/// What a run looks up to between its steps.
+#[derive(Clone, Copy)]
+pub(super) struct Around<'a> {
+    /// Whether someone asked it to stop.
+    pub stop: &'a Stop,
+    /// What time it is, for policies.
+    pub clock: &'a dyn Fn() -> jiff::Timestamp,
+}
+
+/// Carries a run out on a machine, says how it ended, and writes that down. The state is locked. A run that was stopped
+/// did not end.
 pub(super) fn carry_out(
     state: &mut StateDir,
     run: u64,
     order: &Order,
     machine: &mut dyn Host,
-    clock: &dyn Fn() -> jiff::Timestamp,
+    around: Around<'_>,
     tell: &mut dyn FnMut(&Told),
-) -> Ending {
-    let manifest = match host::restore(&order.saved.manifest) {
-        Ok(manifest) => manifest,
-        Err(e) => return Ending { code: code::ERROR, text: format!("the run's manifest cannot be read: {e}\n") },
+) -> miette::Result<Ending> {
+    let result = steps(state, run, order, machine, around, tell);
+    // Neither is an end of the run: it can go on.
+    let why = match &result {
+        Err(ApplyError::Stopped) => Some("stopped between two steps, as asked".to_owned()),
+        Err(ApplyError::State(e)) => Some(format!("stopped, since what it does cannot be written down: {e}")),
+        _ => None,
     };
+    if let Some(why) = why {
+        let text = format!("run {run} was {why}\n{}", cut_off(state, run));
+        return Ok(Ending { code: code::ERROR, text });
+    }
+    let ending = ending(result, run, &order.saved.manifest.path);
+    state.finish(run, &ending).map_err(|e| {
+        miette!(
+            help = "nothing that was done is lost; once that is mended: gpuvm apply --resume",
+            "{}and how it ended could not be written down: {e}",
+            ending.text
+        )
+    })?;
+    Ok(ending)
+}
+
+fn steps(
+    state: &mut StateDir,
+    run: u64,
+    order: &Order,
+    machine: &mut dyn Host,
+    around: Around<'_>,
+    tell: &mut dyn FnMut(&Told),
+) -> Result<Outcome, ApplyError> {
+    if let Some(back) = &order.undo {
+        return undo_steps(state, run, order, back, machine, around, tell);
+    }
+    let manifest =
+        host::restore(&order.saved.manifest).map_err(|e| ApplyError::Blocked(format!("the run's manifest: {e}")))?;
     let selection = order.saved.selection.clone();
     let secrets = desire::secrets(&manifest, &facts::hostname(machine));
     let mut teller = Teller::default();
@@ -78,11 +124,47 @@ pub(super) fn carry_out(
         run,
         allowed: order.allowed,
         policies: &order.saved.policies,
-        clock,
+        clock: around.clock,
         secrets: &secrets,
-        tell: &mut |event: Event<'_>| tell(&teller.told(&event)),
+        stop: &|| around.stop.is_asked(),
+        tell: &mut |event: Event<'_>| {
+            around.stop.host_goes_down(matches!(event, Event::Rebooting));
+            tell(&teller.told(&event));
+        },
     };
-    ending(apply.run(machine, &order.saved.plan), run, &order.saved.manifest.path)
+    apply.run(machine, &order.saved.plan)
+}
+
+/// The steps of an undo: the same interpreter, with the contents that the run kept in place of a manifest's secrets.
+fn undo_steps(
+    state: &mut StateDir,
+    run: u64,
+    order: &Order,
+    back: &Back,
+    machine: &mut dyn Host,
+    around: Around<'_>,
+    tell: &mut dyn FnMut(&Told),
+) -> Result<Outcome, ApplyError> {
+    let recorded = state.recorded(back.run)?;
+    let mut teller = Teller::default();
+    let apply = Apply {
+        plan: &|probe, past| host::undo_now(back, &recorded, probe, past),
+        state,
+        run,
+        allowed: order.allowed,
+        policies: &order.saved.policies,
+        clock: around.clock,
+        secrets: &recorded.contents,
+        stop: &|| around.stop.is_asked(),
+        tell: &mut |event: Event<'_>| {
+            around.stop.host_goes_down(matches!(event, Event::Rebooting));
+            tell(&teller.told(&event));
+        },
+    };
+    let outcome = apply.run(machine, &order.saved.plan)?;
+    let keys = outcome.left.entries.iter().map(|e| e.key.clone()).collect();
+    state.own_as_before(&keys, &recorded.owned)?;
+    Ok(outcome)
 }
 
 fn ending(result: Result<Outcome, ApplyError>, run: u64, manifest: &Path) -> Ending {

@@ -66,7 +66,7 @@ pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
         let state = StateDir::open(&dir).into_diagnostic()?;
         standing = self::standing(&state, live::waits_for_boot());
     }
-    let Told { state: word, run: number, text, code } = told(&standing, |run| state.run_dir(run).join("log"));
+    let Told { state: word, run: number, text, code } = told(&state, &standing, |run| state.run_dir(run).join("log"));
     match args.output {
         super::Output::Text => print(&text)?,
         super::Output::Json => print(&format!(
@@ -86,7 +86,7 @@ struct Told {
     code: u8,
 }
 
-fn told(standing: &Standing, log: impl Fn(u64) -> PathBuf) -> Told {
+fn told(state: &StateDir, standing: &Standing, log: impl Fn(u64) -> PathBuf) -> Told {
     let log = |run: &u64| format!("log: {}\n", log(*run).display());
     let (state, run, text, code) = match standing {
         Standing::NoRun => ("none", 0, "no run yet\n".to_owned(), code::OK),
@@ -97,7 +97,7 @@ fn told(standing: &Standing, log: impl Fn(u64) -> PathBuf) -> Told {
             code::WAITS,
         ),
         Standing::WaitsForBoot(run) => ("waits-for-boot", *run, waits_for_boot(*run) + "\n" + &log(run), code::WAITS),
-        Standing::CutOff(run) => ("cut-off", *run, cut_off(*run) + &log(run), code::ERROR),
+        Standing::CutOff(run) => ("cut-off", *run, cut_off(state, *run) + &log(run), code::ERROR),
         Standing::Ended(run, ending) => ("ended", *run, ending.text.clone() + &log(run), ending.code),
     };
     Told { state, run, text, code }
@@ -113,9 +113,17 @@ fn waits_for_boot(run: u64) -> String {
 }
 
 /// What to do about a run that was cut off.
-pub(super) fn cut_off(run: u64) -> String {
+pub(super) fn cut_off(state: &StateDir, run: u64) -> String {
+    let at = match (state.interrupted(run), state.done(run)) {
+        (Err(e), _) | (_, Err(e)) => format!("; {e}"),
+        (Ok(Some(line)), _) => format!(", in the middle of `{}`", line.key),
+        (Ok(None), Ok(done)) => match done.last() {
+            Some(last) => format!(" after `{last}`"),
+            None => " before its first step".to_owned(),
+        },
+    };
     format!(
-        "run {run} was cut off in the middle\n\
+        "run {run} was cut off{at}\n\
          go on with it, within what was approved: gpuvm apply --resume\n\
          or close it and plan anew:               gpuvm apply --abandon\n"
     )
@@ -175,6 +183,8 @@ mod tests {
 
     #[test]
     fn each_standing_is_told_with_the_next_step_and_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = StateDir::open(dir.path().join("state")).unwrap();
         let ended = Ending { code: code::ERROR, text: "run 7 failed: why\n".to_owned() };
         for (standing, state, exit, says) in [
             (Standing::NoRun, "none", code::OK, "no run yet\n"),
@@ -183,7 +193,7 @@ mod tests {
             (Standing::CutOff(7), "cut-off", code::ERROR, "gpuvm apply --resume\n"),
             (Standing::Ended(7, ended), "ended", code::ERROR, "run 7 failed: why\nlog: /runs/7/log\n"),
         ] {
-            let told = told(&standing, |run| PathBuf::from(format!("/runs/{run}/log")));
+            let told = told(&runs, &standing, |run| PathBuf::from(format!("/runs/{run}/log")));
             assert_eq!((told.state, told.code), (state, exit));
             assert!(told.text.contains(says) && told.text.ends_with('\n'), "{}", told.text);
         }

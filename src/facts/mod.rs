@@ -10,6 +10,8 @@ pub(crate) mod packages;
 mod pci;
 mod users;
 
+pub use packages::packages;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 

@@ -3,6 +3,7 @@
 //! Steps really write files in the copy; what programs would do (apt, the boot loader, a reboot) is played from plain
 //! rules below. What cannot be played is refused, never passed over in silence.
 
+mod apt;
 mod network;
 mod play;
 mod play_libvirt;
@@ -18,7 +19,9 @@ use std::sync::Arc;
 
 pub use record_file::{RECORD_FORMAT, Record, RecordedLibvirt, RecordedQuery, RecordedStat};
 
+use super::whole::{self, Attributes};
 use super::{Answer, DeviceUsers, FileKind, Host, HostError, Output, Probe, Program, Running, Stat, Virtualisation};
+use crate::fail_point::fail_point;
 use crate::plan::{Content, FileWrite, Step};
 use crate::types::Mode;
 
@@ -33,10 +36,40 @@ pub struct Fixture {
 const MOST_LINKS: u32 = 40;
 
 impl Fixture {
-    /// Opens a recorded host.
+    /// Opens a recorded host. A change of its network that was cut off goes back first, as the guard of a real host,
+    /// which is no part of gpuvm's process, would have put it back by now; and a boot that was begun is done.
     pub fn open(dir: &Path) -> Result<Self, HostError> {
         let record = Record::load(&dir.join(Record::NAME))?;
-        Ok(Self { dir: dir.to_owned(), record: RefCell::new(record) })
+        let fixture = Self { dir: dir.to_owned(), record: RefCell::new(record) };
+        if !fixture.is_being_changed() {
+            fixture.heal()?;
+        }
+        Ok(fixture)
+    }
+
+    /// Whether a gpuvm that lives is changing this host: it holds the lock.
+    fn is_being_changed(&self) -> bool {
+        let lock = fs::File::open(self.dir.join("root/var/lib/gpuvm/lock"));
+        lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+    }
+
+    /// What is no part of gpuvm's process comes to its end when that is killed.
+    fn heal(&self) -> Result<(), HostError> {
+        self.guard_puts_back()?;
+        if self.record.borrow().booting {
+            self.boot()?;
+            self.save()?;
+        }
+        // What other programs were writing is theirs to clean up.
+        for path in ["/etc/group", "/var/lib/dpkg/status"].map(Path::new) {
+            whole::tidy(&self.place(path, true)?).map_err(HostError::file(path))?;
+        }
+        whole::tidy(&self.dir.join(Record::NAME)).map_err(HostError::file(&self.dir))
+    }
+
+    /// Writes down what of the host is not a file.
+    fn save(&self) -> Result<(), HostError> {
+        self.record.borrow().save(&self.dir.join(Record::NAME))
     }
 
     /// Where a path of the machine lies in the copy, whatever the links in it say: an absolute link starts again at
@@ -98,7 +131,11 @@ impl Fixture {
             if let Some(parent) = place.parent() {
                 fs::create_dir_all(parent)?;
             }
-            fs::write(&place, bytes)
+            // The kernel's own: nothing stands beside them, ever.
+            if ["/proc", "/sys", "/dev"].iter().any(|top| path.starts_with(top)) {
+                return fs::write(&place, bytes);
+            }
+            whole::replace(&place, bytes, &Attributes { mode: 0o644, owner: None })
         };
         write().map_err(HostError::file(path))
     }
@@ -115,14 +152,16 @@ impl Fixture {
                 HostError::Refused(format!("the secret for `{}` is not at hand", file.path.display()))
             })?,
         };
-        self.write(&file.path, bytes)?;
         let stat = RecordedStat {
             mode: file.mode,
             uid: self.number("/etc/passwd", &file.owner)?,
             gid: self.number("/etc/group", &file.group)?,
         };
-        self.record.borrow_mut().stats.insert(file.path.clone(), stat);
-        Ok(())
+        // Before the file: a new one never stands there with another mode than its own.
+        if self.record.borrow_mut().stats.insert(file.path.clone(), stat) != Some(stat) {
+            self.save()?;
+        }
+        self.write(&file.path, bytes)
     }
 
     /// The number of a user or group of the recorded host; a number stands for itself.
@@ -140,11 +179,10 @@ impl Fixture {
     }
 
     fn remove(&self, path: &Path) -> Result<(), HostError> {
-        self.record.borrow_mut().stats.remove(path);
-        match fs::remove_file(self.place(path, false)?) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(HostError::File { path: path.to_owned(), source: e }),
-            _ => Ok(()),
+        if self.record.borrow_mut().stats.remove(path).is_some() {
+            self.save()?;
         }
+        whole::remove(&self.place(path, false)?).map_err(HostError::file(path))
     }
 
     fn make_dir(&self, path: &Path) -> Result<(), HostError> {
@@ -152,12 +190,11 @@ impl Fixture {
     }
 
     fn make_link(&self, path: &Path, target: &Path) -> Result<(), HostError> {
-        self.remove(path)?;
         let place = self.place(path, false)?;
         if let Some(parent) = place.parent() {
             fs::create_dir_all(parent).map_err(HostError::file(path))?;
         }
-        std::os::unix::fs::symlink(target, place).map_err(HostError::file(path))
+        whole::replace_link(&place, target).map_err(HostError::file(path))
     }
 }
 
@@ -175,7 +212,14 @@ fn parts(path: &Path) -> Vec<OsString> {
 
 impl Probe for Fixture {
     fn read(&self, path: &Path) -> Result<Answer<Vec<u8>>, HostError> {
-        self.ask(path, true, |place| fs::read(place))
+        let answer = self.ask(path, true, |place| fs::read(place))?;
+        // A new name for each boot, as the kernel gives it (random(4)).
+        Ok(match answer {
+            Answer::Absent if path == Path::new("/proc/sys/kernel/random/boot_id") => {
+                Answer::Value(format!("boot-{}\n", self.record.borrow().boots).into_bytes())
+            }
+            other => other,
+        })
     }
     fn stat(&self, path: &Path) -> Result<Answer<Stat>, HostError> {
         let known = self.record.borrow().stats.get(path).copied();
@@ -211,7 +255,12 @@ impl Probe for Fixture {
     }
     fn query(&self, program: Program, args: &[&str]) -> Result<Answer<Output>, HostError> {
         let record = self.record.borrow();
-        match record.queries.iter().find(|q| q.program == program && q.args == args) {
+        let known = record.queries.iter().find(|q| q.program == program && q.args == args);
+        if program == Program::AptGet && known.is_none_or(|q| q.output.as_ref().is_some_and(|o| o.status == 0)) {
+            drop(record);
+            return self.simulated(args);
+        }
+        match known {
             Some(known) => Ok(known.output.clone().map_or(Answer::Absent, Answer::Value)),
             None => Err(HostError::NotRecorded(format!("`{} {}`", program.name(), args.join(" ")))),
         }
@@ -234,7 +283,12 @@ impl Probe for Fixture {
 impl Host for Fixture {
     fn execute(&mut self, step: &Step, running: &mut Running<'_>) -> Result<(), HostError> {
         self.play(step, running)?;
-        self.record.borrow().save(&self.dir.join(Record::NAME))
+        fail_point("a step was played, and the record is not written");
+        self.save()?;
+        if matches!(step, Step::SwitchNetwork(_)) { self.guard_is_content() } else { Ok(()) }
+    }
+    fn tidy(&mut self, path: &Path) -> Result<(), HostError> {
+        whole::tidy(&self.place(path, false)?).map_err(HostError::file(path))
     }
 }
 

@@ -164,6 +164,8 @@ impl Host for Live {
             Step::Pool { .. }
             | Step::MarkDomain { .. }
             | Step::Volume(_)
+            | Step::RemovePool { .. }
+            | Step::RemoveVolume { .. }
             | Step::Network { .. }
             | Step::DefineDomain { .. }
             | Step::EditDomain { .. }
@@ -171,6 +173,9 @@ impl Host for Live {
             | Step::StartDomain { .. }
             | Step::StopDomain { .. } => libvirt::execute(step, progress),
         }
+    }
+    fn tidy(&mut self, path: &Path) -> Result<(), HostError> {
+        super::whole::tidy(path).map_err(HostError::file(path))
     }
 }
 

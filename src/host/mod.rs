@@ -9,6 +9,7 @@ pub mod live;
 pub mod record;
 mod snapshot;
 mod virtualisation;
+pub mod whole;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -233,4 +234,6 @@ pub struct Running<'a> {
 pub trait Host: Probe {
     /// Carries out one step.
     fn execute(&mut self, step: &Step, running: &mut Running<'_>) -> Result<(), HostError>;
+    /// Takes away what a write of this file that was cut off left beside it.
+    fn tidy(&mut self, path: &Path) -> Result<(), HostError>;
 }

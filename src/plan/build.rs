@@ -70,7 +70,8 @@ fn unknown(error: &dyn std::fmt::Display) -> Diff {
     Diff::Unknown { why: error.to_string() }
 }
 
-fn host_line(probe: &dyn Probe, facts: &HostFacts) -> HostLine {
+/// The host that a plan is for.
+pub(crate) fn host_line(probe: &dyn Probe, facts: &HostFacts) -> HostLine {
     let gpus: BTreeSet<_> =
         facts.pci.values().filter(|f| f.is_gpu() && !f.is_management()).map(|f| f.address.slot).collect();
     let machine_id = probe.text("/etc/machine-id".as_ref()).ok().and_then(Answer::value).unwrap_or_default();

@@ -3,6 +3,7 @@
 
 mod build;
 mod order;
+mod place;
 mod policy;
 mod saved;
 mod select;
@@ -16,8 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::UnitName;
 
+pub(crate) use build::host_line;
 pub use build::{Past, build};
 pub use order::{OrderError, order};
+pub use place::{Place, Seen, touched};
 pub use policy::{Day, Policy, Refusal, Refused, Rule, TimeError, TimeOfDay, Window, policy_schema};
 pub use saved::{SavedManifest, SavedPlan, SavedPlanError};
 pub use select::{NoSuchKind, Selection, Selector};

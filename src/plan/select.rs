@@ -45,7 +45,8 @@ impl std::fmt::Display for Selector {
 }
 
 impl Selector {
-    fn fits(&self, key: &Key) -> bool {
+    /// Whether it names this thing.
+    pub fn fits(&self, key: &Key) -> bool {
         key.kind == self.kind && self.name.as_ref().is_none_or(|name| *name == key.name)
     }
 }

@@ -340,10 +340,26 @@ pub enum Step {
     },
     /// Makes or grows a volume.
     Volume(VolumeStep),
-    /// Starts a network that libvirt has, now and at boot.
+    /// Takes a pool's definition away; its directory and what is in it stay.
+    RemovePool {
+        /// Its name.
+        name: ResourceName,
+    },
+    /// Deletes a volume, with its data.
+    RemoveVolume {
+        /// The pool that it is in.
+        pool: ResourceName,
+        /// Its name in the pool.
+        name: String,
+    },
+    /// Starts a network that libvirt has, or stops it, now and at boot.
     Network {
         /// Its name.
         name: ResourceName,
+        /// Whether it is started.
+        active: bool,
+        /// Whether libvirt starts it at boot.
+        autostart: bool,
     },
     /// Defines a new VM.
     DefineDomain {
@@ -397,6 +413,46 @@ pub enum Step {
 }
 
 impl Step {
+    /// What it does, in two or three words.
+    pub fn name(&self) -> String {
+        let text = match self {
+            Step::WriteFile(file) => return format!("write {}", file.path.display()),
+            Step::RemoveFile { path } => return format!("remove {}", path.display()),
+            Step::RestoreFile { path } => return format!("put back {}", path.display()),
+            Step::MakeDir { path, .. } => return format!("make {}", path.display()),
+            Step::Link { path, .. } => return format!("link {}", path.display()),
+            Step::Service { unit, action } => return format!("{} {unit}", action.name()),
+            Step::Module { name } => return format!("load {name}"),
+            Step::Refresh { refresh } => return format!("refresh {}", refresh.name()),
+            Step::Apt { install, remove, .. } => {
+                return format!("install {}, remove {} packages", install.len(), remove.len());
+            }
+            Step::AptIndex { .. } => "fetch the package lists",
+            Step::FinishPackages => "finish packages that were cut off",
+            Step::GroupMember { present: true, .. } => "join the group",
+            Step::GroupMember { .. } => "leave the group",
+            Step::BindSlot(_) => "bind the slot",
+            Step::SwitchNetwork(_) => "switch the network, under guard",
+            Step::Pool { .. } => "make the pool",
+            Step::RemovePool { .. } => "take the pool away",
+            Step::Volume(VolumeStep { grow: true, .. }) => "grow the disk",
+            Step::Volume(_) => "make the disk",
+            Step::RemoveVolume { .. } => "delete the disk",
+            Step::Network { active: true, .. } => "start the network",
+            Step::Network { .. } => "stop the network",
+            Step::DefineDomain { .. } => "define the VM",
+            Step::EditDomain { .. } => "change the VM's definition",
+            Step::MarkDomain { present: true, .. } => "mark the VM",
+            Step::MarkDomain { .. } => "take the mark off the VM",
+            Step::Adopt => "take it over",
+            Step::UndefineDomain { .. } => "undefine the VM",
+            Step::StartDomain { .. } => "start the VM",
+            Step::StopDomain { .. } => "shut the VM down",
+            Step::Reboot => "boot the host",
+        };
+        text.to_owned()
+    }
+
     /// The places that it writes: two changes of a plan that share one are refused.
     pub fn writes(&self) -> Vec<String> {
         match self {
@@ -412,6 +468,7 @@ impl Step {
                 vec![format!("domain {name}")]
             }
             Step::Volume(volume) => vec![format!("volume {}/{}", volume.pool, volume.name)],
+            Step::RemoveVolume { pool, name } => vec![format!("volume {pool}/{name}")],
             Step::BindSlot(binding) => binding.functions.iter().map(|(a, _)| format!("function {a}")).collect(),
             _ => Vec::new(),
         }

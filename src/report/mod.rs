@@ -7,7 +7,7 @@ mod topology;
 
 pub use facts::facts_text;
 pub use gpus::{NamedGpu, explanation, gpu_list, gpu_status};
-pub use text::{finding, outcome, plan_text};
+pub use text::{finding, outcome, plan_text, safe};
 pub use topology::{topology_svg, topology_text};
 
 use crate::plan::Plan;

@@ -61,7 +61,7 @@ impl<'a> Wrapped<'a> {
 }
 
 /// Text of others must not steer the terminal: control characters are shown as escapes.
-pub(super) fn safe(text: &str) -> String {
+pub fn safe(text: &str) -> String {
     text.chars()
         .flat_map(|c| if c.is_control() && c != '\n' && c != '\t' { c.escape_default().collect() } else { vec![c] })
         .collect()
@@ -298,7 +298,7 @@ fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// What an apply did and what waits.
+/// What an apply did, what waits, and how to go back.
 pub fn outcome(outcome: &Outcome) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "run {}: {} done", outcome.run, count(outcome.done.len(), "change"));
@@ -314,6 +314,9 @@ pub fn outcome(outcome: &Outcome) -> String {
     });
     for entry in keys.filter(|e| matches!(e.diff, Diff::Change(_))) {
         let _ = writeln!(out, "  … {} comes after the reboot", entry.key);
+    }
+    if !outcome.done.is_empty() {
+        let _ = writeln!(out, "go back: gpuvm undo {}", outcome.run);
     }
     out
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Resource;
 use crate::facts::{BootLoader, HostFacts};
 use crate::host::{HostError, Probe};
+use crate::plan::Place;
 use crate::plan::{Action, Change, Diff, FieldDiff, FileWrite, Refresh, Risk, Step, WaitFor};
 
 /// Our drop-in. grub-mkconfig reads `*.cfg` in the order of their names.
@@ -133,6 +134,14 @@ impl Resource for KernelArgs {
 
     fn probe(&self, host: &dyn Probe) -> Result<Option<String>, HostError> {
         Ok(host.text(Path::new(PATH))?.value())
+    }
+
+    fn at_boot(&self, host: &dyn Probe) -> Vec<Place> {
+        // Those too that are there and go.
+        let there = host.text(Path::new(PATH)).ok().and_then(crate::host::Answer::value).unwrap_or_default();
+        let (sets, gone) = read(&there);
+        let all: BTreeSet<String> = sets.into_iter().chain(gone).chain(self.wanted.keys().cloned()).collect();
+        all.into_iter().map(Place::Argument).collect()
     }
 
     fn diff(&self, state: &Option<String>, last: Option<&Self>, facts: &HostFacts) -> Diff {

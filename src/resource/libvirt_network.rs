@@ -20,7 +20,7 @@ pub struct LibvirtNetwork {
 impl LibvirtNetwork {
     fn change(&self) -> Change {
         let mut change = Change::new(Action::Change, "started, now and at boot");
-        change.steps.push(Step::Network { name: self.name.clone() });
+        change.steps.push(Step::Network { name: self.name.clone(), active: true, autostart: true });
         change
     }
 }

@@ -21,6 +21,7 @@ use serde::de::DeserializeOwned;
 
 use crate::facts::HostFacts;
 use crate::host::{HostError, Probe};
+use crate::plan::Place;
 use crate::plan::{Diff, Key};
 
 /// What a kind has to say. `Self` is the wanted state: plain data that is also kept in the ledger as "last applied".
@@ -42,6 +43,10 @@ pub trait Resource: Sized + Clone + Serialize + DeserializeOwned + 'static {
     /// It left the manifest and is ours (`self` is what was applied last): how to take it back; pure.
     /// `InSync` means that nothing is left to do and the ledger may forget it.
     fn remove(&self, state: &Self::State, facts: &HostFacts) -> Diff;
+    /// What the next boot changes because of it, beside what its own steps change: recorded for the way back.
+    fn at_boot(&self, _: &dyn Probe) -> Vec<Place> {
+        Vec::new()
+    }
     /// The key in plans.
     fn key(&self) -> Key {
         Key::new(Self::KIND, self.name())
@@ -72,6 +77,10 @@ macro_rules! kinds {
             /// See [`Resource::begun`].
             pub fn begun(&self) -> Wanted {
                 match self { $(Wanted::$kind(r) => Wanted::$kind(r.begun()),)* }
+            }
+            /// What the next boot changes because of it.
+            pub fn at_boot(&self, host: &dyn Probe) -> Vec<Place> {
+                match self { $(Wanted::$kind(r) => r.at_boot(host),)* }
             }
             /// Looks and compares.
             pub fn compare(&self, last: Option<&Wanted>, host: &dyn Probe, facts: &HostFacts) -> Result<Diff, HostError> {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::Resource;
 use crate::facts::{HostFacts, InitramfsTool, Iommu, PciFunction};
 use crate::host::{HostError, Probe};
+use crate::plan::Place;
 use crate::plan::{Action, BindTarget, Change, Diff, FieldDiff, FileWrite, Refresh, Risk, SlotBinding, Step, WaitFor};
 use crate::types::{PciId, PciSlot};
 
@@ -270,6 +271,15 @@ impl Resource for VfioBinding {
         Ok(host.text(&self.path())?.value())
     }
 
+    fn at_boot(&self, host: &dyn Probe) -> Vec<Place> {
+        let functions = (0..8).map(|number| self.slot.function(number));
+        let there = |address: &crate::types::PciAddress| {
+            let device = format!("/sys/bus/pci/devices/{address}");
+            host.stat(device.as_ref()).is_ok_and(|answer| answer.value().is_some())
+        };
+        functions.filter(there).map(Place::FunctionAtBoot).collect()
+    }
+
     fn diff(&self, state: &Option<String>, last: Option<&Self>, facts: &HostFacts) -> Diff {
         let functions: Vec<&PciFunction> = facts.slot(self.slot).collect();
         let Some(first) = functions.first() else {
@@ -314,7 +324,8 @@ impl Resource for VfioBinding {
             change.risks.insert(Risk::DisplayLoss);
             change.notes.push("it is the boot display: the screen on it goes dark".to_owned());
         }
-        if written {
+        let free = functions.iter().all(|f| f.driver.is_none() || bound(f));
+        if written && !free {
             change.risks.insert(Risk::Reboot);
             return Diff::Waits {
                 on: WaitFor::Reboot,
@@ -322,12 +333,15 @@ impl Resource for VfioBinding {
                 promise: Change { steps: Vec::new(), ..change },
             };
         }
-        change.fields.push(FieldDiff::text(self.path().display().to_string(), state.as_deref(), Some(&rules)));
-        change.steps.push(Step::WriteFile(FileWrite::root(self.path(), rules, 0o644)));
-        change.refreshes.extend([Refresh::Udev, Refresh::Initramfs]);
-        change.risks.insert(Risk::BootConfig);
+        if !written {
+            change.fields.push(FieldDiff::text(self.path().display().to_string(), state.as_deref(), Some(&rules)));
+            change.steps.push(Step::WriteFile(FileWrite::root(self.path(), rules, 0o644)));
+            change.refreshes.extend([Refresh::Udev, Refresh::Initramfs]);
+            change.risks.insert(Risk::BootConfig);
+        }
         if !all_bound {
-            if functions.iter().all(|f| f.driver.is_none() || bound(f)) {
+            // Also where a run was cut off between two functions: the slot moves as a whole.
+            if free {
                 let functions = functions.iter().map(|f| (f.address, f.driver.clone())).collect();
                 change.steps.push(Step::BindSlot(SlotBinding { functions, target: BindTarget::Vfio }));
             } else {

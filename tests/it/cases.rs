@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::machine::{copy_tree, gpuvm, repository, stdout, tree};
 
-fn cases() -> Vec<PathBuf> {
+pub fn cases() -> Vec<PathBuf> {
     let mut all: Vec<_> = fs::read_dir(repository().join("tests/cases"))
         .unwrap()
         .map(|e| e.unwrap().path())
@@ -20,7 +20,7 @@ fn cases() -> Vec<PathBuf> {
 }
 
 /// The copy of the host that a case starts from.
-fn host(case: &Path, work: &Path) -> PathBuf {
+pub fn host(case: &Path, work: &Path) -> PathBuf {
     let base = fs::read_to_string(case.join("base")).unwrap();
     let root = work.join("host");
     copy_tree(&repository().join("examples/hosts").join(base.trim()), &root);
@@ -30,7 +30,7 @@ fn host(case: &Path, work: &Path) -> PathBuf {
     root
 }
 
-fn expect(path: &Path, came: &str, wrong: &mut Vec<String>) {
+pub fn expect(path: &Path, came: &str, wrong: &mut Vec<String>) {
     if std::env::var_os("UPDATE_CASES").is_some() {
         fs::write(path, came).unwrap();
     }
@@ -42,7 +42,7 @@ fn expect(path: &Path, came: &str, wrong: &mut Vec<String>) {
 }
 
 /// The changed files of an apply, as text: new ones whole, others as a difference.
-fn changes(
+pub fn changes(
     before: &std::collections::BTreeMap<String, String>,
     after: &std::collections::BTreeMap<String, String>,
 ) -> String {
@@ -57,7 +57,11 @@ fn changes(
             if path == "/var/lib/dpkg/status" {
                 // Of packages, the names say enough: the plan has the versions.
                 let names = diff.lines().filter_map(|l| l.strip_prefix("+Package: "));
-                diff = format!("new: {}\n", names.collect::<Vec<_>>().join(" "));
+                let left = diff.matches("+Status: deinstall ok config-files").count();
+                diff = match left {
+                    0 => format!("new: {}\n", names.collect::<Vec<_>>().join(" ")),
+                    n => format!("removed, with their configuration left: {n}\n"),
+                };
             }
             let _ = writeln!(out, "== {path}{gone}\n{diff}");
         }

@@ -27,16 +27,31 @@ pub fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// Runs gpuvm without colours.
-pub fn gpuvm(args: &[&str], folder: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_gpuvm"))
+/// gpuvm without colours, with nobody to ask.
+pub fn command(args: &[&str], folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gpuvm"));
+    command
         .args(args)
         .current_dir(folder)
         .env("NO_COLOR", "1")
         .env_remove("CLICOLOR_FORCE")
-        .stdin(std::process::Stdio::null())
-        .output()
-        .unwrap()
+        .stdin(std::process::Stdio::null());
+    command
+}
+
+/// Runs gpuvm.
+pub fn gpuvm(args: &[&str], folder: &Path) -> Output {
+    command(args, folder).output().unwrap()
+}
+
+/// A folder in memory, where there is one: every write of gpuvm's is synced.
+pub fn fast_folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// What a run wrote to stderr.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// What a run wrote to stdout.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
 
-use gpuvm::apply::{Allowed, Apply, ApplyError, Order, StateDir};
+use gpuvm::apply::{ABOUT_FORMAT, About, Allowed, Apply, ApplyError, Order, StateDir};
 use gpuvm::cli::plan_now;
 use gpuvm::host::fixture::Fixture;
 use gpuvm::manifest;
@@ -103,9 +103,11 @@ fn apply_with_a_clock(host: &Foreign, minutes: i64) -> Result<(), ApplyError> {
     let now = Cell::new("2025-06-07T02:50:00Z".parse::<jiff::Timestamp>().unwrap());
     assert_eq!(policy.judge(&plan, now.get()), [], "it was fine when it was planned");
     let text = SavedManifest { path: loaded.path.clone(), text: loaded.text.clone(), files: BTreeMap::new() };
-    let order =
-        Order { saved: SavedPlan::new(plan.clone(), selection.clone(), text), allowed: Allowed { reboot: true } };
-    let run = state.new_run(&order).unwrap();
+    let saved = SavedPlan::new(plan.clone(), selection.clone(), text);
+    let order = Order { saved, allowed: Allowed { reboot: true }, undo: None };
+    let (at, asked) = (String::new(), String::new());
+    let about = About { format: ABOUT_FORMAT, at, asked, undo: None, plan: plan.clone() };
+    let run = state.new_run(&order, &about).unwrap();
     let clock = || {
         let at = now.get();
         now.set(at + jiff::SignedDuration::from_mins(minutes));
@@ -119,6 +121,7 @@ fn apply_with_a_clock(host: &Foreign, minutes: i64) -> Result<(), ApplyError> {
         policies: &[policy],
         clock: &clock,
         secrets: &BTreeMap::new(),
+        stop: &|| false,
         tell: &mut |_| {},
     };
     apply.run(&mut machine, &plan).map(drop)

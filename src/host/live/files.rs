@@ -1,13 +1,13 @@
-//! Files of the machine: written as a whole, so that a power cut leaves the old one or the new one.
+//! Files of the machine: users and groups by name, folders, and writes as a whole.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, fchown, symlink};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::Path;
 
 use nix::unistd::{Group, User};
 
 use crate::host::HostError;
+use crate::host::whole::{self, Attributes};
 
 /// The number of a user by name or number. Asked when the step runs: a package of the same apply may have made it.
 pub(super) fn user(name: &str) -> Result<u32, HostError> {
@@ -37,36 +37,18 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("/"))
 }
 
-fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(folder_of(path))?.sync_all()
-}
-
-/// Writes a whole file: temporary file with its mode and owner, fsync, rename, fsync of the folder. A link at the path
-/// is replaced, never followed.
+/// Writes a whole file with its mode and owner, and makes the folder where it is not there.
 pub(super) fn write(path: &Path, bytes: &[u8], mode: u32, uid: u32, gid: u32) -> Result<(), HostError> {
     let folder = folder_of(path);
     if !folder.is_dir() {
         make_dir(folder, 0o755, 0, 0)?;
     }
-    let write = || {
-        let mut file = tempfile::Builder::new().prefix(".gpuvm-").tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        fchown(file.as_file(), Some(uid), Some(gid))?;
-        file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)?;
-        sync_folder(path)
-    };
-    write().map_err(HostError::file(path))
+    whole::replace(path, bytes, &Attributes { mode, owner: Some((uid, gid)) }).map_err(HostError::file(path))
 }
 
 /// Removes a file; one that is not there is fine.
 pub(super) fn remove(path: &Path) -> Result<(), HostError> {
-    match fs::remove_file(path) {
-        Ok(()) => sync_folder(path).map_err(HostError::file(path)),
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
-        Err(e) => Err(HostError::File { path: path.to_owned(), source: e }),
-    }
+    whole::remove(path).map_err(HostError::file(path))
 }
 
 /// Makes a directory, its missing parents as 0755, or corrects its mode and owner.
@@ -75,27 +57,19 @@ pub(super) fn make_dir(path: &Path, mode: u32, uid: u32, gid: u32) -> Result<(),
         fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
         chown(path, Some(uid), Some(gid))?;
-        sync_folder(path)
+        File::open(folder_of(path))?.sync_all()
     };
     make().map_err(HostError::file(path))
 }
 
 /// Makes or replaces a symbolic link in one step.
 pub(super) fn link(path: &Path, target: &Path) -> Result<(), HostError> {
-    let folder = folder_of(path);
-    let make = || {
-        let dir = tempfile::Builder::new().prefix(".gpuvm-").tempdir_in(folder)?;
-        let new = dir.path().join("link");
-        symlink(target, &new)?;
-        fs::rename(&new, path)?;
-        sync_folder(path)
-    };
-    make().map_err(HostError::file(path))
+    whole::replace_link(path, target).map_err(HostError::file(path))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     use super::*;
 

@@ -205,15 +205,41 @@ pub fn execute(step: &Step, progress: &mut dyn FnMut(&str)) -> Result<(), HostEr
 fn perform(connection: &Connect, step: &Step) -> Result<(), HostError> {
     match step {
         Step::Pool { name, path } => make_pool(connection, name.as_str(), path).map_err(|e| said(&e)),
-        Step::Network { name } => {
-            let start = || {
-                let network = Network::lookup_by_name(connection, name.as_str())?;
-                if !network.is_active()? {
-                    network.create()?;
+        Step::RemovePool { name } => {
+            let remove = || {
+                let Some(pool) = unless_gone(StoragePool::lookup_by_name(connection, name.as_str()))? else {
+                    return Ok(());
+                };
+                if pool.is_active()? {
+                    pool.destroy()?;
                 }
-                network.set_autostart(true)
+                pool.undefine()
             };
-            start().map(drop).map_err(|e| said(&e))
+            remove().map_err(|e| said(&e))
+        }
+        Step::RemoveVolume { pool, name } => {
+            let remove = || {
+                let Some(pool) = unless_gone(StoragePool::lookup_by_name(connection, pool.as_str()))? else {
+                    return Ok(());
+                };
+                match unless_gone(StorageVol::lookup_by_name(&pool, name))? {
+                    Some(volume) => volume.delete(0),
+                    None => Ok(()),
+                }
+            };
+            remove().map_err(|e| said(&e))
+        }
+        Step::Network { name, active, autostart } => {
+            let set = || {
+                let network = Network::lookup_by_name(connection, name.as_str())?;
+                match (network.is_active()?, active) {
+                    (false, true) => drop(network.create()?),
+                    (true, false) => network.destroy()?,
+                    _ => {}
+                }
+                network.set_autostart(*autostart)
+            };
+            set().map(drop).map_err(|e| said(&e))
         }
         Step::Volume(volume) => make_volume(connection, volume),
         Step::DefineDomain { name, xml, autostart } => define(connection, name, xml, *autostart),
@@ -543,10 +569,11 @@ mod tests {
     #[test]
     fn a_network_is_started_and_what_libvirt_says_is_passed_on() {
         let Some(mut connection) = connection() else { return };
-        step(&connection, Step::Network { name: "default".parse().unwrap() }).unwrap();
+        step(&connection, Step::Network { name: "default".parse().unwrap(), active: true, autostart: true }).unwrap();
         let known = collect(&connection).unwrap();
         assert!(known.network("default").unwrap().autostart && known.version > 1_000_000);
-        let said = step(&connection, Step::Network { name: "none".parse().unwrap() }).unwrap_err();
+        let said = step(&connection, Step::Network { name: "none".parse().unwrap(), active: true, autostart: true })
+            .unwrap_err();
         assert!(said.starts_with("libvirt: ") && said.contains("none"), "{said}");
         let _ = connection.close();
     }

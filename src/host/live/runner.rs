@@ -17,11 +17,16 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long services and VMs may take to stop before it counts as an error.
 const DOWN_LIMIT: Duration = Duration::from_secs(900);
 
+/// How long the step that is at work may take when the run is to stop. Only gpuvm itself is told to (`KillMode=mixed`):
+/// dpkg in the middle of a package is not.
+const STEP_LIMIT: Duration = Duration::from_secs(900);
+
 /// `Type=exec`: the boot does not wait for the run. The run waits for the network, so that an address that is on its way
 /// is not taken for one that is missing; what waits for it gives up by itself (systemd-networkd-wait-online(8)).
 /// `gpuvm.off` on the kernel's command line keeps it from starting.
 fn unit(run_dir: &Path, log: &[String]) -> String {
     let dir = run_dir.display();
+    let stop = STEP_LIMIT.as_secs();
     let log: String = log.iter().map(|option| format!("{option} ")).collect();
     format!(
         "# Written by gpuvm for one boot; it removes itself.\n\
@@ -34,6 +39,8 @@ fn unit(run_dir: &Path, log: &[String]) -> String {
          \n\
          [Service]\n\
          Type=exec\n\
+         KillMode=mixed\n\
+         TimeoutStopSec={stop}\n\
          ExecStart={dir}/gpuvm {log}run {dir}\n\
          StandardError=append:{dir}/log\n\
          \n\

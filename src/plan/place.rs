@@ -1,0 +1,178 @@
+//! Places on a host that steps change, and how they are: what a run records before it changes anything.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::Step;
+use crate::types::{DomainName, Mode, PackageName, PciAddress, ResourceName, UnitName};
+
+/// Something on a host that a step changes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Place {
+    /// A file.
+    File(PathBuf),
+    /// A package.
+    Package(PackageName),
+    /// A unit of systemd's.
+    Unit(UnitName),
+    /// A user in a group.
+    Member {
+        /// The group.
+        group: String,
+        /// The user.
+        user: String,
+    },
+    /// A loaded kernel module.
+    Module(String),
+    /// The driver of a PCI function, which a step changes at once.
+    Function(PciAddress),
+    /// The driver of a PCI function, which the next boot changes.
+    FunctionAtBoot(PciAddress),
+    /// An argument of the running kernel, which the next boot changes.
+    Argument(String),
+    /// A pool of libvirt's.
+    Pool(ResourceName),
+    /// A volume of a pool.
+    Volume {
+        /// The pool.
+        pool: ResourceName,
+        /// Its name in the pool.
+        name: String,
+    },
+    /// A network of libvirt's.
+    Network(ResourceName),
+    /// A VM.
+    Domain(DomainName),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::File(path) => write!(f, "{}", path.display()),
+            Place::Package(name) => write!(f, "package {name}"),
+            Place::Unit(unit) => write!(f, "unit {unit}"),
+            Place::Member { group, user } => write!(f, "{user} in group {group}"),
+            Place::Module(name) => write!(f, "module {name}"),
+            Place::Function(address) | Place::FunctionAtBoot(address) => write!(f, "function {address}"),
+            Place::Argument(argument) => write!(f, "kernel argument {argument}"),
+            Place::Pool(name) => write!(f, "pool {name}"),
+            Place::Volume { pool, name } => write!(f, "volume {pool}/{name}"),
+            Place::Network(name) => write!(f, "network {name}"),
+            Place::Domain(name) => write!(f, "VM {name}"),
+        }
+    }
+}
+
+/// How a place is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Seen {
+    /// Not there; not a member, not loaded.
+    Nothing,
+    /// It may not be looked at.
+    Denied,
+    /// There; a member, loaded.
+    There,
+    /// A regular file.
+    File {
+        /// sha256 in hex of its content.
+        sha256: String,
+        /// Permission bits.
+        mode: Mode,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
+    /// A symbolic link.
+    Link(PathBuf),
+    /// A directory, a device, a socket.
+    Other,
+    /// An installed package.
+    Package {
+        /// Its version.
+        version: String,
+        /// It came along with another, and nobody asked for it (apt-mark(8)).
+        auto: bool,
+    },
+    /// A unit.
+    Unit {
+        /// `enabled`, `disabled`, …
+        file: String,
+        /// `active`, `inactive`, …
+        active: String,
+    },
+    /// The driver of a function.
+    Driver(Option<String>),
+    /// A pool.
+    Pool {
+        /// Its directory.
+        path: PathBuf,
+        /// Whether it is started.
+        active: bool,
+        /// Whether it is started at boot.
+        autostart: bool,
+    },
+    /// A volume.
+    Volume {
+        /// Bytes that the guest sees.
+        capacity: u64,
+        /// `qcow2`, `raw`.
+        format: String,
+    },
+    /// A network.
+    Network {
+        /// Whether it is started.
+        active: bool,
+        /// Whether it is started at boot.
+        autostart: bool,
+    },
+    /// A VM.
+    Domain {
+        /// Its stored definition.
+        xml: String,
+        /// Whether it starts with the host.
+        autostart: bool,
+        /// Whether it runs.
+        active: bool,
+    },
+}
+
+/// The places that a step changes.
+pub fn touched(step: &Step) -> Vec<Place> {
+    match step {
+        Step::WriteFile(file) => vec![Place::File(file.path.clone())],
+        Step::RemoveFile { path } | Step::Link { path, .. } | Step::RestoreFile { path } => {
+            vec![Place::File(path.clone())]
+        }
+        Step::SwitchNetwork(switch) => switch.paths().map(|p| Place::File(p.clone())).collect(),
+        Step::Apt { install, remove, .. } => {
+            install.iter().map(|p| &p.name).chain(remove).map(|n| Place::Package(n.clone())).collect()
+        }
+        Step::Service { unit, .. } => vec![Place::Unit(unit.clone())],
+        Step::Module { name } => vec![Place::Module(name.clone())],
+        Step::GroupMember { group, user, .. } => {
+            vec![Place::Member { group: group.clone(), user: user.clone() }]
+        }
+        Step::BindSlot(binding) => binding.functions.iter().map(|(a, _)| Place::Function(*a)).collect(),
+        Step::Pool { name, .. } | Step::RemovePool { name } => vec![Place::Pool(name.clone())],
+        Step::Volume(volume) => vec![Place::Volume { pool: volume.pool.clone(), name: volume.name.clone() }],
+        Step::RemoveVolume { pool, name } => vec![Place::Volume { pool: pool.clone(), name: name.clone() }],
+        Step::Network { name, .. } => vec![Place::Network(name.clone())],
+        Step::DefineDomain { name, .. }
+        | Step::EditDomain { name, .. }
+        | Step::MarkDomain { name, .. }
+        | Step::UndefineDomain { name }
+        | Step::StartDomain { name }
+        | Step::StopDomain { name } => vec![Place::Domain(name.clone())],
+        // What they make (lists, caches, an initramfs, a boot) is made anew from what the other steps leave.
+        Step::MakeDir { .. } | Step::AptIndex { .. } | Step::FinishPackages | Step::Refresh { .. } | Step::Reboot => {
+            Vec::new()
+        }
+        // The ledger alone.
+        Step::Adopt => Vec::new(),
+    }
+}

@@ -1,0 +1,515 @@
+//! The plan of an undo: from what a run recorded and the host as it is now. Pure but for looking.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::look::{Looked, look};
+use super::packages;
+use crate::facts::HostFacts;
+use crate::host::{HostError, Probe};
+use crate::net::netplan;
+use crate::plan::{
+    Action, BindTarget, Change, Content, Diff, Entry, FieldDiff, FileWrite, Finding, Key, PLAN_FORMAT, Past, Place,
+    Plan, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, VolumeStep, WaitFor, host_line, order,
+};
+use crate::resource::{Resource, Wanted, bridge::Bridge};
+use crate::types::{ByteSize, Mode, sha256_hex};
+
+/// What is to be undone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Back {
+    /// The run.
+    pub run: u64,
+    /// Disks that the run made go too, with the data on them.
+    #[serde(default)]
+    pub with_data: bool,
+    /// What stays as it is.
+    #[serde(default)]
+    pub skip: Vec<Selector>,
+}
+
+/// What a run recorded.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    /// How each place was before the run touched it, in the order in which it did.
+    pub before: Vec<(Key, Place, Seen)>,
+    /// How the run left them.
+    pub after: BTreeMap<Place, Seen>,
+    /// The contents of files before, by their sha256 in hex.
+    pub contents: BTreeMap<String, Vec<u8>>,
+    /// What was ours before the run.
+    pub owned: BTreeMap<Key, Wanted>,
+    /// What was approved.
+    pub plan: Plan,
+}
+
+/// What goes on while one thing is compiled.
+struct Thing<'a> {
+    back: &'a Back,
+    recorded: &'a Recorded,
+    now: &'a Looked,
+    /// What cannot or shall not go back, for the reader.
+    stays: Vec<String>,
+}
+
+/// The plan towards the state before the run, with what was wanted of each thing then.
+pub fn plan(
+    back: &Back,
+    recorded: &Recorded,
+    past: &Past,
+    probe: &dyn Probe,
+    facts: &HostFacts,
+) -> (Plan, BTreeMap<Key, Wanted>) {
+    let places: BTreeSet<Place> = recorded.before.iter().map(|(_, place, _)| place.clone()).collect();
+    let mut findings = Vec::new();
+    let now = look(probe, &places).unwrap_or_else(|e| {
+        findings.push(Finding {
+            severity: Severity::Error,
+            code: "not-known".to_owned(),
+            place: String::new(),
+            message: format!("how the host is now is not known: {e}"),
+            help: "mend that first, or run gpuvm as root".to_owned(),
+        });
+        Looked::default()
+    });
+    let mut keys: Vec<&Key> = Vec::new();
+    for (key, ..) in &recorded.before {
+        if !keys.contains(&key) && !back.skip.iter().any(|s| s.fits(key)) {
+            keys.push(key);
+        }
+    }
+    let mut entries = Vec::new();
+    for key in &keys {
+        let mut thing = Thing { back, recorded, now: &now, stays: Vec::new() };
+        // What a bridge moved is put back by the bridge itself, which knows the guard and what to ask for.
+        let diff = match (recorded.owned.get(key), past.owned.get(key)) {
+            (Some(before), last) if key.kind == Bridge::KIND => before.compare(last, probe, facts),
+            (None, Some(last)) if key.kind == Bridge::KIND => last.compare_removal(probe, facts),
+            (None, None) if key.kind == Bridge::KIND => Ok(Diff::InSync { evidence: "as before".to_owned() }),
+            _ => thing.compile(key, probe),
+        };
+        let mut diff = diff.unwrap_or_else(|e| Diff::Unknown { why: e.to_string() });
+        if let Diff::Change(change) = &mut diff {
+            change.refreshes.extend(refreshes(&recorded.plan, key));
+        }
+        let note = |message| Finding {
+            severity: Severity::Note,
+            code: "stays".to_owned(),
+            place: key.to_string(),
+            message,
+            help: String::new(),
+        };
+        findings.extend(thing.stays.into_iter().map(note));
+        let from = format!("undo of run {}", back.run);
+        entries.push(Entry { key: (*key).clone(), from, after: BTreeSet::new(), diff });
+    }
+    for entry in &mut entries {
+        entry.after = dependents(&recorded.plan, &entry.key);
+    }
+    let known: BTreeSet<Key> = entries.iter().map(|e| e.key.clone()).collect();
+    for entry in &mut entries {
+        entry.after.retain(|k| known.contains(k));
+    }
+    entries.sort_by(|a, b| a.key.cmp(&b.key));
+    // What came first goes last. What is wholly gone only with a boot is not waited for: nothing needs it gone.
+    let goes_late = |e: &Entry| match &e.diff {
+        Diff::Change(c) => c.action == Action::Remove && c.complete_after == Some(WaitFor::Reboot),
+        _ => false,
+    };
+    let late: BTreeSet<Key> = entries.iter().filter(|e| goes_late(e)).map(|e| e.key.clone()).collect();
+    let mut ordered = entries.clone();
+    for entry in &mut ordered {
+        entry.after.retain(|k| !late.contains(k));
+    }
+    // Among those that are free: in the order of kinds for what comes, against it for what goes.
+    let comes = entries.iter().any(|e| matches!(&e.diff, Diff::Change(c) if c.action == Action::Create));
+    let kinds: Vec<&str> = match comes {
+        true => Wanted::KINDS.to_vec(),
+        false => Wanted::KINDS.iter().rev().copied().collect(),
+    };
+    let order = order(&ordered, &kinds, &past.pending).unwrap_or_else(|e| {
+        findings.push(Finding {
+            severity: Severity::Error,
+            code: "order".to_owned(),
+            place: String::new(),
+            message: e.to_string(),
+            help: "leave one of them as it is: --skip KIND/NAME".to_owned(),
+        });
+        Vec::new()
+    });
+    findings.sort();
+    let wanted =
+        recorded.owned.iter().filter(|(k, _)| known.contains(k)).map(|(k, w)| (k.clone(), w.clone())).collect();
+    let plan = Plan {
+        format: PLAN_FORMAT,
+        writer: env!("CARGO_PKG_VERSION").to_owned(),
+        host: host_line(probe, facts),
+        manifest: sha256_hex(format!("undo {back:?}").as_bytes()),
+        findings,
+        entries,
+        order,
+    };
+    (plan, wanted)
+}
+
+/// What the change of a thing had to have made anew, and its way back has to as well.
+fn refreshes(plan: &Plan, key: &Key) -> BTreeSet<crate::plan::Refresh> {
+    let change = plan.changes().find(|(e, _)| e.key == *key).map(|(_, c)| c);
+    change.map(|c| c.refreshes.clone()).unwrap_or_default()
+}
+
+/// Everything that needed a thing, directly or through others.
+fn dependents(plan: &Plan, key: &Key) -> BTreeSet<Key> {
+    let mut all = BTreeSet::from([key.clone()]);
+    loop {
+        let more: Vec<Key> = plan
+            .entries
+            .iter()
+            .filter(|e| !all.contains(&e.key) && e.after.iter().any(|k| all.contains(k)))
+            .map(|e| e.key.clone())
+            .collect();
+        if more.is_empty() {
+            all.remove(key);
+            return all;
+        }
+        all.extend(more);
+    }
+}
+
+/// Whether a place is as it was then. What only tells how it is at the moment does not count.
+fn same(a: &Seen, b: &Seen) -> bool {
+    match (a, b) {
+        (Seen::Driver(a), Seen::Driver(b)) => (a.as_deref() == Some("vfio-pci")) == (b.as_deref() == Some("vfio-pci")),
+        (Seen::Domain { xml: a, autostart: x, .. }, Seen::Domain { xml: b, autostart: y, .. }) => a == b && x == y,
+        (Seen::Package { .. }, Seen::Package { .. }) => true,
+        // It went with the package that brought it.
+        (Seen::Network { active: false, autostart: false }, Seen::Nothing) => true,
+        _ => a == b,
+    }
+}
+
+impl Thing<'_> {
+    fn compile(&mut self, key: &Key, probe: &dyn Probe) -> Result<Diff, HostError> {
+        let (recorded, now) = (self.recorded, self.now);
+        let mine: Vec<(&Place, &Seen)> =
+            recorded.before.iter().filter(|(k, ..)| k == key).map(|(_, place, seen)| (place, seen)).collect();
+        let of = |place: &Place| now.seen.get(place).unwrap_or(&Seen::Nothing);
+        let packages: Vec<_> = mine
+            .iter()
+            .filter_map(|(place, before)| match place {
+                Place::Package(name) => Some((name, *before, of(place))),
+                _ => None,
+            })
+            .collect();
+        if !packages.is_empty() {
+            return packages::compile(&packages, probe, &mut self.stays);
+        }
+        let mut change = Change::new(Action::Change, String::new());
+        let mut with_boot = Vec::new();
+        let bound_at_once = mine.iter().any(|(place, _)| matches!(place, Place::Function(_)));
+        for (place, before) in &mine {
+            let is = of(place);
+            if let Seen::Denied = is {
+                return Ok(Diff::Unknown { why: format!("{place} may not be looked at (not root)") });
+            }
+            if same(before, is) && !matches!((before, is), (Seen::Domain { .. }, Seen::Domain { .. })) {
+                continue;
+            }
+            if let Some(after) = recorded.after.get(*place)
+                && matches!(place, Place::File(_) | Place::Unit(_) | Place::Domain(_))
+                && !same(after, is)
+                && !same(before, is)
+                // A unit that is gone went with its package.
+                && !matches!((place, is), (Place::Unit(_), Seen::Nothing))
+            {
+                return Ok(Diff::Blocked {
+                    why: format!("{place} was changed since run {}", self.back.run),
+                    help: format!(
+                        "look at it; to leave it as it is now: gpuvm undo {} --skip {}",
+                        self.back.run,
+                        selector(key)
+                    ),
+                });
+            }
+            match place {
+                Place::FunctionAtBoot(_) if bound_at_once => {}
+                Place::FunctionAtBoot(_) | Place::Argument(_) => with_boot.push((*place, *before, is)),
+                _ => self.place(place, before, is, &mut change),
+            }
+        }
+        let loaded = mine.iter().filter(|(place, before)| **before == Seen::Nothing && *of(place) == Seen::There);
+        let modules: Vec<&str> = loaded
+            .filter_map(|(place, _)| if let Place::Module(name) = place { Some(name.as_str()) } else { None })
+            .collect();
+        if !modules.is_empty() {
+            let names = modules.join(", ");
+            self.stays.push(format!("loaded until the next boot, since something may use them: {names}"));
+        }
+        self.slot(&mine, &mut change);
+        for (place, before, is) in &with_boot {
+            change.fields.push(FieldDiff::new(place.to_string(), Some(word(is)), Some(word(before))));
+        }
+        if change.steps.is_empty() && with_boot.is_empty() {
+            return Ok(Diff::InSync { evidence: "as before".to_owned() });
+        }
+        if !with_boot.is_empty() {
+            change.risks.insert(Risk::Reboot);
+        }
+        change.action = action(&mine, now);
+        change.what = what(&change, self.back.run);
+        if change.steps.is_empty() {
+            let names: Vec<String> = with_boot.iter().map(|(place, ..)| place.to_string()).collect();
+            let why = format!("{}: as before at the next boot", names.join(", "));
+            return Ok(Diff::Waits { on: WaitFor::Reboot, why, promise: change });
+        }
+        if !with_boot.is_empty() {
+            change.complete_after = Some(WaitFor::Reboot);
+        }
+        if let Some((_, Diff::Change(forward) | Diff::Waits { promise: forward, .. })) =
+            recorded.plan.entries.iter().find(|e| e.key == *key).map(|e| (e, &e.diff))
+            && forward.risks.contains(&Risk::BootConfig)
+        {
+            change.risks.insert(Risk::BootConfig);
+        }
+        Ok(Diff::Change(change))
+    }
+
+    /// The steps for one place.
+    fn place(&mut self, place: &Place, before: &Seen, is: &Seen, change: &mut Change) {
+        let yes_no = |yes: bool| Some(if yes { "yes" } else { "no" }.to_owned());
+        match (place, before, is) {
+            (Place::File(path), _, _) => self.file(path, before, change),
+            (Place::Unit(unit), Seen::Unit { file: boot, active }, Seen::Unit { file: boot_now, active: now }) => {
+                let mut step = |field: &str, is: &str, was: &str, action| {
+                    change.fields.push(FieldDiff::new(field, Some(is.to_owned()), Some(was.to_owned())));
+                    change.steps.push(Step::Service { unit: unit.clone(), action });
+                };
+                match (boot.as_str(), boot_now.as_str()) {
+                    ("enabled", "disabled") => step("at boot", boot_now, boot, ServiceAction::Enable),
+                    ("disabled", "enabled") => step("at boot", boot_now, boot, ServiceAction::Disable),
+                    _ => {}
+                }
+                match (active == "active", now == "active") {
+                    (true, false) => step("now", now, active, ServiceAction::Start),
+                    (false, true) => step("now", now, active, ServiceAction::Stop),
+                    _ => {}
+                }
+            }
+            (Place::Member { group, user }, ..) => {
+                let present = *before == Seen::There;
+                change.steps.push(Step::GroupMember { group: group.clone(), user: user.clone(), present });
+            }
+            (Place::Module(_), Seen::Nothing, _) => {}
+            (Place::Module(name), ..) => change.steps.push(Step::Module { name: name.clone() }),
+            (Place::Pool(name), Seen::Nothing, _) => {
+                change.steps.push(Step::RemovePool { name: name.clone() });
+                change.notes.push("its directory and the files in it stay".to_owned());
+            }
+            (Place::Pool(name), Seen::Pool { path, .. }, Seen::Nothing) => {
+                change.steps.push(Step::Pool { name: name.clone(), path: path.clone() });
+            }
+            (Place::Pool(name), ..) => self.stays.push(format!("pool {name} stays started, now and at boot")),
+            (Place::Volume { pool, name }, Seen::Nothing, _) if self.back.with_data => {
+                change.steps.push(Step::RemoveVolume { pool: pool.clone(), name: name.clone() });
+                change.risks.insert(Risk::DataLoss);
+                change.notes.push("with everything that a guest wrote to it".to_owned());
+            }
+            (Place::Volume { pool, name }, Seen::Nothing, _) => self.stays.push(format!(
+                "the disk {name} in pool {pool} stays, with its data; to delete it: gpuvm undo {} --with-data",
+                self.back.run
+            )),
+            (Place::Volume { pool, name }, Seen::Volume { capacity, format }, Seen::Nothing) => {
+                let Ok(pool) = pool.as_str().parse() else { return };
+                change.steps.push(Step::Volume(VolumeStep {
+                    pool,
+                    name: name.clone(),
+                    size: ByteSize::from_bytes(*capacity),
+                    format: format.clone(),
+                    grow: false,
+                }));
+                self.stays
+                    .push(format!("what was on the disk {name} is gone; an empty one is made where none is left"));
+            }
+            (Place::Volume { name, .. }, ..) => {
+                self.stays.push(format!("the disk {name} stays as large as it is: a disk is never shrunk"));
+            }
+            (
+                Place::Network(name),
+                Seen::Network { active, autostart },
+                Seen::Network { active: on, autostart: boot },
+            ) => {
+                for (field, is, was) in [("started", on, active), ("autostart", boot, autostart)] {
+                    if is != was {
+                        change.fields.push(FieldDiff::new(field, yes_no(*is), yes_no(*was)));
+                    }
+                }
+                change.steps.push(Step::Network { name: name.clone(), active: *active, autostart: *autostart });
+            }
+            (Place::Network(name), Seen::Network { active, autostart }, _) => {
+                change.steps.push(Step::Network { name: name.clone(), active: *active, autostart: *autostart });
+            }
+            (Place::Domain(_), ..) => self.domain(place, before, is, change),
+            _ => {}
+        }
+    }
+
+    fn file(&mut self, path: &Path, before: &Seen, change: &mut Change) {
+        let now = self.now.files.get(path).map(Vec::as_slice);
+        let then = match before {
+            Seen::File { sha256, .. } => self.recorded.contents.get(sha256).map(Vec::as_slice),
+            _ => None,
+        };
+        // What only root may read is not shown, but for netplan's files, of which all but the secrets is.
+        let netplan = path.starts_with("/etc/netplan");
+        let open = |seen: Option<&Seen>| match seen {
+            Some(Seen::File { mode, .. }) => mode.bits() & 0o004 != 0,
+            _ => true,
+        };
+        let is = self.now.seen.get(&Place::File(path.to_owned()));
+        let shown = |bytes: Option<&[u8]>| {
+            let text = bytes.map(|b| String::from_utf8_lossy(b).into_owned());
+            if netplan { text.map(|t| netplan::redacted(&t)) } else { text }
+        };
+        let name = path.display().to_string();
+        if netplan || (open(is) && open(Some(before))) {
+            change.fields.push(FieldDiff::text(name, shown(now).as_deref(), shown(then).as_deref()));
+        } else {
+            change.fields.push(FieldDiff::new(name, None, None));
+            change.notes.push("its content is not shown: only root may read it".to_owned());
+        }
+        match before {
+            Seen::File { sha256, mode, uid, gid } => change.steps.push(Step::WriteFile(FileWrite {
+                path: path.to_owned(),
+                content: Content::Secret(sha256.clone()),
+                mode: Mode::new(mode.bits()),
+                owner: uid.to_string(),
+                group: gid.to_string(),
+            })),
+            Seen::Link(target) => {
+                change.steps.push(Step::Link { path: path.to_owned(), target: target.clone() });
+            }
+            _ => change.steps.push(Step::RemoveFile { path: path.to_owned() }),
+        }
+    }
+
+    fn domain(&mut self, place: &Place, before: &Seen, is: &Seen, change: &mut Change) {
+        let Place::Domain(name) = place else { return };
+        match (before, is) {
+            (Seen::Nothing, Seen::Domain { active, .. }) => {
+                if *active {
+                    change.steps.push(Step::StopDomain { name: name.clone() });
+                    change.risks.insert(Risk::GuestRestart);
+                    change.notes.push("its guest is asked to shut down; it is never powered off".to_owned());
+                }
+                change.steps.push(Step::UndefineDomain { name: name.clone() });
+                change.notes.push("its definition goes, with its UEFI variables".to_owned());
+            }
+            (Seen::Domain { xml, autostart, active }, Seen::Nothing) => {
+                change.steps.push(Step::DefineDomain { name: name.clone(), xml: xml.clone(), autostart: *autostart });
+                if *active {
+                    change.steps.push(Step::StartDomain { name: name.clone() });
+                }
+            }
+            (Seen::Domain { xml, autostart, active }, Seen::Domain { active: runs, xml: xml_now, .. }) => {
+                if !same(before, is) {
+                    change.fields.push(FieldDiff::text(place.to_string(), Some(xml_now), Some(xml)));
+                    let (name, xml) = (name.clone(), xml.clone());
+                    change.steps.push(Step::DefineDomain { name, xml, autostart: *autostart });
+                    if *runs && *active {
+                        change.risks.insert(Risk::GuestRestart);
+                        change.complete_after = Some(WaitFor::GuestRestart);
+                        change.notes.push("it runs on as it is; the change takes effect at its next start".to_owned());
+                    }
+                }
+                // Only what the run itself did about it, and nobody else since.
+                let left = match self.recorded.after.get(place) {
+                    Some(Seen::Domain { active, .. }) => Some(active),
+                    _ => None,
+                };
+                match (active, runs) {
+                    (true, false) if left == Some(runs) => {
+                        change.steps.push(Step::StartDomain { name: name.clone() });
+                        change.fields.push(FieldDiff::new("running", Some("no".to_owned()), Some("yes".to_owned())));
+                    }
+                    (false, true) if left == Some(runs) => {
+                        change.steps.push(Step::StopDomain { name: name.clone() });
+                        change.risks.insert(Risk::GuestRestart);
+                        change.fields.push(FieldDiff::new("running", Some("yes".to_owned()), Some("no".to_owned())));
+                    }
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A slot that was bound at once is bound back at once, as a whole.
+    fn slot(&self, mine: &[(&Place, &Seen)], change: &mut Change) {
+        let of = |place: &Place| self.now.seen.get(place).unwrap_or(&Seen::Nothing);
+        let functions: Vec<_> = mine
+            .iter()
+            .filter_map(|(place, before)| match (place, before, of(place)) {
+                (Place::Function(address), Seen::Driver(then), Seen::Driver(now)) => {
+                    Some((*address, then.as_deref() == Some("vfio-pci"), now.clone()))
+                }
+                _ => None,
+            })
+            .collect();
+        let wrong = |(_, vfio, now): &(_, bool, Option<String>)| *vfio != (now.as_deref() == Some("vfio-pci"));
+        if !functions.iter().any(wrong) {
+            return;
+        }
+        let vfio = functions.iter().all(|(_, vfio, _)| *vfio);
+        for (address, vfio, now) in &functions {
+            let to = if *vfio { "vfio-pci" } else { "the host's driver" };
+            let now = now.clone().unwrap_or_else(|| "no driver".to_owned());
+            change.fields.push(FieldDiff::new(format!("function {address}"), Some(now), Some(to.to_owned())));
+        }
+        change.steps.push(Step::BindSlot(SlotBinding {
+            functions: functions.into_iter().map(|(address, _, now)| (address, now)).collect(),
+            target: if vfio { BindTarget::Vfio } else { BindTarget::Host },
+        }));
+    }
+}
+
+/// As `--skip` takes it.
+fn selector(key: &Key) -> String {
+    if key.name.is_empty() { key.kind.clone() } else { format!("{}/{}", key.kind, key.name) }
+}
+
+fn word(seen: &Seen) -> String {
+    match seen {
+        Seen::Driver(Some(driver)) => driver.clone(),
+        Seen::Driver(None) => "no driver".to_owned(),
+        Seen::There => "there".to_owned(),
+        _ => "not there".to_owned(),
+    }
+}
+
+fn action(mine: &[(&Place, &Seen)], now: &Looked) -> Action {
+    let main = |place: &&Place| !matches!(place, Place::FunctionAtBoot(_) | Place::Function(_) | Place::Argument(_));
+    let of = |place: &Place| now.seen.get(place).unwrap_or(&Seen::Nothing);
+    let mut places = mine.iter().filter(|(place, before)| main(place) && *before != of(place)).peekable();
+    if places.peek().is_none() {
+        return Action::Change;
+    }
+    let places: Vec<_> = places.collect();
+    if places.iter().all(|(_, before)| **before == Seen::Nothing) {
+        Action::Remove
+    } else if places.iter().all(|(place, _)| *of(place) == Seen::Nothing) {
+        Action::Create
+    } else {
+        Action::Change
+    }
+}
+
+fn what(change: &Change, run: u64) -> String {
+    match change.action {
+        Action::Remove => format!("taken away: it was not there before run {run}"),
+        Action::Create => format!("comes back as it was before run {run}"),
+        Action::Change => format!("back to how it was before run {run}"),
+    }
+}
