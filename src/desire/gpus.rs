@@ -130,7 +130,13 @@ pub fn resolve(entry: &DeviceEntry, gpu: bool, facts: &HostFacts) -> Result<PciS
                 Criterion::Uuid(_) => " (a UUID is known only while NVIDIA's driver holds the card)",
                 _ => "",
             };
-            (format!("no {what} fits the match{asleep}"), format!("there are:\n      {}", not_one.lines()))
+            (
+                format!("no {what} fits the match{asleep}"),
+                match not_one.lines().as_str() {
+                    "none" => "this host has none: see what it has with `gpuvm facts`".to_owned(),
+                    some => format!("there are:\n      {some}"),
+                },
+            )
         }
         n => (format!("{n} {what}s fit the match"), format!("write which one:\n      {}", not_one.lines())),
     })?;

@@ -71,6 +71,8 @@ fn an_apply_without_the_reboot_waits_and_says_how_to_go_on() {
     let third = desk.run(&["plan"]);
     assert_eq!((third.code, third.stderr.as_str()), (0, ""));
     assert!(third.stdout.lines().count() == 1 && third.stdout.contains("nothing to do"), "{}", third.stdout);
+    let comment = desk.run(&["plan", "--output", "markdown"]).stdout;
+    assert!(comment.contains("nothing to do") && !comment.contains("```"), "an empty block: {comment}");
 }
 
 #[test]
@@ -139,4 +141,13 @@ fn a_disk_that_a_person_left_there_is_not_written_into() {
     fs::write(desk.path("host.yaml"), MANIFEST.replace("[1GiB]", "[{ size: 1GiB, takeOver: true }]")).unwrap();
     let apply = desk.run(&["apply", "--yes", "--reboot"]);
     assert_eq!(apply.code, 0, "{}{}", apply.stdout, apply.stderr);
+}
+
+#[test]
+fn a_host_without_a_device_that_fits_says_what_to_look_at() {
+    let desk = Desk::new();
+    fs::remove_dir_all(desk.path("host/root/sys/bus/pci")).unwrap();
+    let plan = desk.run(&["plan"]);
+    assert!(plan.code == 1 && plan.stdout.contains("this host has none"), "{}", plan.stdout);
+    assert!(!plan.stdout.contains("there are:"), "{}", plan.stdout);
 }
