@@ -24,7 +24,9 @@ use std::time::Duration;
 pub use pci::write_attribute;
 pub use runner::{RESUME_UNIT, keep_program, launch, stay, waits_for_boot};
 
-use super::{Answer, DeviceUsers, FileKind, Host, HostError, Initramfs, Output, Probe, Program, Running, Stat, Virtualisation};
+use super::{
+    Answer, DeviceUsers, FileKind, Host, HostError, Initramfs, Output, Probe, Program, Running, Stat, Virtualisation,
+};
 use crate::plan::{Content, Refresh, Step};
 use crate::types::Mode;
 

@@ -37,7 +37,7 @@ expect_status 0 guest 'ip -o -4 address show dev enp0s2'
 expect_no_text inet
 
 step "the card inside the VM"
-expect_status 0 vm_console desktop 400
+expect_status 0 vm_console desktop 900
 expect_text "0x10de 0x2684" "0x10de 0x22ba" GUEST-READY
 
 expect_status 0 guest gpuvm plan -f host.yaml
