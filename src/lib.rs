@@ -10,8 +10,14 @@
 //! Plan ──apply: stale check, then step by step: journal → execute ──► next round ──► ledger
 //! ```
 //!
+//! Beside it, what only looks at GPUs: `gpu` reads who uses a card and what is around it, `check` judges from that
+//! whether it can be passed through (`Explanation`: links with evidence and fixes), `report` draws both.
+//!
 //! *Facts* are read and never changed; *state* is what gpuvm manages, and each resource kind looks at its own.
 //! A plan is data: a list of steps from a closed enum, which one interpreter executes. Verifying is planning again.
+//!
+//! Beside the pipeline stands *describe*: a host as it is, in a manifest's words (`gpuvm init`, `gpuvm adopt`). What is
+//! adopted goes through a plan like everything else, one whose steps change a mark and the ledger alone.
 //!
 //! Dependencies point one way: `cli → stages → resource → plan types → host::Probe`. A kind never reads the manifest,
 //! nothing but `apply` changes a host, and nothing but `cli` opens the live one.
@@ -26,12 +32,17 @@ pub mod facts;
 
 pub mod net;
 
+pub mod gpu;
+
+pub mod check;
+
 pub mod desire;
 
 pub mod resource;
 
 pub mod plan;
 
+pub mod describe;
 pub mod undo;
 
 pub mod apply;

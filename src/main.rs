@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use gpuvm::cli::{Cli, Command, LogFormat, code, run};
+use gpuvm::cli::{Cli, LogFormat, code, run};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -16,17 +16,9 @@ fn main() -> ExitCode {
             return ExitCode::from(if wrong { code::USAGE } else { code::OK });
         }
     };
-    let level = match (cli.quiet, cli.verbose) {
-        (true, _) => "error",
-        // A run has no terminal: what it logs is its log file.
-        _ if matches!(cli.command, Command::Run(_)) => "info",
-        (_, 0) => "warn",
-        (_, 1) => "debug",
-        _ => "trace",
-    };
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let log = tracing_subscriber::fmt()
-        .with_env_filter(level)
+        .with_env_filter(cli.log_level())
         .with_writer(std::io::stderr)
         .with_ansi(colour)
         // A log that cannot be written (a full disk, a terminal that is gone) must not end a run: the default prints

@@ -50,11 +50,20 @@ pub(super) fn first_difference(shown: &Plan, now: &Plan) -> String {
     let find = |plan: &Plan, key: &Key| plan.entries.iter().find(|e| e.key == *key).cloned();
     let keys: BTreeSet<&Key> = shown.entries.iter().chain(&now.entries).map(|e| &e.key).collect();
     let differs = |key: &&&Key| find(shown, key).map(|e: Entry| e.diff) != find(now, key).map(|e| e.diff);
-    if shown.host != now.host {
-        return "it is not the same host, kernel or IOMMU state".to_owned();
+    let (was, is) = (&shown.host, &now.host);
+    if was.fingerprint != is.fingerprint || was.hostname != is.hostname {
+        return format!("the plan was made for another host, `{}`; this is `{}`", was.hostname, is.hostname);
+    }
+    for (what, was, is) in
+        [("kernel", &was.kernel, &is.kernel), ("system", &was.os, &is.os), ("IOMMU", &was.iommu, &is.iommu)]
+    {
+        if was != is {
+            return format!("the {what} was `{was}`, and is `{is}`");
+        }
     }
     match keys.iter().find(differs) {
         Some(key) => format!("`{key}` is not as it was"),
+        None if shown.host != now.host => "it has other GPUs or VMs".to_owned(),
         None => "manifest or gpuvm's own state".to_owned(),
     }
 }

@@ -17,7 +17,9 @@ pub use state::{ABOUT_FORMAT, About, Ending, KEPT_RUNS, LEDGER_FORMAT, Order, St
 
 use crate::fail_point::fail_point;
 use crate::host::{Host, HostError, Probe, Running};
-use crate::plan::{Content, Diff, FileWrite, Item, Key, Past, Place, Plan, Step, touched};
+use crate::plan::{
+    Change, Content, Diff, FileWrite, Item, Key, Past, Place, Plan, Policy, Refusal, Step, WaitFor, touched,
+};
 use crate::resource::Wanted;
 use crate::types::Mode;
 use journal::Journal;
@@ -55,6 +57,9 @@ pub enum ApplyError {
     /// The host booted as often as was approved, and something still waits for a boot.
     #[error("the host was booted, and {0}")]
     RebootInVain(String),
+    /// A rule refuses what was to begin.
+    #[error("{0}")]
+    Policy(Refusal),
     /// Someone asked the run to stop; it did so between two steps, and can go on.
     #[error("stopped on request")]
     Stopped,
@@ -108,6 +113,10 @@ pub struct Apply<'a> {
     pub run: u64,
     /// What the person allowed.
     pub allowed: Allowed,
+    /// What may not be done.
+    pub policies: &'a [Policy],
+    /// What time it is, for them.
+    pub clock: &'a dyn Fn() -> jiff::Timestamp,
     /// Payloads of secrets, by sha256.
     pub secrets: &'a BTreeMap<String, Vec<u8>>,
     /// Whether someone asked the run to stop after the step that is at work.
@@ -146,7 +155,7 @@ impl Apply<'_> {
             envelope.holds(&plan).map_err(ApplyError::BeyondApproved)?;
             let (now, reboot) = due_now(&plan);
             if now.is_empty() && !(reboot && self.allowed.reboot) {
-                self.state.forget_what_is_gone(&plan, &wanted)?;
+                self.state.settle(&plan, &wanted)?;
                 return Ok(Outcome { run: self.run, done, left: plan });
             }
             for item in &now {
@@ -163,6 +172,10 @@ impl Apply<'_> {
                 let boot = this_boot(host);
                 if self.state.boots(self.run, &boot) >= boots_approved {
                     return Err(ApplyError::RebootInVain(still_waiting(&plan)));
+                }
+                let now = (self.clock)();
+                if let Some(refusal) = self.policies.iter().find_map(|p| p.judge_reboot(now)) {
+                    return Err(ApplyError::Policy(refusal));
                 }
                 self.go_on()?;
                 self.state.will_boot(self.run, &boot)?;
@@ -194,6 +207,7 @@ impl Apply<'_> {
             Item::Entry { index } => {
                 let Some(entry) = plan.entries.get(*index) else { return Ok(()) };
                 let Diff::Change(change) = &entry.diff else { return Ok(()) };
+                self.permitted(&entry.key, change, done)?;
                 (self.tell)(Event::Begins(&entry.key));
                 // Owned and owed before the first write: a kill in the middle must not lose either. What was ours before
                 // keeps what was applied last until the new is in place: a step that fails must not lose what is to
@@ -209,7 +223,7 @@ impl Apply<'_> {
                 self.state.owe(&change.refreshes)?;
                 let wanted = wanted.get(&entry.key);
                 if let Some(wanted) = wanted.filter(|_| !self.state.owns(&entry.key)) {
-                    self.state.own(&entry.key, wanted)?;
+                    self.state.own(&entry.key, &wanted.begun())?;
                 }
                 for step in &change.steps {
                     self.go_on()?;
@@ -226,6 +240,16 @@ impl Apply<'_> {
             Item::Reboot { .. } => {}
         }
         Ok(())
+    }
+
+    /// Whether the rules let a change begin now: it was judged when it was planned, and time has passed since.
+    fn permitted(&self, key: &Key, change: &Change, done: &[String]) -> Result<(), ApplyError> {
+        let now = (self.clock)();
+        let count = done.iter().filter(|d| **d != key.to_string()).count() + 1;
+        match self.policies.iter().find_map(|p| p.judge_start(key, change, count, now)) {
+            Some(refusal) => Err(ApplyError::Policy(refusal)),
+            None => Ok(()),
+        }
     }
 
     /// Between two steps a run can be stopped, and nowhere else.
@@ -298,9 +322,7 @@ pub fn tidy(state: &StateDir, run: u64, host: &mut dyn Host) -> Result<(), Apply
 /// What waits for a boot, and why.
 fn still_waiting(plan: &Plan) -> String {
     let waits = plan.entries.iter().filter_map(|e| match &e.diff {
-        Diff::Waits { on: crate::plan::WaitFor::Reboot, why, .. } => {
-            Some(format!("`{}` still waits for one: {why}", e.key))
-        }
+        Diff::Waits { on: WaitFor::Reboot, why, .. } => Some(format!("`{}` still waits for one: {why}", e.key)),
         _ => None,
     });
     waits.collect::<Vec<_>>().join("; ")
@@ -323,8 +345,11 @@ fn due_now(plan: &Plan) -> (Vec<Item>, bool) {
         match item {
             Item::Reboot { .. } => return (now, true),
             Item::Entry { index } => {
-                if plan.entries.get(*index).is_some_and(|e| matches!(e.diff, Diff::Change(_))) {
-                    now.push(item.clone());
+                let Some(Diff::Change(change)) = plan.entries.get(*index).map(|e| &e.diff) else { continue };
+                now.push(item.clone());
+                // Whether packages can be had is known before anything else is changed for them.
+                if change.complete_after == Some(WaitFor::PackageIndex) {
+                    return (now, false);
                 }
             }
             Item::Refresh { .. } => now.push(item.clone()),

@@ -348,6 +348,24 @@ impl StateDir {
         serde_json::from_slice(&fs::read(self.run_dir(run).join("ended.json")).ok()?).ok()
     }
 
+    /// Keeps a note that is no part of what gpuvm owns or owes: written as a whole, for root alone.
+    pub fn note(&self, name: &str, what: &impl Serialize) -> Result<(), StateError> {
+        let path = self.dir.join(name);
+        make_private(&self.dir)?;
+        let text = serde_json::to_string_pretty(what)
+            .map_err(|e| StateError::File { path: path.clone(), source: e.into() })?;
+        write_whole(&path, (text + "\n").as_bytes())
+    }
+
+    /// Forgets a note.
+    pub fn forget(&self, name: &str) -> Result<(), StateError> {
+        let path = self.dir.join(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(StateError::File { path, source }),
+            _ => Ok(()),
+        }
+    }
+
     /// The directory of a run.
     pub fn run_dir(&self, run: u64) -> PathBuf {
         self.dir.join("runs").join(run.to_string())
@@ -365,22 +383,31 @@ impl StateDir {
 
     /// Remembers a thing as ours.
     pub fn own(&mut self, key: &Key, wanted: &Wanted) -> Result<(), StateError> {
+        if self.ledger.owned.iter().any(|(k, w)| k == key && w == wanted) {
+            return Ok(());
+        }
         self.ledger.owned.retain(|(k, _)| k != key);
         self.ledger.owned.push((key.clone(), wanted.clone()));
         self.ledger.owned.sort_by(|a, b| a.0.cmp(&b.0));
         self.save()
     }
 
-    /// What is gone and no longer wanted is not ours any more.
-    pub fn forget_what_is_gone(&mut self, plan: &Plan, wanted: &BTreeMap<Key, Wanted>) -> Result<(), StateError> {
-        let gone = |key: &Key| {
-            let entry = plan.entries.iter().find(|e| e.key == *key);
-            entry.is_some_and(|e| matches!(e.diff, Diff::InSync { .. })) && !wanted.contains_key(key)
-        };
-        if !self.ledger.owned.iter().any(|(key, _)| gone(key)) {
+    /// What is gone and no longer wanted is not ours any more; what is ours and as wanted owes nothing from a run that
+    /// was cut off.
+    pub fn settle(&mut self, plan: &Plan, wanted: &BTreeMap<Key, Wanted>) -> Result<(), StateError> {
+        let in_sync: BTreeSet<&Key> =
+            plan.entries.iter().filter(|e| matches!(e.diff, Diff::InSync { .. })).map(|e| &e.key).collect();
+        let mut owned = self.ledger.owned.clone();
+        owned.retain(|(key, _)| !in_sync.contains(key) || wanted.contains_key(key));
+        for (key, last) in owned.iter_mut().filter(|(key, _)| in_sync.contains(key)) {
+            if let Some(wanted) = wanted.get(key) {
+                *last = wanted.clone();
+            }
+        }
+        if owned == self.ledger.owned {
             return Ok(());
         }
-        self.ledger.owned.retain(|(key, _)| !gone(key));
+        self.ledger.owned = owned;
         self.save()
     }
 

@@ -7,12 +7,12 @@ use clap::Args;
 use miette::{IntoDiagnostic, miette};
 
 use super::progress::{Screen, Told};
-use super::run::{EVENTS, carry_out as carry_out_here};
+use super::run::{Around, EVENTS, carry_out as carry_out_here};
 use super::status::{Standing, cut_off, follow, standing};
 use super::stop::Stop;
-use super::{SelectArgs, Target, code, host, plan::verdict, print, say};
+use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, plan::verdict, print, say};
 use crate::apply::{self, ABOUT_FORMAT, About, Allowed, Ending, Order, StateDir};
-use crate::host::{Host, live};
+use crate::host::{Host, Probe, live};
 use crate::manifest;
 use crate::plan::{Diff, Plan, SavedPlan, Severity};
 use crate::report::{self, Detail};
@@ -28,6 +28,8 @@ pub struct ApplyArgs {
     target: Target,
     #[command(flatten)]
     select: SelectArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
     /// Do not ask.
     #[arg(short, long)]
     yes: bool,
@@ -50,17 +52,32 @@ pub(super) enum Machine {
     Recorded(Box<dyn Host>),
 }
 
-/// This machine or a recorded one, with gpuvm's state on it.
-pub(super) fn machine(root: Option<&Path>) -> miette::Result<(Machine, StateDir)> {
-    let (machine, dir) = match root {
-        Some(dir) => (Machine::Recorded(Box::new(host::recorded(dir)?)), dir.join("root").join(host::STATE)),
-        None => (Machine::This, Path::new("/").join(host::STATE)),
-    };
-    Ok((machine, StateDir::open(dir).into_diagnostic()?))
+impl Machine {
+    /// The host that is meant, with gpuvm's own state on it.
+    pub(super) fn open(root: Option<&Path>) -> miette::Result<(Self, StateDir)> {
+        let (machine, dir) = match root {
+            Some(dir) => (Machine::Recorded(Box::new(host::recorded(dir)?)), dir.join("root").join(host::STATE)),
+            None => (Machine::This, Path::new("/").join(host::STATE)),
+        };
+        Ok((machine, StateDir::open(dir).into_diagnostic()?))
+    }
+    /// The host, to look at.
+    pub(super) fn probe<'a>(&'a self, live: &'a live::Live) -> &'a dyn Probe {
+        match self {
+            Machine::Recorded(host) => host.as_ref(),
+            Machine::This => live,
+        }
+    }
 }
 
-pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
-    let (mut machine, mut state) = machine(args.target.root.as_deref())?;
+pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
+    let (mut machine, mut state) = Machine::open(args.target.root.as_deref())?;
+    if args.policy.at.is_some() && args.target.root.is_none() {
+        return Err(miette!(
+            help = "try rules out with `gpuvm plan --at`",
+            "`--at` is for rehearsals: name one with `--root`"
+        ));
+    }
     if !args.abandon && !args.resume && matches!(machine, Machine::This) && !nix::unistd::geteuid().is_root() {
         // The plan is shown all the same: that needs no rights.
         say("apply needs root: this shows the plan only\n");
@@ -105,7 +122,7 @@ pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
         Standing::CutOff(run) if args.resume => {
             need_root(&machine)?;
             let stop = watch(&machine)?;
-            return carry_out(&mut state, run, &mut machine, &stop, quiet);
+            return carry_out(&mut state, run, &mut machine, &stop, args.policy.at, talk);
         }
         Standing::CutOff(run) => return Err(miette!("{}", cut_off(&state, run).trim_end())),
         _ if args.resume || args.abandon => return Err(miette!("no run was cut off; nothing was changed")),
@@ -125,10 +142,7 @@ pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
             let loaded = manifest::load(&args.target.file)?;
             let selection = args.select.selection();
             let live = host::live();
-            let probe: &dyn crate::host::Probe = match &machine {
-                Machine::Recorded(host) => host.as_ref(),
-                Machine::This => &live,
-            };
+            let probe = machine.probe(&live);
             if let Err(other) = host::is_meant(&loaded, probe) {
                 say(&format!("{other}\n"));
                 return Ok(code::REFUSED);
@@ -137,38 +151,63 @@ pub(super) fn run(args: &ApplyArgs, quiet: bool) -> miette::Result<u8> {
             SavedPlan::new(plan, selection, host::saved_manifest(&loaded)?)
         }
     };
-    let how = Go { yes: args.yes, reboot: args.reboot, quiet };
-    approve(&mut state, &mut machine, order, None, &how)
+    let mut order = order;
+    order.policies.extend(args.policy.read()?);
+    let consent = Consent { yes: args.yes, reboot: args.reboot, at: args.policy.at };
+    approve(order, None, &mut machine, &mut state, consent, talk, || Ok(()))
 }
 
-/// What a person said about how it is done.
-pub(super) struct Go {
+/// How a command talks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Talk<'a> {
+    /// Only results and errors.
+    pub quiet: bool,
+    /// How much of a plan is shown.
+    pub detail: Detail,
+    /// The options for the log of a run, as they were given.
+    pub log: &'a [String],
+}
+
+/// What was said beforehand.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Consent {
     /// Do not ask.
-    pub(super) yes: bool,
-    /// Boot where it is needed.
-    pub(super) reboot: bool,
-    /// Say only results.
-    pub(super) quiet: bool,
+    pub yes: bool,
+    /// Reboots are allowed.
+    pub reboot: bool,
+    /// The time of a rehearsal; now where none is said.
+    pub at: Option<jiff::Timestamp>,
 }
 
-/// Shows a plan, asks, and carries it out as a run.
+/// Shows a plan, asks, does `before`, and carries it out.
 pub(super) fn approve(
-    state: &mut StateDir,
-    machine: &mut Machine,
     saved: SavedPlan,
     undo: Option<Back>,
-    how: &Go,
+    machine: &mut Machine,
+    state: &mut StateDir,
+    consent: Consent,
+    talk: Talk<'_>,
+    before: impl FnOnce() -> miette::Result<()>,
 ) -> miette::Result<u8> {
     let approved = &saved.plan;
-    print(&report::plan_text(approved, Detail::Normal))?;
+    // What is asked about is shown, however quiet it is to be.
+    let detail = if talk.quiet && !consent.yes { Detail::Normal } else { talk.detail };
+    print(&report::plan_text(approved, detail))?;
     match verdict(approved) {
         code::ERROR => return Ok(code::ERROR),
         code::OK => return Ok(code::OK),
-        code::WAITS if !(how.reboot && waits_for_a_boot(approved)) => return Ok(code::WAITS),
+        code::WAITS if !(consent.reboot && waits_for_a_boot(approved)) => return Ok(code::WAITS),
         _ => {}
     }
+    let now = consent.at.unwrap_or_else(jiff::Timestamp::now);
+    if !keeps(&saved.policies, approved, now) {
+        return Ok(code::REFUSED);
+    }
     need_root(machine)?;
-    if !how.yes && !asked()? {
+    if !consent.reboot && !talk.quiet && boots(approved) {
+        anstream::eprintln!("this stops before the reboot; with `--reboot` it goes on through it");
+    }
+    if !consent.yes && !asked()? {
         say("nothing was changed\n");
         return Ok(code::CHANGES);
     }
@@ -179,6 +218,7 @@ pub(super) fn approve(
         say(&format!("run {} came in between; plan again; nothing was changed\n", state.last_run()));
         return Ok(code::REFUSED);
     }
+    before()?;
     let about = About {
         format: ABOUT_FORMAT,
         at: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
@@ -186,9 +226,9 @@ pub(super) fn approve(
         undo: undo.as_ref().map(|back| back.run),
         plan: saved.plan.clone(),
     };
-    let order = Order { saved, allowed: Allowed { reboot: how.reboot }, undo };
+    let order = Order { saved, allowed: Allowed { reboot: consent.reboot }, undo };
     let number = state.new_run(&order, &about).into_diagnostic()?;
-    carry_out(state, number, machine, &stop, how.quiet)
+    carry_out(state, number, machine, &stop, consent.at, talk)
 }
 
 /// A run that is carried out here is stopped between two steps; one in a process of its own does not depend on this one.
@@ -211,7 +251,7 @@ fn settle(state: &mut StateDir, run: u64, host: &dyn Host) -> miette::Result<()>
     let Some(back) = &order.undo else {
         let manifest = host::restore(&order.saved.manifest)?;
         let (plan, wanted) = host::plan_now(&manifest, &order.saved.selection, host, &past);
-        return state.forget_what_is_gone(&plan, &wanted).into_diagnostic();
+        return state.settle(&plan, &wanted).into_diagnostic();
     };
     let recorded = state.recorded(back.run).into_diagnostic()?;
     let (plan, _) = host::undo_now(back, &recorded, host, &past);
@@ -220,13 +260,23 @@ fn settle(state: &mut StateDir, run: u64, host: &dyn Host) -> miette::Result<()>
 }
 
 /// Carries a run out: a recorded host's here, this machine's in a process that outlives the terminal.
-fn carry_out(state: &mut StateDir, number: u64, machine: &mut Machine, stop: &Stop, quiet: bool) -> miette::Result<u8> {
+fn carry_out(
+    state: &mut StateDir,
+    number: u64,
+    machine: &mut Machine,
+    stop: &Stop,
+    at: Option<jiff::Timestamp>,
+    talk: Talk<'_>,
+) -> miette::Result<u8> {
+    // Another time is for rehearsals alone.
+    let clock = || at.unwrap_or_else(jiff::Timestamp::now);
     let ending = match machine {
         Machine::Recorded(host) => {
             state.lock().into_diagnostic()?;
             let order = state.order(number).into_diagnostic()?;
-            let mut screen = Screen::new(quiet);
-            let ending = carry_out_here(state, number, &order, host.as_mut(), stop, &mut |told| screen.show(told))?;
+            let mut screen = Screen::new(talk.quiet);
+            let around = Around { stop, clock: &clock };
+            let ending = carry_out_here(state, number, &order, host.as_mut(), around, &mut |told| screen.show(told))?;
             screen.show(&Told::Ended(ending.clone()));
             Some(ending)
         }
@@ -235,9 +285,9 @@ fn carry_out(state: &mut StateDir, number: u64, machine: &mut Machine, stop: &St
             live::keep_program(&dir).into_diagnostic()?;
             let seen = std::fs::metadata(dir.join(EVENTS)).map_or(0, |m| m.len());
             state.unlock();
-            live::launch(&dir, number).into_diagnostic()?;
+            live::launch(&dir, number, talk.log).into_diagnostic()?;
             say(&format!("run {number}; it goes on without this terminal: gpuvm status --follow\n"));
-            follow(&dir, seen, quiet).into_diagnostic()?
+            follow(&dir, seen, talk.quiet).into_diagnostic()?
         }
     };
     match ending {
@@ -257,7 +307,7 @@ fn carry_out(state: &mut StateDir, number: u64, machine: &mut Machine, stop: &St
     }
 }
 
-fn need_root(machine: &Machine) -> miette::Result<()> {
+pub(super) fn need_root(machine: &Machine) -> miette::Result<()> {
     if matches!(machine, Machine::This) && !nix::unistd::geteuid().is_root() {
         return Err(miette!(
             help = "sudo gpuvm apply …",
@@ -267,9 +317,12 @@ fn need_root(machine: &Machine) -> miette::Result<()> {
     Ok(())
 }
 
-fn waits_for_a_boot(plan: &Plan) -> bool {
+fn boots(plan: &Plan) -> bool {
     plan.order.iter().any(|i| matches!(i, crate::plan::Item::Reboot { .. }))
-        && !plan.findings.iter().any(|f| f.severity == Severity::Error)
+}
+
+fn waits_for_a_boot(plan: &Plan) -> bool {
+    boots(plan) && !plan.findings.iter().any(|f| f.severity == Severity::Error)
 }
 
 /// Why a saved plan's manifest is not what lies there now. One that is gone is no contradiction.

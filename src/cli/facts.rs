@@ -21,9 +21,9 @@ pub struct FactsArgs {
     /// Write everything that was looked at to a new folder, without secrets and with stand-ins for names that identify.
     #[arg(long, value_name = "DIR")]
     record: Option<PathBuf>,
-    /// With --record: look at what this manifest needs too (versions of packages), so that it can be planned.
+    /// With --record: look at what this manifest needs too (versions of packages), so that it can be planned. May be given several times.
     #[arg(short, long, requires = "record")]
-    file: Option<PathBuf>,
+    file: Vec<PathBuf>,
     /// How facts are written.
     #[arg(long, value_enum, default_value = "text")]
     output: Output,
@@ -54,11 +54,17 @@ pub(super) fn run(args: &FactsArgs) -> miette::Result<u8> {
             }
             let recorder = Recorder::new(probe);
             let facts = facts::collect(&Snapshot::new(&recorder));
+            // What is asked to explain GPUs, so that this can be done elsewhere.
+            let gpus = crate::gpu::collect(&recorder, &facts);
+            crate::check::Looked::look(&recorder, &facts, &gpus);
+            crate::check::NextBoot::look(&recorder, &facts);
             // What any manifest may ask.
             for question in [service::UNIT_FILES, service::UNITS] {
                 let _ = recorder.query(Program::Systemctl, &question);
             }
-            if let Some(file) = &args.file {
+            // What `gpuvm init` wants to know: who else binds devices.
+            let _ = crate::describe::init(&Snapshot::new(&recorder), &facts);
+            for file in &args.file {
                 host::plan_now(&manifest::load(file)?, &Selection::default(), &recorder, &Past::default());
             }
             recorder.write(dir).into_diagnostic()?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use miette::{IntoDiagnostic, miette};
 
-use super::apply::{Machine, machine};
+use super::apply::Machine;
 use super::status::{Standing, standing};
 use super::{Output, code, print};
 use crate::apply::{About, StateDir};
@@ -63,7 +63,7 @@ fn line(state: &StateDir, last: &Standing, run: u64) -> Line {
 }
 
 fn open(root: Option<&Path>) -> miette::Result<(StateDir, Standing)> {
-    let (machine, state) = machine(root)?;
+    let (machine, state) = Machine::open(root)?;
     let waits = matches!(machine, Machine::This) && live::waits_for_boot();
     let standing = standing(&state, waits);
     Ok((state, standing))

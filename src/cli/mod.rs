@@ -1,9 +1,13 @@
 //! The command line: its arguments, and one file a command that names the stages it goes through.
 
+mod adopt;
 mod apply;
 mod facts;
+mod gpu;
 mod history;
 mod host;
+mod init;
+mod next_boot;
 mod plan;
 mod progress;
 mod run;
@@ -17,6 +21,8 @@ mod write_attribute;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+pub use host::plan_now;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Exit codes, as documented in the README.
@@ -27,7 +33,7 @@ pub mod code {
     pub const ERROR: u8 = 1;
     /// Changes are pending.
     pub const CHANGES: u8 = 2;
-    /// In sync, but something waits for a reboot or a guest's restart.
+    /// In sync, but something waits for a reboot or a guest's restart; a verdict of UNKNOWN.
     pub const WAITS: u8 = 3;
     /// Refused: stale plan, other host, beyond what was approved.
     pub const REFUSED: u8 = 4;
@@ -53,6 +59,31 @@ pub struct Cli {
     pub log_format: LogFormat,
 }
 
+impl Cli {
+    /// The least that is logged. A run has no terminal: what it logs is its log file, which says what it did.
+    pub fn log_level(&self) -> &'static str {
+        match (self.quiet, self.verbose) {
+            (true, _) => "error",
+            (_, 0) if matches!(self.command, Command::Run(_)) => "info",
+            (_, 0) => "warn",
+            (_, 1) => "debug",
+            _ => "trace",
+        }
+    }
+
+    /// The options that make another gpuvm log as this one.
+    fn log_options(&self) -> Vec<String> {
+        let mut options = vec!["-v".to_owned(); self.verbose.into()];
+        if self.quiet {
+            options.push("-q".to_owned());
+        }
+        if self.log_format == LogFormat::Json {
+            options.push("--log-format=json".to_owned());
+        }
+        options
+    }
+}
+
 /// How logs are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -69,6 +100,10 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Carry the plan out, on this machine or, with `--root`, on a recorded one: a rehearsal.
     Apply(apply::ApplyArgs),
+    /// Write a manifest that describes this host as it is, with comments; its plan is empty.
+    Init(init::InitArgs),
+    /// Take a VM, a bridge, a file or a binding that is there under management, as it is.
+    Adopt(adopt::AdoptArgs),
     /// Show how the last run stands, or follow one that is at work.
     Status(status::StatusArgs),
     /// List the runs: when, what was asked for, how each ended.
@@ -83,6 +118,12 @@ pub enum Command {
     Schema(schema::SchemaArgs),
     /// Show what gpuvm sees of a host, or record it to a folder.
     Facts(facts::FactsArgs),
+    /// Show the GPUs, who uses them, and why they can or cannot be given to a VM. Changes nothing.
+    Gpu(gpu::GpuArgs),
+    /// Judge every GPU that is to be given to a VM, before the first reboot: PASS (0), FAIL (1) or UNKNOWN (3).
+    Check(gpu::CheckArgs),
+    /// Draw the machine: NUMA nodes, ports, slots, IOMMU groups, GPUs, disks, network cards, VMs.
+    Topology(gpu::TopologyArgs),
     /// Carry out an approved run; started by `apply` and after a reboot.
     #[command(hide = true)]
     Run(run::RunArgs),
@@ -113,8 +154,51 @@ pub struct SelectArgs {
 
 impl SelectArgs {
     fn selection(&self) -> crate::plan::Selection {
-        crate::plan::Selection { only: self.only.clone(), skip: self.skip.clone() }
+        crate::plan::Selection { only: self.only.clone(), skip: self.skip.clone(), ..Default::default() }
     }
+}
+
+/// What may not be done.
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
+    /// Rules that the plan, and each change when it starts, has to keep: no reboot, a window for VMs, …
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Judge the rules as if it were this time (2025-06-07T03:00:00+02:00), to try them out.
+    #[arg(long, value_name = "TIME", requires = "policy")]
+    pub at: Option<jiff::Timestamp>,
+}
+
+impl PolicyArgs {
+    fn read(&self) -> miette::Result<Option<crate::plan::Policy>> {
+        let Some(path) = &self.policy else { return Ok(None) };
+        let policy: crate::plan::Policy = crate::manifest::read(path)?;
+        let problems = policy.problems();
+        if !problems.is_empty() {
+            return Err(miette::miette!(
+                help = "see schema/policy.schema.json, or: gpuvm schema policy",
+                "`{}` is no policy: {}",
+                path.display(),
+                problems.join("; ")
+            ));
+        }
+        Ok(Some(policy))
+    }
+    fn now(&self) -> jiff::Timestamp {
+        self.at.unwrap_or_else(jiff::Timestamp::now)
+    }
+}
+
+/// Says what the rules refuse of a plan; `true` where that is nothing.
+fn keeps(policies: &[crate::plan::Policy], plan: &crate::plan::Plan, now: jiff::Timestamp) -> bool {
+    let refusals: Vec<_> = policies.iter().flat_map(|p| p.judge(plan, now)).collect();
+    for refusal in &refusals {
+        anstream::eprintln!("refused: {refusal}");
+    }
+    if !refusals.is_empty() {
+        anstream::eprintln!("nothing was changed");
+    }
+    refusals.is_empty()
 }
 
 /// Which manifest, and which host.
@@ -130,23 +214,39 @@ pub struct Target {
 
 /// Runs the command; errors are printed here.
 pub fn run(cli: Cli) -> ExitCode {
+    let log = cli.log_options();
+    let detail = match (cli.quiet, cli.verbose) {
+        (true, _) => crate::report::Detail::Summary,
+        (_, 0) => crate::report::Detail::Normal,
+        _ => crate::report::Detail::Verbose,
+    };
+    let talk = apply::Talk { quiet: cli.quiet, detail, log: &log };
+    let of_a_run = matches!(cli.command, Command::Run(_));
     let result = match cli.command {
-        Command::Plan(args) => plan::run(&args, cli.verbose > 0),
-        Command::Apply(args) => apply::run(&args, cli.quiet),
+        Command::Plan(args) => plan::run(&args, detail),
+        Command::Apply(args) => apply::run(&args, talk),
+        Command::Init(args) => init::run(&args),
+        Command::Adopt(args) => adopt::run(&args, talk),
         Command::Validate(args) => validate::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Facts(args) => facts::run(&args),
         Command::Status(args) => status::run(&args, cli.quiet),
+        Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0),
+        Command::Check(args) => gpu::check(&args, cli.verbose > 0, cli.quiet),
+        Command::Topology(args) => gpu::topology(&args),
         Command::History(args) => history::history(&args),
         Command::Show(args) => history::show(&args),
-        Command::Undo(args) => undo::run(&args, cli.quiet),
-        Command::Run(args) => run::run(&args),
+        Command::Undo(args) => undo::run(&args, talk),
+        Command::Run(args) => run::run(&args, cli.log_format),
         Command::WriteAttribute(args) => write_attribute::run(&args),
     };
     match result {
         Ok(code) => ExitCode::from(code),
         Err(report) => {
-            say(&format!("{report:?}"));
+            match of_a_run {
+                true => tracing::error!("{report}"),
+                false => say(&format!("{report:?}")),
+            }
             ExitCode::from(code::ERROR)
         }
     }
@@ -158,11 +258,43 @@ fn say(text: &str) {
     let _ = anstream::stderr().write_all(text.as_bytes());
 }
 
+/// A word of a command line, for a person to copy.
+fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:=@%,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
 /// Standard output is data; a closed pipe is the reader's choice and no error.
 fn print(text: &str) -> miette::Result<()> {
     use std::io::Write;
     match anstream::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(miette::miette!("cannot write the output: {e}")),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_of_a_run_logs_as_apply_was_asked_to() {
+        for (asked, level) in [
+            (&["apply"][..], "info"),
+            (&["apply", "-v"], "debug"),
+            (&["-vv", "apply", "--log-format", "json"], "trace"),
+            (&["apply", "--quiet"], "error"),
+        ] {
+            let apply = Cli::try_parse_from(["gpuvm"].iter().chain(asked)).unwrap();
+            let options = apply.log_options();
+            let words = ["gpuvm"].into_iter().chain(options.iter().map(String::as_str)).chain(["run", "/runs/7"]);
+            let run = Cli::try_parse_from(words).unwrap();
+            assert_eq!((run.log_level(), run.log_format), (level, apply.log_format), "{asked:?}");
+        }
+        assert_eq!(Cli::try_parse_from(["gpuvm", "plan"]).unwrap().log_level(), "warn");
     }
 }

@@ -6,11 +6,11 @@ use clap::{Args, ValueEnum};
 use miette::IntoDiagnostic;
 
 use super::status::{Standing, cut_off, standing};
-use super::{SelectArgs, Target, code, host, print, say};
+use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, print, say, shell_word};
 use crate::apply::StateDir;
 use crate::host::{Probe, live};
 use crate::manifest;
-use crate::plan::{Diff, Plan, SavedPlan};
+use crate::plan::{Diff, Item, Plan, SavedPlan};
 use crate::report::{self, Detail};
 
 /// Arguments of `gpuvm plan`.
@@ -20,6 +20,8 @@ pub struct PlanArgs {
     target: Target,
     #[command(flatten)]
     select: SelectArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
     /// Save the plan: `gpuvm apply FILE` does exactly that, or nothing.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -35,8 +37,9 @@ enum PlanOutput {
     Markdown,
 }
 
-pub(super) fn run(args: &PlanArgs, verbose: bool) -> miette::Result<u8> {
+pub(super) fn run(args: &PlanArgs, detail: Detail) -> miette::Result<u8> {
     let manifest = manifest::load(&args.target.file)?;
+    let policies: Vec<_> = args.policy.read()?.into_iter().collect();
     let this;
     let recorded;
     let (probe, state): (&dyn Probe, _) = match &args.target.root {
@@ -51,6 +54,9 @@ pub(super) fn run(args: &PlanArgs, verbose: bool) -> miette::Result<u8> {
     };
     let state = StateDir::open(state).into_diagnostic()?;
     let past = state.past().into_diagnostic()?;
+    if args.target.root.is_none() && !nix::unistd::geteuid().is_root() && detail != Detail::Summary {
+        say("not root: some answers may be missing, and what is not known counts as unsafe\n");
+    }
     if let Err(other) = host::is_meant(&manifest, probe) {
         say(&format!("{other}\n"));
         return Ok(code::REFUSED);
@@ -65,15 +71,57 @@ pub(super) fn run(args: &PlanArgs, verbose: bool) -> miette::Result<u8> {
     let selection = args.select.selection();
     let (plan, _) = host::plan_now(&manifest, &selection, probe, &past);
     if let Some(out) = &args.out {
-        let saved = SavedPlan::new(plan.clone(), selection, host::saved_manifest(&manifest)?);
+        let mut saved = SavedPlan::new(plan.clone(), selection, host::saved_manifest(&manifest)?);
+        saved.policies = policies.clone();
         save(out, &serde_json::to_vec_pretty(&saved).into_diagnostic()?)?;
     }
     print(&match args.output {
-        PlanOutput::Text => report::plan_text(&plan, if verbose { Detail::Verbose } else { Detail::Normal }),
+        PlanOutput::Text => report::plan_text(&plan, detail),
         PlanOutput::Json => report::plan_json(&plan),
         PlanOutput::Markdown => report::plan_markdown(&plan),
     })?;
-    Ok(verdict(&plan))
+    if !keeps(&policies, &plan, args.policy.now()) {
+        return Ok(code::REFUSED);
+    }
+    let verdict = verdict(&plan);
+    if args.output == PlanOutput::Text && detail != Detail::Summary && may_apply(&plan, verdict) {
+        // Not to stdout: a plan of the same host and manifest is the same bytes, however it was asked for.
+        anstream::eprintln!("apply: {}", next(args, &plan));
+    }
+    Ok(verdict)
+}
+
+/// Whether an apply would do anything.
+fn may_apply(plan: &Plan, verdict: u8) -> bool {
+    verdict == code::CHANGES || (verdict == code::WAITS && boots(plan))
+}
+
+fn boots(plan: &Plan) -> bool {
+    plan.order.iter().any(|i| matches!(i, Item::Reboot { .. }))
+}
+
+/// What to type to have this plan carried out.
+fn next(args: &PlanArgs, plan: &Plan) -> String {
+    let mut words = vec!["gpuvm".to_owned(), "apply".to_owned()];
+    let path = |path: &Path| path.to_string_lossy().into_owned();
+    match &args.out {
+        Some(saved) => words.push(path(saved)),
+        None => {
+            words.extend(["-f".to_owned(), path(&args.target.file)]);
+            let selected = args.select.only.iter().map(|s| ("--only", s));
+            for (option, selector) in selected.chain(args.select.skip.iter().map(|s| ("--skip", s))) {
+                words.extend([option.to_owned(), selector.to_string()]);
+            }
+            words.extend(args.policy.policy.iter().flat_map(|p| ["--policy".to_owned(), path(p)]));
+        }
+    }
+    words.extend(args.target.root.iter().flat_map(|r| ["--root".to_owned(), path(r)]));
+    if boots(plan) {
+        words.push("--reboot".to_owned());
+    }
+    let words: Vec<String> = words.iter().map(|w| shell_word(w)).collect();
+    let sudo = args.target.root.is_none() && !nix::unistd::geteuid().is_root();
+    format!("{}{}", if sudo { "sudo " } else { "" }, words.join(" "))
 }
 
 /// Writes a saved plan for its owner alone: the manifest in it may hold secrets.

@@ -14,6 +14,7 @@ use super::stop::Stop;
 use super::{code, host, plan::verdict};
 use crate::apply::{Apply, ApplyError, Ending, Event, Order, Outcome, StateDir};
 use crate::host::{Host, live};
+use crate::plan::Item;
 use crate::undo::Back;
 use crate::{desire, facts, report};
 
@@ -24,7 +25,7 @@ pub struct RunArgs {
     dir: PathBuf,
 }
 
-pub(super) fn run(args: &RunArgs) -> miette::Result<u8> {
+pub(super) fn run(args: &RunArgs, log: super::LogFormat) -> miette::Result<u8> {
     let number = args.dir.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok());
     let (Some(number), Some(top)) = (number, args.dir.parent().and_then(Path::parent)) else {
         return Err(miette!("`{}` is no run's directory", args.dir.display()));
@@ -44,18 +45,30 @@ pub(super) fn run(args: &RunArgs) -> miette::Result<u8> {
             }
         }
     };
+    let mut key = String::new();
     let mut tell = |told: &Told| {
-        tracing::info!("{}", serde_json::to_string(told).unwrap_or_default());
+        told.log(&mut key, log);
         write(told);
     };
     let order = state.order(number).into_diagnostic()?;
-    let ending = carry_out(&mut state, number, &order, &mut live::Live::for_a_run(), &stop, &mut tell)?;
+    let mut machine = live::Live::for_a_run();
+    let around = Around { stop: &stop, clock: &jiff::Timestamp::now };
+    let ending = carry_out(&mut state, number, &order, &mut machine, around, &mut tell)?;
     tell(&Told::Ended(ending.clone()));
     Ok(ending.code)
 }
 
 /// Where a run tells what it does.
 pub(super) const EVENTS: &str = "events.jsonl";
+
+/// What a run looks up to between its steps.
+#[derive(Clone, Copy)]
+pub(super) struct Around<'a> {
+    /// Whether someone asked it to stop.
+    pub stop: &'a Stop,
+    /// What time it is, for policies.
+    pub clock: &'a dyn Fn() -> jiff::Timestamp,
+}
 
 /// Carries a run out on a machine, says how it ended, and writes that down. The state is locked. A run that was stopped
 /// did not end.
@@ -64,10 +77,10 @@ pub(super) fn carry_out(
     run: u64,
     order: &Order,
     machine: &mut dyn Host,
-    stop: &Stop,
+    around: Around<'_>,
     tell: &mut dyn FnMut(&Told),
 ) -> miette::Result<Ending> {
-    let result = steps(state, run, order, machine, stop, tell);
+    let result = steps(state, run, order, machine, around, tell);
     // Neither is an end of the run: it can go on.
     let why = match &result {
         Err(ApplyError::Stopped) => Some("stopped between two steps, as asked".to_owned()),
@@ -78,7 +91,7 @@ pub(super) fn carry_out(
         let text = format!("run {run} was {why}\n{}", cut_off(state, run));
         return Ok(Ending { code: code::ERROR, text });
     }
-    let ending = ending(result, run);
+    let ending = ending(result, run, &order.saved.manifest.path);
     state.finish(run, &ending).map_err(|e| {
         miette!(
             help = "nothing that was done is lost; once that is mended: gpuvm apply --resume",
@@ -94,11 +107,11 @@ fn steps(
     run: u64,
     order: &Order,
     machine: &mut dyn Host,
-    stop: &Stop,
+    around: Around<'_>,
     tell: &mut dyn FnMut(&Told),
 ) -> Result<Outcome, ApplyError> {
     if let Some(back) = &order.undo {
-        return undo_steps(state, run, order, back, machine, stop, tell);
+        return undo_steps(state, run, order, back, machine, around, tell);
     }
     let manifest =
         host::restore(&order.saved.manifest).map_err(|e| ApplyError::Blocked(format!("the run's manifest: {e}")))?;
@@ -110,10 +123,12 @@ fn steps(
         state,
         run,
         allowed: order.allowed,
+        policies: &order.saved.policies,
+        clock: around.clock,
         secrets: &secrets,
-        stop: &|| stop.is_asked(),
+        stop: &|| around.stop.is_asked(),
         tell: &mut |event: Event<'_>| {
-            stop.host_goes_down(matches!(event, Event::Rebooting));
+            around.stop.host_goes_down(matches!(event, Event::Rebooting));
             tell(&teller.told(&event));
         },
     };
@@ -127,7 +142,7 @@ fn undo_steps(
     order: &Order,
     back: &Back,
     machine: &mut dyn Host,
-    stop: &Stop,
+    around: Around<'_>,
     tell: &mut dyn FnMut(&Told),
 ) -> Result<Outcome, ApplyError> {
     let recorded = state.recorded(back.run)?;
@@ -137,10 +152,12 @@ fn undo_steps(
         state,
         run,
         allowed: order.allowed,
+        policies: &order.saved.policies,
+        clock: around.clock,
         secrets: &recorded.contents,
-        stop: &|| stop.is_asked(),
+        stop: &|| around.stop.is_asked(),
         tell: &mut |event: Event<'_>| {
-            stop.host_goes_down(matches!(event, Event::Rebooting));
+            around.stop.host_goes_down(matches!(event, Event::Rebooting));
             tell(&teller.told(&event));
         },
     };
@@ -150,19 +167,35 @@ fn undo_steps(
     Ok(outcome)
 }
 
-fn ending(result: Result<Outcome, ApplyError>, run: u64) -> Ending {
+fn ending(result: Result<Outcome, ApplyError>, run: u64, manifest: &Path) -> Ending {
     match result {
         Ok(outcome) => {
+            let boot = outcome.left.order.iter().any(|i| matches!(i, Item::Reboot { .. }));
+            let mut text = report::outcome(&outcome);
             let code = match verdict(&outcome.left) {
+                // What is left comes after a boot that was not allowed.
+                code::CHANGES | code::WAITS if boot => {
+                    text += &format!(
+                        "go on, the reboot included: gpuvm apply -f {} --reboot\n",
+                        super::shell_word(&manifest.to_string_lossy())
+                    );
+                    code::WAITS
+                }
                 // Nothing more could be done, and yet something differs.
                 code::CHANGES => code::ERROR,
                 other => other,
             };
-            Ending { code, text: report::outcome(&outcome) }
+            Ending { code, text }
         }
         Err(refused @ (ApplyError::Stale(_) | ApplyError::BeyondApproved(_))) => Ending {
             code: code::REFUSED,
             text: format!("run {run} refused: {refused}\nsee what it is now: gpuvm plan\n"),
+        },
+        Err(refused @ ApplyError::Policy(_)) => Ending {
+            code: code::REFUSED,
+            text: format!(
+                "run {run} stopped by the policy: {refused}\nwhat was done stays done; `gpuvm plan` shows what is left\n"
+            ),
         },
         Err(e) => Ending {
             code: code::ERROR,

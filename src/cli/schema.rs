@@ -18,12 +18,15 @@ enum Of {
     Manifest,
     /// What `gpuvm plan --output json` writes.
     Plan,
+    /// What `--policy` reads.
+    Policy,
 }
 
 pub(super) fn run(args: &SchemaArgs) -> miette::Result<u8> {
     let schema = match args.of {
         Of::Manifest => crate::manifest::schema(),
         Of::Plan => crate::plan::schema(),
+        Of::Policy => crate::plan::policy_schema(),
     };
     print(&format!("{schema:#}\n"))?;
     Ok(code::OK)

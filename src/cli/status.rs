@@ -10,7 +10,7 @@ use miette::IntoDiagnostic;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use super::progress::{Screen, Told};
+use super::progress::{Screen, Told as Progress};
 use super::run::EVENTS;
 use super::{code, host, print};
 use crate::apply::{Ending, StateDir};
@@ -66,26 +66,53 @@ pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
         let state = StateDir::open(&dir).into_diagnostic()?;
         standing = self::standing(&state, live::waits_for_boot());
     }
-    let log = |run: u64| format!("log: {}", state.run_dir(run).join("log").display());
-    let (word, number, text, code) = match &standing {
-        Standing::NoRun => ("none", 0, "no run yet\n".to_owned(), code::OK),
-        Standing::AtWork(run) => {
-            ("at-work", *run, format!("run {run} is at work: gpuvm status --follow\n{}\n", log(*run)), code::WAITS)
-        }
-        Standing::WaitsForBoot(run) => {
-            ("waits-for-boot", *run, format!("run {run} goes on at the next boot\n{}\n", log(*run)), code::WAITS)
-        }
-        Standing::CutOff(run) => ("cut-off", *run, cut_off(&state, *run) + &log(*run) + "\n", code::ERROR),
-        Standing::Ended(run, ending) => ("ended", *run, format!("{}{}\n", ending.text, log(*run)), ending.code),
-    };
+    let Told { state: word, run: number, text, code } = told(&state, &standing, |run| state.run_dir(run).join("log"));
+    let next_boot = super::next_boot::recorded(&dir).and_then(|r| r.warning());
     match args.output {
-        super::Output::Text => print(&text)?,
+        super::Output::Text => print(&(text + next_boot.as_deref().unwrap_or_default()))?,
         super::Output::Json => print(&format!(
             "{}\n",
-            serde_json::json!({ "format": 1, "run": number, "state": word, "code": code, "text": text })
+            serde_json::json!({
+                "format": 1, "run": number, "state": word, "code": code, "text": text, "nextBoot": next_boot
+            })
         ))?,
     }
     Ok(code)
+}
+
+/// What is said of a run.
+struct Told {
+    /// A stable word for programs.
+    state: &'static str,
+    run: u64,
+    text: String,
+    code: u8,
+}
+
+fn told(state: &StateDir, standing: &Standing, log: impl Fn(u64) -> PathBuf) -> Told {
+    let log = |run: &u64| format!("log: {}\n", log(*run).display());
+    let (state, run, text, code) = match standing {
+        Standing::NoRun => ("none", 0, "no run yet\n".to_owned(), code::OK),
+        Standing::AtWork(run) => (
+            "at-work",
+            *run,
+            format!("run {run} is at work\nfollow it: gpuvm status --follow\n") + &log(run),
+            code::WAITS,
+        ),
+        Standing::WaitsForBoot(run) => ("waits-for-boot", *run, waits_for_boot(*run) + "\n" + &log(run), code::WAITS),
+        Standing::CutOff(run) => ("cut-off", *run, cut_off(state, *run) + &log(run), code::ERROR),
+        Standing::Ended(run, ending) => ("ended", *run, ending.text.clone() + &log(run), ending.code),
+    };
+    Told { state, run, text, code }
+}
+
+/// What to do about a run that waits for a boot.
+fn waits_for_boot(run: u64) -> String {
+    format!(
+        "run {run} waits for the host to boot, and goes on then\n\
+         boot it:     systemctl reboot\n\
+         or close it: gpuvm apply --abandon"
+    )
 }
 
 /// What to do about a run that was cut off.
@@ -133,9 +160,9 @@ pub(super) fn follow(run_dir: &Path, from: u64, quiet: bool) -> std::io::Result<
         if let Some(lines) = &mut lines {
             while lines.read_line(&mut line)? > 0 && line.ends_with('\n') {
                 seen = true;
-                if let Ok(told) = serde_json::from_str::<Told>(&line) {
+                if let Ok(told) = serde_json::from_str::<Progress>(&line) {
                     screen.show(&told);
-                    if let Told::Ended(ending) = told {
+                    if let Progress::Ended(ending) = told {
                         return Ok(Some(ending));
                     }
                 }
@@ -143,12 +170,35 @@ pub(super) fn follow(run_dir: &Path, from: u64, quiet: bool) -> std::io::Result<
             }
         }
         if over {
-            screen.show(&Told::Ended(Ending { code: code::ERROR, text: String::new() }));
+            screen.show(&Progress::Ended(Ending { code: code::ERROR, text: String::new() }));
             return Ok(None);
         }
         // The end of a process wakes no watch on a file, hence the limit.
         let _ =
             poll(&mut [PollFd::new(std::os::fd::AsFd::as_fd(&inotify), PollFlags::POLLIN)], PollTimeout::from(1000u16));
         while inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_standing_is_told_with_the_next_step_and_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = StateDir::open(dir.path().join("state")).unwrap();
+        let ended = Ending { code: code::ERROR, text: "run 7 failed: why\n".to_owned() };
+        for (standing, state, exit, says) in [
+            (Standing::NoRun, "none", code::OK, "no run yet\n"),
+            (Standing::AtWork(7), "at-work", code::WAITS, "gpuvm status --follow\nlog: /runs/7/log\n"),
+            (Standing::WaitsForBoot(7), "waits-for-boot", code::WAITS, "gpuvm apply --abandon\nlog: /runs/7/log\n"),
+            (Standing::CutOff(7), "cut-off", code::ERROR, "gpuvm apply --resume\n"),
+            (Standing::Ended(7, ended), "ended", code::ERROR, "run 7 failed: why\nlog: /runs/7/log\n"),
+        ] {
+            let told = told(&runs, &standing, |run| PathBuf::from(format!("/runs/{run}/log")));
+            assert_eq!((told.state, told.code), (state, exit));
+            assert!(told.text.contains(says) && told.text.ends_with('\n'), "{}", told.text);
+        }
     }
 }

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use miette::{IntoDiagnostic, miette};
 
-use super::apply::{Go, Machine, approve, machine};
+use super::apply::{Consent, Machine, Talk, approve};
 use super::plan::verdict;
 use super::status::{Standing, cut_off, standing};
 use super::{host, print};
-use crate::host::{Probe, live};
+use crate::host::live;
 use crate::plan::{SavedManifest, SavedPlan, Selection};
 use crate::report::{self, Detail};
 use crate::undo::Back;
@@ -39,8 +39,8 @@ pub struct UndoArgs {
     skip: Vec<crate::plan::Selector>,
 }
 
-pub(super) fn run(args: &UndoArgs, quiet: bool) -> miette::Result<u8> {
-    let (mut machine, mut state) = machine(args.root.as_deref())?;
+pub(super) fn run(args: &UndoArgs, talk: Talk<'_>) -> miette::Result<u8> {
+    let (mut machine, mut state) = Machine::open(args.root.as_deref())?;
     let waits = matches!(machine, Machine::This) && live::waits_for_boot();
     match standing(&state, waits) {
         Standing::AtWork(run) => {
@@ -64,10 +64,7 @@ pub(super) fn run(args: &UndoArgs, quiet: bool) -> miette::Result<u8> {
     let recorded = state.recorded(run).into_diagnostic()?;
     let back = Back { run, with_data: args.with_data, skip: args.skip.clone() };
     let this = host::live();
-    let probe: &dyn Probe = match &machine {
-        Machine::Recorded(host) => host.as_ref(),
-        Machine::This => &this,
-    };
+    let probe = machine.probe(&this);
     let (plan, _) = host::undo_now(&back, &recorded, probe, &state.past().into_diagnostic()?);
     if args.plan {
         print(&report::plan_text(&plan, Detail::Normal))?;
@@ -75,6 +72,6 @@ pub(super) fn run(args: &UndoArgs, quiet: bool) -> miette::Result<u8> {
     }
     let nothing = SavedManifest { path: PathBuf::new(), text: String::new(), files: Default::default() };
     let saved = SavedPlan::new(plan, Selection::default(), nothing);
-    let how = Go { yes: args.yes, reboot: args.reboot, quiet };
-    approve(&mut state, &mut machine, saved, Some(back), &how)
+    let consent = Consent { yes: args.yes, reboot: args.reboot, at: None };
+    approve(saved, Some(back), &mut machine, &mut state, consent, talk, || Ok(()))
 }

@@ -4,16 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Desired, Shared};
 use crate::facts::{HostFacts, InitramfsTool, PciFunction};
-use crate::manifest::{DeviceEntry, DeviceUse, Loaded};
-use crate::plan::{Content, FileWrite, Finding, Refresh, Severity};
+use crate::gpu::identity::{self, Criterion};
+use crate::manifest::{DeviceEntry, DeviceMatch, DeviceUse, Loaded};
+use crate::plan::{FileWrite, Finding, Refresh, Severity};
+use crate::resource::vfio_binding::Vouched;
 use crate::resource::{file, vfio_binding};
-use crate::types::{Mode, PciSlot};
+use crate::types::PciSlot;
 
 pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, shared: &mut Shared) {
     let gpus = manifest.manifest.gpus.iter().map(|(n, d)| (format!("gpus.{n}"), n, d, true));
     let devices = manifest.manifest.devices.iter().map(|(n, d)| (format!("devices.{n}"), n, d, false));
     let mut found: BTreeMap<PciSlot, String> = BTreeMap::new();
     let mut kept = Vec::new();
+    let mut existing: BTreeSet<PciSlot> = BTreeSet::new();
     for (place, name, entry, gpu) in gpus.chain(devices) {
         match resolve(entry, gpu, facts) {
             Ok(slot) => {
@@ -25,8 +28,13 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
                         "name each device once",
                     ));
                 }
-                if entry.usage == DeviceUse::Vfio {
-                    kept.push((place, name.to_string(), slot));
+                match entry.usage {
+                    DeviceUse::Vfio if entry.existing => {
+                        existing.insert(slot);
+                        desired.findings.extend(not_bound(&place, slot, facts));
+                    }
+                    DeviceUse::Vfio => kept.push((place, name.to_string(), slot, vouched(entry))),
+                    DeviceUse::Host => {}
                 }
             }
             Err((message, help)) => desired.findings.push(error("no-device", &place, message, &help)),
@@ -35,25 +43,48 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     if kept.is_empty() {
         return;
     }
-    let slots: BTreeSet<PciSlot> = kept.iter().map(|(_, _, slot)| *slot).collect();
+    let slots: BTreeSet<PciSlot> = kept.iter().map(|(_, _, slot, _)| *slot).chain(existing).collect();
     for module in ["vfio", "vfio_iommu_type1", "vfio_pci"] {
         shared.modules.entry(module.to_owned()).or_insert_with(|| "use: vfio".to_owned());
     }
-    let hook = (facts.boot.initramfs == InitramfsTool::InitramfsTools).then(|| {
-        let write = FileWrite {
-            path: vfio_binding::INITRAMFS_HOOK.into(),
-            content: Content::Text(vfio_binding::INITRAMFS_HOOK_TEXT.to_owned()),
-            mode: Mode::new(0o755),
-            owner: "root".to_owned(),
-            group: "root".to_owned(),
-        };
+    let of_initramfs: &[(&str, &str)] = match facts.boot.initramfs {
+        InitramfsTool::InitramfsTools => &[(vfio_binding::INITRAMFS_HOOK, vfio_binding::INITRAMFS_HOOK_TEXT)],
+        InitramfsTool::Dracut => &vfio_binding::DRACUT_MODULE,
+        InitramfsTool::None => &[],
+    };
+    let mut hooks = Vec::new();
+    for (path, text) in of_initramfs {
+        let write = FileWrite::root(*path, *text, 0o755);
         let file = file::File { write, take_over: false, refreshes: BTreeSet::from([Refresh::Initramfs]) };
-        desired.want("use: vfio", [], file)
-    });
-    for (place, name, slot) in kept {
-        let companions = slots.iter().copied().filter(|s| *s != slot).collect();
-        desired.want(&place, hook.clone(), vfio_binding::VfioBinding { name, slot, companions });
+        hooks.push(desired.want("use: vfio", [], file));
     }
+    // They act on nothing but what is said, so that nothing waits for them.
+    let after_updates = match facts.boot.initramfs {
+        InitramfsTool::InitramfsTools => vec![vfio_binding::KERNEL_HOOK, vfio_binding::INITRAMFS_UPDATE_HOOK],
+        InitramfsTool::Dracut => vec![vfio_binding::KERNEL_HOOK],
+        InitramfsTool::None => Vec::new(),
+    };
+    for (path, text) in after_updates {
+        let write = FileWrite::root(path, text, 0o755);
+        desired.want("use: vfio", [], file::File { write, take_over: false, refreshes: BTreeSet::new() });
+    }
+    for (place, name, slot, vouched) in kept {
+        let companions = slots.iter().copied().filter(|s| *s != slot).collect();
+        let card = vfio_binding::Card::of(facts, slot);
+        desired.want(&place, hooks.clone(), vfio_binding::VfioBinding { name, slot, companions, card, vouched });
+    }
+}
+
+/// What others are said to keep for VMs, and do not.
+fn not_bound(place: &str, slot: PciSlot, facts: &HostFacts) -> Option<Finding> {
+    let free = |f: &&PciFunction| f.driver.as_deref() != Some("vfio-pci") && !f.is_bridge();
+    let not: Vec<String> = facts
+        .slot(slot)
+        .filter(free)
+        .map(|f| format!("{} is on {}", f.address, f.driver.as_deref().unwrap_or("no driver")))
+        .collect();
+    let help = "bind it by what you have, or take `existing` out: then gpuvm binds it, by its address";
+    (!not.is_empty()).then(|| error("not-bound", place, format!("`existing: true`, and {}", not.join(", ")), help))
 }
 
 fn error(code: &str, place: &str, message: String, help: &str) -> Finding {
@@ -66,37 +97,50 @@ fn error(code: &str, place: &str, message: String, help: &str) -> Finding {
     }
 }
 
+/// The slot that an entry of `gpus` or `devices` means, where there is exactly one.
+pub fn slot_of(entry: &DeviceEntry, gpu: bool, facts: &HostFacts) -> Option<PciSlot> {
+    resolve(entry, gpu, facts).ok()
+}
+
+/// By what the manifest names a device. The loader has seen to it that one field is given.
+fn criterion(wanted: &DeviceMatch) -> Option<Criterion> {
+    let address = wanted.address.map(|a| Criterion::Address(a.0));
+    let path = || wanted.slot.clone().map(Criterion::Path);
+    let model = || wanted.model.clone().map(Criterion::Model);
+    let id = || wanted.id.map(Criterion::Id);
+    let serial = || wanted.serial.clone().map(Criterion::Serial);
+    address
+        .or_else(path)
+        .or_else(model)
+        .or_else(id)
+        .or_else(serial)
+        .or_else(|| wanted.uuid.clone().map(Criterion::Uuid))
+}
+
 /// The one slot that a match fits, guarded by `expect`; else why not, and what to write.
-pub(super) fn resolve(entry: &DeviceEntry, gpu: bool, facts: &HostFacts) -> Result<PciSlot, (String, String)> {
-    let wanted = &entry.matches;
-    let fits = |f: &&PciFunction| {
-        wanted.address.is_none_or(|a| a.0 == f.address.slot)
-            && wanted.slot.as_ref().is_none_or(|s| *s == f.path)
-            && wanted.id.is_none_or(|id| id == f.id)
-            && !f.is_bridge()
-            && (!gpu || f.is_gpu())
+pub fn resolve(entry: &DeviceEntry, gpu: bool, facts: &HostFacts) -> Result<PciSlot, (String, String)> {
+    let what = if gpu { "GPU" } else { "device" };
+    let Some(criterion) = criterion(&entry.matches) else {
+        return Err((format!("no {what} is named"), "give `match` one field".to_owned()));
     };
-    let candidates = || {
-        let all = facts.pci.values().filter(|f| if gpu { f.is_gpu() && !f.is_management() } else { !f.is_bridge() });
-        all.map(|f| format!("{} {} [{}] {}", f.address.slot, f.name, f.id, f.path)).collect::<Vec<_>>().join("\n      ")
-    };
-    let fitting: BTreeMap<PciSlot, &PciFunction> =
-        facts.pci.values().rev().filter(fits).map(|f| (f.address.slot, f)).collect();
-    let (slot, first) = match (fitting.len(), fitting.iter().next()) {
-        (1, Some((slot, first))) => (*slot, *first),
-        (0, _) => {
-            return Err((
-                format!("no {} fits the match", if gpu { "GPU" } else { "device" }),
-                format!("there are:\n      {}", candidates()),
-            ));
+    let first = identity::find(&criterion, gpu, facts).map_err(|not_one| match not_one.fitting {
+        0 => {
+            let asleep = match criterion {
+                Criterion::Serial(_) => " (serial numbers are read of devices that are awake only)",
+                Criterion::Uuid(_) => " (a UUID is known only while NVIDIA's driver holds the card)",
+                _ => "",
+            };
+            (
+                format!("no {what} fits the match{asleep}"),
+                match not_one.lines().as_str() {
+                    "none" => "this host has none: see what it has with `gpuvm facts`".to_owned(),
+                    some => format!("there are:\n      {some}"),
+                },
+            )
         }
-        (n, _) => {
-            return Err((
-                format!("{n} devices fit the match"),
-                format!("match by address or slot; there are:\n      {}", candidates()),
-            ));
-        }
-    };
+        n => (format!("{n} {what}s fit the match"), format!("write which one:\n      {}", not_one.lines())),
+    })?;
+    let slot = first.address.slot;
     if let Some(expect) = &entry.expect {
         if let Some(id) = expect.id.filter(|id| *id != first.id) {
             return Err((
@@ -113,4 +157,14 @@ pub(super) fn resolve(entry: &DeviceEntry, gpu: bool, facts: &HostFacts) -> Resu
         }
     }
     Ok(slot)
+}
+
+/// What the manifest itself vouches for: a card that differs from the remembered one in nothing but this is meant.
+fn vouched(entry: &DeviceEntry) -> Vouched {
+    let expect = entry.expect.as_ref();
+    Vouched {
+        place: entry.matches.address.is_none(),
+        model: entry.matches.id.is_some() || entry.matches.model.is_some() || expect.is_some_and(|e| e.id.is_some()),
+        card: entry.matches.serial.is_some() || entry.matches.uuid.is_some(),
+    }
 }

@@ -42,7 +42,15 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
         let from = from.into_iter().cloned().collect::<Vec<_>>().join(", ");
         let wanted = shared.packages.into_iter().filter_map(|(n, f)| Some((n.parse().ok()?, f))).collect();
         let absent = shared.absent_packages.iter().filter_map(|n| n.parse().ok()).collect();
-        desired.want(if from.is_empty() { "packages" } else { &from }, [], package::PackageSet { wanted, absent });
+        // Sources and pins come before the packages that they are for.
+        let apt: Vec<_> = m.files.iter().filter(|(path, _)| of_apt(path.as_str())).collect();
+        let texts = apt
+            .iter()
+            .map(|(path, e)| format!("{path}\n{}\n", content(manifest, e, &facts.hostname).unwrap_or_default()));
+        let sources = (!apt.is_empty()).then(|| sha256_hex(texts.collect::<String>().as_bytes()));
+        let before: Vec<Key> = apt.iter().map(|(path, _)| Key::new("file", path.as_str())).collect();
+        let wanted = package::PackageSet { wanted, absent, sources };
+        desired.want(if from.is_empty() { "packages" } else { &from }, before, wanted);
     }
     if !shared.kernel_args.is_empty() {
         let from =
@@ -73,7 +81,8 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
                     take_over: entry.take_over,
                     refreshes: refreshes(path.as_str(), &entry.restart),
                 };
-                desired.want(&format!("files.{path}"), [packages.clone()], wanted);
+                let after = (!of_apt(path.as_str())).then(|| packages.clone());
+                desired.want(&format!("files.{path}"), after, wanted);
             }
             Err(why) => desired.findings.push(Finding {
                 severity: Severity::Error,
@@ -97,6 +106,11 @@ fn services(manifest: &Loaded, packages: &Key, desired: &mut Desired) {
         let wanted = service::Service { unit: unit.clone(), enabled: entry.enabled, running: entry.running, awaited };
         desired.want(&format!("services.{unit}"), before.clone(), wanted);
     }
+}
+
+/// Whether a file tells apt where packages come from.
+fn of_apt(path: &str) -> bool {
+    path.starts_with("/etc/apt/") || path.starts_with("/usr/share/keyrings/")
 }
 
 /// What has to be done after a file changed, by where it lies.

@@ -2,6 +2,7 @@
 //! and the edges between them. What a section implies (packages, modules, groups, a pool) is wanted here, once.
 
 mod bridge;
+mod capacity;
 mod gpus;
 mod host_basics;
 mod vms;
@@ -24,7 +25,9 @@ pub struct Node {
     pub after: BTreeSet<Key>,
 }
 
+pub use gpus::{resolve, slot_of};
 pub use host_basics::secrets;
+pub use vms::IMAGES;
 
 /// Everything that is wanted of the host, by key.
 #[derive(Debug, Default)]
@@ -33,6 +36,8 @@ pub struct Desired {
     pub nodes: BTreeMap<Key, Node>,
     /// What is wrong with manifest and host together; an error blocks the plan.
     pub findings: Vec<Finding>,
+    /// What is to be taken over as it is, in place of being brought to what is wanted.
+    pub adopt: BTreeSet<Key>,
 }
 
 impl Desired {
@@ -73,6 +78,7 @@ pub fn desire(manifest: &Loaded, facts: &HostFacts) -> Desired {
     gpus::desire(manifest, facts, &mut desired, &mut shared);
     bridge::desire(manifest, &mut desired);
     vms::desire(manifest, facts, &mut desired, &mut shared);
+    capacity::check(&manifest.manifest, facts, &mut desired);
     host_basics::desire(manifest, facts, &mut desired, shared);
     desired.findings.sort();
     desired

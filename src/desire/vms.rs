@@ -13,7 +13,7 @@ use crate::resource::{libvirt_network::LibvirtNetwork, pool::Pool, volume::Volum
 use crate::types::{DomainName, MacAddress, ResourceName, sha256_hex};
 
 /// Where libvirt's own packages put disks.
-const IMAGES: &str = "/var/lib/libvirt/images";
+pub const IMAGES: &str = "/var/lib/libvirt/images";
 
 /// The pool of disks that name none.
 const DEFAULT: &str = "default";
@@ -206,6 +206,7 @@ fn one(m: &Manifest, facts: &HostFacts, desired: &mut Desired, kvm: bool, name: 
         start_when_made: vm.start == StartWhen::Boot,
         running: vm.state.map(|s| s == VmState::Running),
         absent: vm.absent,
+        start_owed: false,
     };
     desired.want(&place, after, domain);
 }
@@ -220,7 +221,13 @@ fn disks(m: &Manifest, desired: &mut Desired, name: &DomainName, vm: &VmEntry, a
         let volume = format!("{name}-{n}.qcow2");
         let wanted = Pool { name: pool.clone(), path: path.clone(), existing };
         let pool_key = desired.want(&place, [packages.clone()], wanted);
-        let wanted = Volume { pool: pool.clone(), name: volume.clone(), size: entry.size };
+        let wanted = Volume {
+            pool: pool.clone(),
+            name: volume.clone(),
+            size: entry.size,
+            vm: Some(name.clone()),
+            take_over: entry.take_over,
+        };
         let volume_key = desired.want(&place, [packages.clone(), pool_key.clone()], wanted);
         after.extend([pool_key, volume_key]);
         all.push(Disk { path: path.join(&volume), pool, volume });

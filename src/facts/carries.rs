@@ -20,10 +20,16 @@ pub(super) fn mark(probe: &dyn Probe, pci: &mut BTreeMap<PciAddress, PciFunction
         function.carries.insert(Carries::Bmc);
     }
     // A storage controller whose use could not be told at all counts as in use.
-    if text(probe, "/proc/self/mountinfo").is_empty() {
-        for function in pci.values_mut().filter(|f| f.class >> 16 == 0x01) {
-            function.carries.insert(Carries::Unknown("/proc/self/mountinfo could not be read".to_owned()));
-        }
+    let mounts = text(probe, "/proc/self/mountinfo");
+    let pools = mounts.lines().any(|l| l.split_once(" - ").is_some_and(|(_, rest)| rest.starts_with("zfs ")));
+    let members = pci.values().any(|f| f.carries.contains(&Carries::Array("zfs_member".to_owned())));
+    let doubt = match (mounts.is_empty(), pools && !members) {
+        (true, _) => Some("/proc/self/mountinfo could not be read"),
+        (_, true) => Some("ZFS is mounted, and which disks are in its pools is not known"),
+        _ => None,
+    };
+    for function in pci.values_mut().filter(|f| f.class >> 16 == 0x01) {
+        function.carries.extend(doubt.map(|why| Carries::Unknown(why.to_owned())));
     }
 }
 
@@ -55,6 +61,13 @@ fn blocks(probe: &dyn Probe) -> Vec<(PciAddress, Carries)> {
     for line in text(probe, "/proc/swaps").lines().skip(1) {
         if let Some(name) = line.split_whitespace().next().and_then(|p| p.strip_prefix("/dev/")) {
             uses.push((name.to_owned(), Carries::Swap(name.to_owned())));
+        }
+    }
+    // btrfs over several devices is mounted from one of them; sysfs has all (fs/btrfs/sysfs.c in the kernel).
+    const BTRFS: &str = "/sys/fs/btrfs";
+    for id in names(probe, BTRFS) {
+        for name in names(probe, &format!("{BTRFS}/{id}/devices")) {
+            uses.push((name, Carries::Array("btrfs".to_owned())));
         }
     }
     for name in &all {

@@ -6,7 +6,7 @@ mod carries;
 mod iommu;
 mod network;
 mod os;
-mod packages;
+pub(crate) mod packages;
 mod pci;
 mod users;
 
@@ -16,6 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::Serialize;
+
+pub(crate) use os::arguments;
 
 pub use network::{Address, Lease, Link, LinkKind, Manager, NetplanFile, NetworkFacts, Route};
 
@@ -140,6 +142,19 @@ pub struct Cpu {
     pub kvm_device: bool,
     /// All of the memory (MemTotal).
     pub memory: ByteSize,
+    /// The sizes of huge pages that the kernel has, with how many it keeps.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub huge_pages: Vec<HugePages>,
+}
+
+/// Huge pages of one size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HugePages {
+    /// Of one page.
+    pub size: ByteSize,
+    /// How many the kernel keeps, used or not.
+    pub total: u64,
 }
 
 /// The running kernel.
@@ -173,11 +188,17 @@ pub enum BootLoader {
         /// `GRUB_CMDLINE_LINUX_DEFAULT` as the files in name order set it, without our own file; `None` where a file
         /// could not be evaluated without a shell.
         cmdline_default: Option<Vec<String>>,
+        /// `GRUB_CMDLINE_LINUX` likewise, which the recovery entry has too.
+        cmdline: Option<Vec<String>>,
         /// Every `*.cfg` of /etc/default/grub.d in name order, with whether it sets `GRUB_CMDLINE_LINUX_DEFAULT`.
         drop_ins: Vec<(PathBuf, bool)>,
     },
+    /// GRUB without Debian's update-grub.
+    GrubWithoutUpdate,
     /// systemd-boot, or kernel-install with /etc/kernel/cmdline.
     SystemdBoot,
+    /// extlinux or U-Boot with an extlinux.conf.
+    Extlinux,
     /// None that is known, with what was looked for.
     Unknown(String),
 }
@@ -261,7 +282,13 @@ pub struct PciFunction {
     /// Where it is.
     pub address: PciAddress,
     /// The path of ports from the root (`pcie:1c.4/0`): root port device.function, then each bridge's, then the device.
+    /// A root other than 0000:00 stands before it (`pcie:0000:80/1.1/0`).
     pub path: String,
+    /// The bridge above it; `None` on a root.
+    pub parent: Option<PciAddress>,
+    /// The physical function, where this is a virtual one (SR-IOV). It is no part of the card that it shares a slot with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtual_of: Option<PciAddress>,
     /// Class, subclass and programming interface (0x030000 for a VGA controller).
     pub class: u32,
     /// Vendor and device.
@@ -284,11 +311,35 @@ pub struct PciFunction {
     pub power_state: Option<String>,
     /// NUMA node, where there is more than one.
     pub numa_node: Option<u32>,
+    /// The serial number that kernel or driver tell; read only while the device is awake.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// The UUID that NVIDIA's driver gives it, while that driver holds it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
     /// What of the host it carries.
     pub carries: BTreeSet<Carries>,
 }
 
 impl PciFunction {
+    /// Whether it is known to be awake: only then may it be asked anything that reaches the hardware.
+    pub fn is_awake(&self) -> bool {
+        self.power_state.as_deref() == Some("D0")
+    }
+    /// The model as it is sold (`GeForce RTX 4090`): what stands in brackets in pci.ids, else the whole name.
+    pub fn model(&self) -> &str {
+        let inside = self.name.split_once('[').and_then(|(_, rest)| rest.rsplit_once(']'));
+        inside.map_or(self.name.as_str(), |(model, _)| model)
+    }
+    /// The switch of NVIDIA's baseboards (bridge, other), which its GPUs reach each other through.
+    pub fn is_nvswitch(&self) -> bool {
+        self.id.vendor == 0x10de && self.base_class() == 0x0680
+    }
+    /// A display that a hypervisor made up (virtio, QXL, Bochs, VMware, Cirrus): no GPU to give away.
+    pub fn is_virtual_display(&self) -> bool {
+        let id = (self.id.vendor, self.id.device);
+        matches!(id, (0x1af4, 0x1050) | (0x1b36, 0x0100) | (0x1234, 0x1111) | (0x15ad, 0x0405) | (0x1013, 0x00b8))
+    }
     /// Class and subclass (0x0300).
     pub fn base_class(&self) -> u16 {
         (self.class >> 8) as u16
@@ -311,6 +362,10 @@ impl HostFacts {
     /// The functions of a slot, in order.
     pub fn slot(&self, slot: PciSlot) -> impl Iterator<Item = &PciFunction> {
         self.pci.range(slot.function(0)..=slot.function(7)).map(|(_, f)| f)
+    }
+    /// The functions of a slot that are the card itself: without the virtual ones.
+    pub fn card(&self, slot: PciSlot) -> impl Iterator<Item = &PciFunction> {
+        self.slot(slot).filter(|f| f.virtual_of.is_none())
     }
     /// The endpoints of a group that are not in the slot and are no bridges.
     pub fn group_neighbours(&self, group: u32, slot: PciSlot) -> impl Iterator<Item = &PciFunction> {
@@ -352,4 +407,33 @@ pub struct User {
     pub uid: u32,
     /// Primary group.
     pub gid: u32,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A display function in a slot of its own.
+    pub(crate) fn display() -> PciFunction {
+        PciFunction {
+            address: PciAddress { slot: PciSlot { domain: 0, bus: 1, device: 0 }, function: 0 },
+            path: "pcie:1.0/0".to_owned(),
+            parent: None,
+            virtual_of: None,
+            class: 0x030000,
+            id: PciId { vendor: 0x10de, device: 0x2684 },
+            subsystem: None,
+            name: "AD102 [GeForce RTX 4090]".to_owned(),
+            driver: None,
+            driver_override: None,
+            group: None,
+            boot_display: false,
+            reset_methods: Vec::new(),
+            power_state: None,
+            numa_node: None,
+            serial: None,
+            uuid: None,
+            carries: BTreeSet::new(),
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Cpu, Kernel, Os};
+use super::{Cpu, HugePages, Kernel, Os};
 use crate::host::{Answer, Probe};
 use crate::types::ByteSize;
 
@@ -56,7 +56,23 @@ pub(super) fn cpu(probe: &dyn Probe) -> Cpu {
             .map(str::to_owned),
         kvm_device: exists(probe, "/dev/kvm"),
         memory: ByteSize::from_bytes(kib.unwrap_or_default() << 10),
+        huge_pages: huge_pages(probe),
     }
+}
+
+/// /sys/kernel/mm/hugepages (Documentation/admin-guide/mm/hugetlbpage.rst in the kernel).
+fn huge_pages(probe: &dyn Probe) -> Vec<HugePages> {
+    const DIR: &str = "/sys/kernel/mm/hugepages";
+    let mut all: Vec<HugePages> = names(probe, DIR)
+        .iter()
+        .filter_map(|name| {
+            let kib: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+            let total = text(probe, &format!("{DIR}/{name}/nr_hugepages")).trim().parse().ok()?;
+            Some(HugePages { size: ByteSize::from_bytes(kib << 10), total })
+        })
+        .collect();
+    all.sort_by_key(|p| p.size);
+    all
 }
 
 /// The running kernel and its command line.
@@ -78,7 +94,7 @@ pub(super) fn modules(probe: &dyn Probe, release: &str) -> std::collections::BTr
 
 /// Cuts a command line into arguments as the kernel does: blanks separate, double quotes keep them
 /// (`next_arg` in the kernel's lib/cmdline.c).
-pub(super) fn arguments(line: &str) -> Vec<String> {
+pub(crate) fn arguments(line: &str) -> Vec<String> {
     let mut all = Vec::new();
     let mut one = String::new();
     let mut quoted = false;

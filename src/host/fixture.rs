@@ -20,7 +20,9 @@ use std::sync::Arc;
 pub use record_file::{RECORD_FORMAT, Record, RecordedLibvirt, RecordedQuery, RecordedStat};
 
 use super::whole::{self, Attributes};
-use super::{Answer, FileKind, Host, HostError, Output, Probe, Program, Running, Stat, Virtualisation};
+use super::{
+    Answer, DeviceUsers, FileKind, Host, HostError, Initramfs, Output, Probe, Program, Running, Stat, Virtualisation,
+};
 use crate::fail_point::fail_point;
 use crate::plan::{Content, FileWrite, Step};
 use crate::types::Mode;
@@ -271,6 +273,24 @@ impl Probe for Fixture {
             RecordedLibvirt::Denied => Answer::Denied,
             RecordedLibvirt::Known(known) => Answer::Value(Arc::new(known.clone())),
         })
+    }
+    fn initramfs(&self, path: &Path) -> Result<Answer<Arc<Initramfs>>, HostError> {
+        if self.denied(path) {
+            return Ok(Answer::Denied);
+        }
+        if self.stat(path)? == Answer::Absent {
+            return Ok(Answer::Absent);
+        }
+        match self.record.borrow().initramfs.get(path) {
+            Some(known) => Ok(Answer::Value(Arc::new(known.clone()))),
+            None => Err(HostError::NotRecorded(format!("what is in `{}`", path.display()))),
+        }
+    }
+    fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
+        match &self.record.borrow().device_users {
+            Some(known) => Ok(Arc::new(known.clone())),
+            None => Err(HostError::NotRecorded("who has device nodes open".to_owned())),
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! The machine itself. The only module that touches it.
 //!
-//! PCI configuration space is never read: that would wake a sleeping GPU. What gpuvm needs of a device the kernel keeps
-//! in sysfs attributes that do not touch the device.
+//! What gpuvm needs of a device the kernel keeps in sysfs attributes that do not touch the device. Attributes that do
+//! (the link's speed, configuration space) are read by `facts::pci` only where the device is awake, so that none wakes.
 
 mod apt;
+mod device_users;
 mod files;
+mod initramfs;
 mod libvirt;
 mod network;
 mod pci;
@@ -22,7 +24,9 @@ use std::time::Duration;
 pub use pci::write_attribute;
 pub use runner::{RESUME_UNIT, keep_program, launch, stay, waits_for_boot};
 
-use super::{Answer, FileKind, Host, HostError, Output, Probe, Program, Running, Stat, Virtualisation};
+use super::{
+    Answer, DeviceUsers, FileKind, Host, HostError, Initramfs, Output, Probe, Program, Running, Stat, Virtualisation,
+};
 use crate::plan::{Content, Refresh, Step};
 use crate::types::Mode;
 
@@ -112,6 +116,12 @@ impl Probe for Live {
     fn virtualisation(&self) -> Result<Answer<Arc<Virtualisation>>, HostError> {
         Ok(libvirt::read(self.libvirt_limit)?.map(Arc::new))
     }
+    fn initramfs(&self, path: &Path) -> Result<Answer<Arc<Initramfs>>, HostError> {
+        initramfs::read(path)
+    }
+    fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
+        Ok(Arc::new(device_users::read()))
+    }
 }
 
 /// Every change is made by the step that names it, and by nothing else.
@@ -137,7 +147,8 @@ impl Host for Live {
             Step::RestoreFile { path } => {
                 Err(HostError::Refused(format!("`{}` was not turned into what it was", path.display())))
             }
-            Step::AptIndex => apt::index(progress),
+            Step::AptIndex { mark } => apt::index(mark, progress),
+            Step::FinishPackages => apt::finish(progress),
             Step::Apt { request, install, remove } => {
                 let mut asked: Vec<String> = request.iter().map(ToString::to_string).collect();
                 asked.extend(remove.iter().map(|name| format!("{name}-")));
@@ -155,12 +166,15 @@ impl Host for Live {
             Step::BindSlot(binding) => pci::bind(binding, progress),
             Step::Refresh { refresh } => self.refresh(refresh, progress),
             Step::Reboot => runner::reboot(running.run_dir, progress),
+            Step::Adopt => Ok(()),
             Step::Pool { .. }
+            | Step::MarkDomain { .. }
             | Step::Volume(_)
             | Step::RemovePool { .. }
             | Step::RemoveVolume { .. }
             | Step::Network { .. }
             | Step::DefineDomain { .. }
+            | Step::EditDomain { .. }
             | Step::UndefineDomain { .. }
             | Step::StartDomain { .. }
             | Step::StopDomain { .. } => libvirt::execute(step, progress),
@@ -176,11 +190,12 @@ impl Live {
         match refresh {
             Refresh::DaemonReload => program::perform(Program::Systemctl, &["daemon-reload"], SHORT_LIMIT, progress),
             Refresh::Udev => program::perform(Program::Udevadm, &["control", "--reload"], SHORT_LIMIT, progress),
-            Refresh::Initramfs if program::place(Program::Dracut).is_some() => {
-                program::perform(Program::Dracut, &["--regenerate-all", "--force"], BOOT_LIMIT, progress)
+            // Only one of the two owns the initramfs; dracut's program may be there beside initramfs-tools.
+            Refresh::Initramfs if program::place(Program::UpdateInitramfs).is_some() => {
+                program::perform(Program::UpdateInitramfs, &["-u", "-k", "all"], BOOT_LIMIT, progress)
             }
             Refresh::Initramfs => {
-                program::perform(Program::UpdateInitramfs, &["-u", "-k", "all"], BOOT_LIMIT, progress)
+                program::perform(Program::Dracut, &["--regenerate-all", "--force"], BOOT_LIMIT, progress)
             }
             Refresh::BootLoader => program::perform(Program::UpdateGrub, &[], BOOT_LIMIT, progress),
             // One that does not run has nothing old to forget.

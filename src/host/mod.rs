@@ -3,7 +3,9 @@
 //! `live` is the only place that touches the real machine, `fixture` is a recorded directory that plays one,
 //! `record` wraps a probe and writes down everything that it answered, `snapshot` caches one planning pass.
 
+mod device_users;
 pub mod fixture;
+pub mod initramfs;
 pub mod live;
 pub mod record;
 mod snapshot;
@@ -17,6 +19,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use device_users::{DeviceUser, DeviceUsers};
+pub use initramfs::Initramfs;
 pub use snapshot::Snapshot;
 pub use virtualisation::{Domain, Network, Pool, Virtualisation, Volume};
 
@@ -210,6 +214,10 @@ pub trait Probe {
     fn query(&self, program: Program, args: &[&str]) -> Result<Answer<Output>, HostError>;
     /// Everything that libvirt knows, asked once; `Absent` where libvirt is not installed.
     fn virtualisation(&self) -> Result<Answer<Arc<Virtualisation>>, HostError>;
+    /// What an initramfs holds, as far as it is asked for. Limited in time and memory.
+    fn initramfs(&self, path: &Path) -> Result<Answer<Arc<Initramfs>>, HostError>;
+    /// Who has nodes of graphics, sound and passthrough devices open, asked once.
+    fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError>;
     /// The content of a file as text, with replacement characters where it is not UTF-8.
     fn text(&self, path: &Path) -> Result<Answer<String>, HostError> {
         Ok(self.read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::fixture::{Record, RecordedLibvirt, RecordedQuery, RecordedStat};
-use super::{Answer, FileKind, HostError, Output, Probe, Program, Stat, Virtualisation};
+use super::{Answer, DeviceUsers, FileKind, HostError, Initramfs, Output, Probe, Program, Stat, Virtualisation};
 use crate::resource::libvirt_domain::{is_marked, without_private_parts};
 use crate::types::sha256_hex;
 
@@ -87,6 +87,17 @@ impl<'a> Recorder<'a> {
         }
     }
 
+    /// The vendor and device ids that were seen, as sysfs writes them without their `0x`.
+    fn devices(&self) -> BTreeSet<(String, String)> {
+        let files = self.files.borrow();
+        let id = |path: &Path| {
+            let text = String::from_utf8_lossy(files.get(path)?).trim().trim_start_matches("0x").to_owned();
+            Some(text).filter(|t| !t.is_empty())
+        };
+        let vendors = files.keys().filter(|p| p.ends_with("vendor"));
+        vendors.filter_map(|path| Some((id(path)?, id(&path.with_file_name("device"))?))).collect()
+    }
+
     /// Writes the record to a new folder.
     pub fn write(&self, dir: &Path) -> Result<(), HostError> {
         let root = dir.join("root");
@@ -96,10 +107,15 @@ impl<'a> Recorder<'a> {
         for path in self.dirs.borrow().iter() {
             make(&at(path))?;
         }
+        let devices = self.devices();
         for (path, bytes) in self.files.borrow().iter() {
             let place = at(path);
             make(place.parent().unwrap_or(&root))?;
-            fs::write(&place, redacted(path, bytes)).map_err(HostError::file(&place))?;
+            let text = match path.file_name().is_some_and(|n| n == "pci.ids") {
+                true => names_of(&String::from_utf8_lossy(bytes), &devices).into_bytes(),
+                false => redacted(path, bytes),
+            };
+            fs::write(&place, text).map_err(HostError::file(&place))?;
         }
         for (path, target) in self.links.borrow().iter() {
             let place = at(path);
@@ -138,7 +154,11 @@ impl Probe for Recorder<'_> {
                 FileKind::Directory => {
                     self.dirs.borrow_mut().insert(real.clone());
                 }
-                FileKind::Link => {}
+                FileKind::Link => {
+                    if let Answer::Value(target) = self.below.link(&real)? {
+                        self.links.borrow_mut().insert(real.clone(), target);
+                    }
+                }
                 FileKind::File | FileKind::Other => {
                     self.files.borrow_mut().entry(real.clone()).or_default();
                 }
@@ -183,8 +203,12 @@ impl Probe for Recorder<'_> {
     }
     fn query(&self, program: Program, args: &[&str]) -> Result<Answer<Output>, HostError> {
         let answer = self.below.query(program, args)?;
-        let args = args.iter().map(|a| (*a).to_owned()).collect();
-        self.record.borrow_mut().queries.push(RecordedQuery { program, args, output: answer.clone().value() });
+        let queries = &mut self.record.borrow_mut().queries;
+        // Asked again for another manifest, it answers the same.
+        if !queries.iter().any(|q| q.program == program && q.args == args) {
+            let args = args.iter().map(|a| (*a).to_owned()).collect();
+            queries.push(RecordedQuery { program, args, output: answer.clone().value() });
+        }
         Ok(answer)
     }
     fn virtualisation(&self) -> Result<Answer<Arc<Virtualisation>>, HostError> {
@@ -194,6 +218,21 @@ impl Probe for Recorder<'_> {
             Answer::Denied => RecordedLibvirt::Denied,
             Answer::Value(known) => RecordedLibvirt::Known(public(known)),
         };
+        Ok(answer)
+    }
+    fn initramfs(&self, path: &Path) -> Result<Answer<Arc<Initramfs>>, HostError> {
+        let answer = self.below.initramfs(path)?;
+        self.denied(path, &answer);
+        if let Answer::Value(known) = &answer {
+            // The file is there, and what was looked at of it is in the record.
+            self.stat(path)?;
+            self.record.borrow_mut().initramfs.insert(path.to_owned(), (**known).clone());
+        }
+        Ok(answer)
+    }
+    fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
+        let answer = self.below.device_users()?;
+        self.record.borrow_mut().device_users = Some((*answer).clone());
         Ok(answer)
     }
 }
@@ -216,6 +255,23 @@ fn public(known: &Virtualisation) -> Virtualisation {
     known
 }
 
+/// Of pci.ids, a megabyte and a half, the names of the devices that the host has.
+fn names_of(pci_ids: &str, devices: &BTreeSet<(String, String)>) -> String {
+    let mut vendor = None;
+    let wanted = |line: &&str| {
+        let id = line.trim_start_matches('\t').get(..4).unwrap_or_default();
+        match line.len() - line.trim_start_matches('\t').len() {
+            0 => {
+                vendor = devices.iter().map(|(v, _)| v).find(|v| *v == id);
+                vendor.is_some()
+            }
+            1 => vendor.is_some_and(|v| devices.contains(&(v.clone(), id.to_owned()))),
+            _ => false,
+        }
+    };
+    pci_ids.lines().filter(wanted).flat_map(|l| [l, "\n"]).collect()
+}
+
 /// A file as it is written down.
 fn redacted(path: &Path, bytes: &[u8]) -> Vec<u8> {
     if path == Path::new("/etc/machine-id") {
@@ -228,6 +284,61 @@ fn redacted(path: &Path, bytes: &[u8]) -> Vec<u8> {
         let lines = text.lines().filter(|l| l.is_empty() || wanted.iter().any(|w| l.starts_with(w)));
         return lines.flat_map(|l| [l, "\n"]).collect::<String>().into_bytes();
     }
+    // Serial numbers and UUIDs of cards, in the files that facts read them from.
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    if path.starts_with("/sys") && matches!(name, "serial_number" | "unique_id" | "serial") {
+        return format!("{}\n", &sha256_hex(bytes)[..16]).into_bytes();
+    }
+    if path.starts_with("/proc/driver/nvidia/gpus") {
+        let text = String::from_utf8_lossy(bytes);
+        let line = |l: &str| match l.split_once("GPU-") {
+            Some((before, uuid)) if !uuid.contains('?') => {
+                let d = sha256_hex(uuid.trim().as_bytes());
+                format!("{before}GPU-{}-{}-{}-{}-{}\n", &d[..8], &d[8..12], &d[12..16], &d[16..20], &d[20..32])
+            }
+            _ => format!("{l}\n"),
+        };
+        return text.lines().map(line).collect::<String>().into_bytes();
+    }
+    // Of the next kernel, what `check --next-boot` reads: whether it has drivers of GPUs and vfio, and the IOMMU's default.
+    if path.starts_with("/lib/modules") || path.starts_with("/usr/lib/modules") {
+        let wanted = ["vfio", "/gpu/", "dkms", "nvidia"];
+        let text = String::from_utf8_lossy(bytes);
+        let lines = text.lines().filter(|l| name != "modules.dep" || wanted.iter().any(|w| l.contains(w)));
+        return lines
+            .flat_map(|l| [l.split(':').next().unwrap_or_default(), if name == "modules.dep" { ":\n" } else { "\n" }])
+            .collect::<String>()
+            .into_bytes();
+    }
+    if path.starts_with("/boot") && name.starts_with("config-") {
+        let text = String::from_utf8_lossy(bytes);
+        return text.lines().filter(|l| l.contains("IOMMU")).flat_map(|l| [l, "\n"]).collect::<String>().into_bytes();
+    }
+    // Passwords of the boot menu.
+    if path.starts_with("/boot/grub") {
+        let text = String::from_utf8_lossy(bytes);
+        return text
+            .lines()
+            .filter(|l| !l.contains("password"))
+            .flat_map(|l| [l, "\n"])
+            .collect::<String>()
+            .into_bytes();
+    }
+    // Of configuration space, the header: a serial number is behind it.
+    if path.starts_with("/sys") && name == "config" {
+        return bytes.get(..64).unwrap_or(bytes).to_vec();
+    }
+    if path == Path::new(crate::gpu::SEEN) {
+        let Ok(mut seen) = serde_json::from_slice::<serde_json::Value>(bytes) else { return Vec::new() };
+        for card in seen.get_mut("cards").and_then(|c| c.as_array_mut()).into_iter().flatten() {
+            if let Some(serial) = card.get_mut("serial").filter(|s| s.is_string()) {
+                // As the file that the serial number is read from becomes.
+                let told = format!("{}\n", serial.as_str().unwrap_or_default());
+                *serial = sha256_hex(told.as_bytes())[..16].into();
+            }
+        }
+        return seen.to_string().into_bytes();
+    }
     // The users' real names are nobody's business.
     if path == Path::new("/etc/passwd") {
         let text = String::from_utf8_lossy(bytes);
@@ -239,6 +350,13 @@ fn redacted(path: &Path, bytes: &[u8]) -> Vec<u8> {
             f.join(":") + "\n"
         };
         return text.lines().map(line).collect::<String>().into_bytes();
+    }
+    // Of fstab, the mount points are read; its options may hold passwords of network file systems, its sources servers.
+    if path == Path::new("/etc/fstab") {
+        let text = String::from_utf8_lossy(bytes);
+        let entries = text.lines().filter(|l| !l.trim_start().starts_with('#'));
+        let points = entries.filter_map(|l| l.split_whitespace().nth(1));
+        return points.map(|p| format!("none {p} auto defaults 0 0\n")).collect::<String>().into_bytes();
     }
     // Passwords of Wi-Fi, tunnels and 802.1X are in netplan's files.
     if path.parent().is_some_and(|folder| folder.ends_with("netplan")) {
@@ -341,6 +459,65 @@ mod tests {
         let lease = b"ADDRESS=10.0.2.15\nCLIENTID=ff0a1b2c3d0002canary\nHOSTNAME=canary\n";
         let text = String::from_utf8(redacted(Path::new("/run/systemd/netif/leases/2"), lease)).unwrap();
         assert_eq!(text, "ADDRESS=10.0.2.15\nCLIENTID=ff0a1b2c3d\n");
+    }
+
+    #[test]
+    fn of_the_names_of_devices_only_those_that_are_there_are_written_down() {
+        let ids = "# a list\n10de  NVIDIA\n\t2684  AD102\n\t\t10de 16f4  sub\n\t2685  other\n8086  Intel\n\t2684  theirs\nC 03  Display\n";
+        let seen = BTreeSet::from([("10de".to_owned(), "2684".to_owned())]);
+        assert_eq!(names_of(ids, &seen), "10de  NVIDIA\n\t2684  AD102\n");
+    }
+
+    #[test]
+    fn a_link_that_was_only_looked_at_is_in_the_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir_all(from.join("root/usr/sbin")).unwrap();
+        std::os::unix::fs::symlink("../share/tool", from.join("root/usr/sbin/tool")).unwrap();
+        Record::default().save(&from.join(Record::NAME)).unwrap();
+        let host = crate::host::fixture::Fixture::open(&from).unwrap();
+        let recorder = Recorder::new(&host);
+        let seen = recorder.stat(Path::new("/usr/sbin/tool")).unwrap().value().unwrap();
+        recorder.write(&to).unwrap();
+        let again = crate::host::fixture::Fixture::open(&to).unwrap();
+        assert_eq!(again.stat(Path::new("/usr/sbin/tool")).unwrap(), Answer::Value(seen));
+    }
+
+    #[test]
+    fn of_fstab_only_the_mount_points_are_written_down() {
+        let fstab =
+            b"# canary\nUUID=1 / ext4 defaults 0 1\n//canary/share /srv/vms cifs user=canary,password=canary 0 0\n";
+        let text = String::from_utf8(redacted(Path::new("/etc/fstab"), fstab)).unwrap();
+        assert_eq!(text, "none / auto defaults 0 0\nnone /srv/vms auto defaults 0 0\n");
+    }
+
+    #[test]
+    fn cards_cannot_be_told_by_their_numbers() {
+        let at = |path: &str, text: &str| String::from_utf8(redacted(Path::new(path), text.as_bytes())).unwrap();
+        let serial = at("/sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0/serial_number", "48-b0-2d-00-00-00-00-02\n");
+        assert!(!serial.contains("48-b0") && serial.len() == 17, "{serial}");
+        let info = at(
+            "/proc/driver/nvidia/gpus/0000:01:00.0/information",
+            "Model: \t\t NVIDIA GeForce RTX 3090\nGPU UUID: \t GPU-eaf23aa1-4d3d-596c-da66-b86b0e5db584\nDevice Minor: \t 0\n",
+        );
+        assert!(
+            !info.contains("eaf23aa1") && info.contains("GPU UUID: \t GPU-") && info.contains("Minor: \t 0"),
+            "{info}"
+        );
+        let seen = at(crate::gpu::SEEN, "{\"format\":1,\"cards\":[{\"serial\":\"48-b0-2d-00-00-00-00-02\"}]}");
+        assert!(seen.contains(serial.trim()) && !seen.contains("48-b0"), "{seen}");
+        assert_eq!(redacted(Path::new("/sys/devices/x/config"), &[7; 4096]).len(), 64);
+    }
+
+    #[test]
+    fn of_what_boots_next_neither_passwords_nor_megabytes_are_written_down() {
+        let at = |path: &str, text: &str| String::from_utf8(redacted(Path::new(path), text.as_bytes())).unwrap();
+        let cfg = at("/boot/grub/grub.cfg", "set superusers=\"a\"\npassword_pbkdf2 a grub.canary\nmenuentry 'x' {\n");
+        assert!(!cfg.contains("canary") && cfg.contains("menuentry"), "{cfg}");
+        let list = "kernel/fs/ext4.ko: a\nkernel/drivers/vfio/vfio.ko: kernel/b.ko\nupdates/dkms/nvidia.ko.zst:\n";
+        let list = at("/lib/modules/6.12.57/modules.dep", list);
+        assert_eq!(list, "kernel/drivers/vfio/vfio.ko:\nupdates/dkms/nvidia.ko.zst:\n");
+        assert_eq!(at("/boot/config-6.1", "CONFIG_A=y\nCONFIG_INTEL_IOMMU=y\n"), "CONFIG_INTEL_IOMMU=y\n");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Answer, HostError, Output, Probe, Program, Stat, Virtualisation};
+use super::{Answer, DeviceUsers, HostError, Initramfs, Output, Probe, Program, Stat, Virtualisation};
 
 /// A program with its arguments.
 type Query = (Program, Vec<String>);
@@ -20,6 +20,8 @@ pub struct Snapshot<'a> {
     links: RefCell<BTreeMap<PathBuf, Answer<PathBuf>>>,
     queries: RefCell<BTreeMap<Query, Answer<Output>>>,
     virtualisation: RefCell<Option<Answer<Arc<Virtualisation>>>>,
+    initramfs: RefCell<BTreeMap<PathBuf, Answer<Arc<Initramfs>>>>,
+    device_users: RefCell<Option<Arc<DeviceUsers>>>,
 }
 
 impl<'a> Snapshot<'a> {
@@ -33,6 +35,8 @@ impl<'a> Snapshot<'a> {
             links: RefCell::default(),
             queries: RefCell::default(),
             virtualisation: RefCell::default(),
+            initramfs: RefCell::default(),
+            device_users: RefCell::default(),
         }
     }
 }
@@ -74,6 +78,17 @@ impl Probe for Snapshot<'_> {
         }
         let answer = self.below.virtualisation()?;
         *self.virtualisation.borrow_mut() = Some(answer.clone());
+        Ok(answer)
+    }
+    fn initramfs(&self, path: &Path) -> Result<Answer<Arc<Initramfs>>, HostError> {
+        once(&self.initramfs, path.to_owned(), |p| self.below.initramfs(p))
+    }
+    fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
+        if let Some(known) = &*self.device_users.borrow() {
+            return Ok(known.clone());
+        }
+        let answer = self.below.device_users()?;
+        *self.device_users.borrow_mut() = Some(answer.clone());
         Ok(answer)
     }
 }

@@ -59,6 +59,9 @@ pub struct Pool {
     pub autostart: bool,
     /// Its definition.
     pub xml: String,
+    /// What is free where it lies, in bytes; only where it is started and says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available: Option<u64>,
     /// Its volumes; empty where it is not started.
     #[serde(default)]
     pub volumes: Vec<Volume>,

@@ -148,6 +148,20 @@ pub fn parse(name: &str, source: &str) -> Result<Manifest, Invalid> {
     check(source).finish(name, source)
 }
 
+/// Reads another file of a person's by the same rules: size, YAML, unknown fields, every mistake at its place.
+pub fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, LoadError> {
+    let unreadable = |source| LoadError::Unreadable { path: path.to_owned(), source };
+    let bytes = read_at_most(path, MAX_MANIFEST).map_err(unreadable)?;
+    let bytes = bytes.ok_or_else(|| LoadError::TooLarge { path: path.to_owned() })?;
+    let text = String::from_utf8(bytes).map_err(|source| LoadError::NotText { path: path.to_owned(), source })?;
+    let name = path.display().to_string();
+    let invalid = |problems| LoadError::Invalid(Invalid::new(&name, &text, problems));
+    let (root, mut problems) = yaml_tree::parse(&text).map_err(|problem| invalid(vec![problem]))?;
+    let (value, more) = yaml_de::from_tree::<T>(&root);
+    problems.extend(more);
+    value.filter(|_| problems.is_empty()).ok_or_else(|| invalid(problems))
+}
+
 /// What was read of a text, with what is wrong with it.
 struct Checked {
     manifest: Option<Manifest>,

@@ -14,12 +14,12 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, reload};
+pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, read, reload};
 pub use schema::schema;
 pub use short::{CpuCount, FilePath, KernelArg, ModuleName, SlotOrFunction, UserName, WordError};
 
 use crate::types::{
-    ByteSize, DomainName, HostName, InterfaceName, MacAddress, Mode, PackageName, PciId, ResourceName, UnitName,
+    ByteSize, CardId, DomainName, HostName, InterfaceName, MacAddress, Mode, PackageName, PciId, ResourceName, UnitName,
 };
 
 /// The manifest of one GPU virtualisation host.
@@ -93,8 +93,8 @@ pub struct FileEntry {
     /// A file beside the manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<PathBuf>,
-    /// A template beside the manifest (Jinja syntax; `host`, `facts` and `vars` are known in it; undefined names are
-    /// an error).
+    /// A template beside the manifest (Jinja syntax; `host`, the host's name, and `vars` are known in it; undefined names
+    /// are an error).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<PathBuf>,
     /// Values for the template.
@@ -182,6 +182,10 @@ pub struct DeviceEntry {
     /// Whom it belongs to.
     #[serde(rename = "use")]
     pub usage: DeviceUse,
+    /// With `use: vfio`: something else keeps it for VMs already (modprobe.d, a udev rule, driverctl). It is used, and
+    /// the binding is not touched.
+    #[serde(default)]
+    pub existing: bool,
 }
 
 /// Which device is meant. Exactly one field is given. A match that fits several devices is an error.
@@ -194,9 +198,18 @@ pub struct DeviceMatch {
     /// The path of ports (`pcie:1c.4/0`): survives renumbering.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<String>,
-    /// Vendor and device id (`10de:2684`).
+    /// The model's name as `gpuvm gpu list` shows it (`RTX 4090`): the last words of it, whole ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<PciId>,
+    pub model: Option<String>,
+    /// Vendor and device id (`10de:2684`), with the subsystem's where that is needed (`10de:2684:1458:4104`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<CardId>,
+    /// The serial number that kernel or driver tell while the card is awake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// The UUID that NVIDIA's driver gives it (`GPU-…`); known only while that driver holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
 }
 
 /// What a matched device has to be.
@@ -272,7 +285,7 @@ pub struct VmEntry {
     pub cpus: CpuCount,
     /// Memory: a size, or `{ size: 32GiB, pages: 1GiB }` for huge pages.
     pub memory: Memory,
-    /// Disks in order: a size, or `{ size: 200GiB, pool: fast }`.
+    /// Disks in order: a size, or `{ size: 200GiB, pool: fast }`; each is the volume `VM-N.qcow2` of its pool, N from 0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskEntry>,
     /// The bridge or one of `networks`; none where left out.
@@ -324,6 +337,9 @@ pub struct DiskEntry {
     /// One of `storage`; the default pool where left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<ResourceName>,
+    /// Use a volume of that name that is there already and is not gpuvm's, with what is on it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub take_over: bool,
 }
 
 /// The network that a VM is on.

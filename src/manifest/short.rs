@@ -10,7 +10,7 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 
 use super::{DeviceMatch, DiskEntry, Memory, NicEntry, PackageEntry, Uplink};
 use crate::types::{
-    ByteSize, InterfaceName, MacAddress, PackageName, PciAddress, PciId, PciSlot, ResourceName, as_string,
+    ByteSize, CardId, InterfaceName, MacAddress, PackageName, PciAddress, PciSlot, ResourceName, as_string,
 };
 
 /// A text that failed a rule.
@@ -144,14 +144,15 @@ short_or_mapping!(Memory, "a size such as `16GiB`, or `{ size, pages }`",
     |t| Ok(Memory { size: t.parse().map_err(E::custom)?, pages: None }),
     { size: ByteSize, #[serde(default)] pages: Option<ByteSize> });
 short_or_mapping!(DiskEntry, "a size such as `100GiB`, or `{ size, pool }`",
-    |t| Ok(DiskEntry { size: t.parse().map_err(E::custom)?, pool: None }),
-    { size: ByteSize, #[serde(default)] pool: Option<ResourceName> });
+    |t| Ok(DiskEntry { size: t.parse().map_err(E::custom)?, pool: None, take_over: false }),
+    { size: ByteSize, #[serde(default)] pool: Option<ResourceName>, #[serde(default)] take_over: bool });
 short_or_mapping!(NicEntry, "a network's name, or `{ name, mac }`",
     |t| Ok(NicEntry { name: t.parse().map_err(E::custom)?, mac: None }),
     { name: ResourceName, #[serde(default)] mac: Option<MacAddress> });
-short_or_mapping!(DeviceMatch, "a slot such as `\"0000:02:00\"`, or one of `{ address }`, `{ slot }`, `{ id }`",
+short_or_mapping!(DeviceMatch, "a slot such as `\"0000:02:00\"`, or one of `{ address }`, `{ slot }`, `{ model }`, `{ id }`, `{ serial }`, `{ uuid }`",
     |t| Ok(DeviceMatch { address: Some(t.parse().map_err(E::custom)?), ..DeviceMatch::default() }),
-    { #[serde(default)] address: Option<SlotOrFunction>, #[serde(default)] slot: Option<String>, #[serde(default)] id: Option<PciId> });
+    { #[serde(default)] address: Option<SlotOrFunction>, #[serde(default)] slot: Option<String>, #[serde(default)] model: Option<String>,
+      #[serde(default)] id: Option<CardId>, #[serde(default)] serial: Option<String>, #[serde(default)] uuid: Option<String> });
 
 impl<'de> Deserialize<'de> for Uplink {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {

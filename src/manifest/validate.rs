@@ -137,12 +137,26 @@ impl<'a> Checks<'a> {
         let mut seen: HashMap<String, (String, Span)> = HashMap::new();
         for (section, _) in DEVICE_SECTIONS {
             for (name, entry) in self.entries(section) {
+                if let Some(at) = self.at(&[section, name.as_str()]).get("existing")
+                    && entry.existing
+                    && entry.usage == DeviceUse::Host
+                {
+                    let message =
+                        format!("`{section}.{name}` stays with the host and is kept for VMs by something else");
+                    self.value(&at, message, "only with `use: vfio`", Some("take `existing` out"));
+                }
+                if self.at(&[section, name.as_str()]).lacks("match") {
+                    continue;
+                }
                 let place = self.at(&[section, name.as_str(), "match"]);
                 let wanted = &entry.matches;
                 let given = [
                     wanted.address.map(|address| ("address", address.to_string())),
                     wanted.slot.clone().map(|slot| ("slot", slot)),
+                    wanted.model.clone().map(|model| ("model", model)),
                     wanted.id.map(|id| ("id", id.to_string())),
+                    wanted.serial.clone().map(|serial| ("serial", serial)),
+                    wanted.uuid.clone().map(|uuid| ("uuid", uuid)),
                 ];
                 let given: Vec<_> = given.into_iter().flatten().collect();
                 match &given[..] {
@@ -161,14 +175,14 @@ impl<'a> Checks<'a> {
                     [] => {
                         // A field that is at fault itself was reported.
                         if place.keys().next().is_none() {
-                            let help = "give one of `address`, `slot` and `id`";
+                            let help = "give one of `address`, `slot`, `model`, `id`, `serial` and `uuid`";
                             self.value(&place, "`match` names no device".into(), "empty", Some(help));
                         }
                     }
                     [_, (second, _), ..] => {
                         let span = place.get(second).map_or_else(|| place.span(), |p| p.key_span());
                         let message = "`match` has more than one field".to_owned();
-                        let help = "keep one of `address`, `slot` and `id`; what the card has to be goes to `expect`";
+                        let help = "keep one of them; what the card has to be goes to `expect`";
                         self.wrong(&place, span, message, "one too many", Some(help.into()));
                     }
                 }
@@ -318,16 +332,17 @@ impl<'a> Checks<'a> {
     }
 
     fn memory(&mut self, vm: &VmEntry, place: &Place<'a>) {
-        let Some(at) = place.get("memory") else { return };
+        let Some(at) = place.get("memory").filter(|_| !place.lacks("memory")) else { return };
         let size_at = at.get("size").unwrap_or_else(|| at.clone());
-        let size = vm.memory.size;
-        if size < ByteSize::from_mib(32) {
+        // A stand-in of the size says nothing.
+        let size = Some(vm.memory.size).filter(|_| !at.lacks("size"));
+        if let Some(size) = size.filter(|size| *size < ByteSize::from_mib(32)) {
             self.value(&size_at, format!("{size} of memory is too little"), "at least 32MiB", None);
         }
         let (Some(pages), Some(pages_at)) = (vm.memory.pages, at.get("pages")) else { return };
         if pages != ByteSize::from_mib(2) && pages != ByteSize::from_gib(1) {
             self.value(&pages_at, format!("there are no huge pages of {pages}"), "write `2MiB` or `1GiB`", None);
-        } else if !size.bytes().is_multiple_of(pages.bytes()) {
+        } else if let Some(size) = size.filter(|size| !size.bytes().is_multiple_of(pages.bytes())) {
             let first = (pages_at.span(), "the size of its pages");
             let again = (&size_at, size_at.span(), "not a whole number of pages");
             self.twice(first, again, format!("{size} of memory is not a multiple of {pages}"), None);

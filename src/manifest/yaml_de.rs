@@ -12,7 +12,34 @@ use serde::de::{self, DeserializeSeed, IntoDeserializer, Unexpected, Visitor};
 use super::yaml_tree::{Key, Kind, Node, Problem, Span};
 
 /// After so many passes the rest waits until these are repaired.
-const MAX_PASSES: usize = 50;
+const MAX_PASSES: usize = 100;
+
+/// What is read for a field that must be there where it is missing or at fault, so that what stands beside it is checked
+/// all the same. Never used: what has a problem is not used at all.
+#[derive(Debug, Clone, Copy)]
+enum StandIn {
+    Number(u32),
+    Text(&'static str),
+}
+
+fn stand_in(field: &str) -> Option<StandIn> {
+    Some(match field {
+        "version" | "cpus" => StandIn::Number(1),
+        "memory" | "size" => StandIn::Text("1GiB"),
+        "match" => StandIn::Text("0000:00:00"),
+        "use" => StandIn::Text("vfio"),
+        _ => return None,
+    })
+}
+
+/// Has a stand-in read for a field; `false` where there is none.
+fn fill(node: Option<&Node>, field: &'static str) -> bool {
+    let Some(node) = node.filter(|n| stand_in(field).is_some() && !n.lacks.borrow().contains(&field)) else {
+        return false;
+    };
+    node.lacks.borrow_mut().push(field);
+    true
+}
 
 /// Reads a value and every problem that can be found. With problems, the value is what is left without the parts at
 /// fault, where that still makes one: good for further checks, not for use.
@@ -48,8 +75,9 @@ pub fn from_tree<T: de::DeserializeOwned>(root: &Node) -> (Option<T>, Vec<Proble
                 let follows = place.is_some_and(|node| pruned_field(node, field))
                     || meant.iter().any(|(above, name)| *above == path && name == field);
                 if follows {
-                    // It is missing only because of a problem that is in the list: leave the whole mapping out.
+                    // It is missing only because of a problem that is in the list.
                     match place {
+                        _ if fill(place, field) => {}
                         Some(node) if !error.path.is_empty() => node.pruned.set(true),
                         _ => return (None, problems),
                     }
@@ -68,6 +96,7 @@ pub fn from_tree<T: de::DeserializeOwned>(root: &Node) -> (Option<T>, Vec<Proble
         };
         problems.push(problem);
         match place {
+            _ if matches!(error.what, What::Missing(field) if fill(place, field)) => {}
             Some(node) if !error.path.is_empty() => node.pruned.set(true),
             _ => return (None, problems),
         }
@@ -77,6 +106,10 @@ pub fn from_tree<T: de::DeserializeOwned>(root: &Node) -> (Option<T>, Vec<Proble
 
 /// The known name that a misspelt one is most like.
 pub fn closest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // One letter is like anything that has it.
+    if name.chars().count() < 2 {
+        return None;
+    }
     let scored = known.into_iter().map(|other| (strsim::jaro_winkler(name, other), other));
     scored.filter(|(score, _)| *score > 0.7).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, other)| other)
 }
@@ -208,7 +241,10 @@ impl<'de> de::Deserializer<'de> for Tree<'de> {
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         let read = match &self.0.kind {
             Kind::Seq(items) => visitor.visit_seq(Items(items.iter().enumerate())),
-            Kind::Map(entries) => visitor.visit_map(Entries { rest: entries.iter(), current: None }),
+            Kind::Map(entries) => {
+                let lacking = self.0.lacks.borrow().clone().into_iter();
+                visitor.visit_map(Entries { rest: entries.iter(), current: None, lacking, filled: None })
+            }
             Kind::Scalar { text, plain: false } => visitor.visit_borrowed_str(text),
             Kind::Scalar { text, plain: true } => match text.as_str() {
                 "" | "~" | "null" => visitor.visit_unit(),
@@ -317,6 +353,8 @@ impl<'de> de::SeqAccess<'de> for Items<'de> {
 struct Entries<'de> {
     rest: std::slice::Iter<'de, (Key, Node)>,
     current: Option<&'de (Key, Node)>,
+    lacking: std::vec::IntoIter<&'static str>,
+    filled: Option<StandIn>,
 }
 
 impl<'de> de::MapAccess<'de> for Entries<'de> {
@@ -324,12 +362,21 @@ impl<'de> de::MapAccess<'de> for Entries<'de> {
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
         self.current = self.rest.by_ref().find(|(_, value)| !value.pruned.get());
-        let Some((key, _)) = self.current else { return Ok(None) };
+        let Some((key, _)) = self.current else {
+            let Some(field) = self.lacking.next() else { return Ok(None) };
+            self.filled = stand_in(field);
+            return seed.deserialize(BorrowedStrDeserializer::<Error>::new(field)).map(Some);
+        };
         let name = BorrowedStrDeserializer::<Error>::new(&key.name);
         seed.deserialize(name).map(Some).map_err(|e| e.or_span(&key.span).under(format!(".{}", key.name)))
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Error> {
+        match self.filled.take() {
+            Some(StandIn::Number(number)) => return seed.deserialize(number.into_deserializer()),
+            Some(StandIn::Text(text)) => return seed.deserialize(BorrowedStrDeserializer::new(text)),
+            None => {}
+        }
         let Some((key, node)) = self.current.take() else {
             return Err(de::Error::custom("a value was asked for before its key"));
         };

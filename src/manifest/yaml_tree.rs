@@ -4,7 +4,7 @@
 //! keys, keys that are not scalars, and aliases that expand past a budget of nodes ("billion laughs"). The depth is
 //! bounded by the parser itself.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
@@ -22,6 +22,8 @@ pub struct Node {
     pub kind: Kind,
     /// Left out when the tree is read: a problem was reported here already.
     pub pruned: Cell<bool>,
+    /// Fields that the mapping must have and does not: reported, and read as stand-ins, so that the rest is checked too.
+    pub lacks: RefCell<Vec<&'static str>>,
 }
 
 /// What a value is.
@@ -105,9 +107,18 @@ impl<'a> Builder<'a> {
             Some(Ok((event, span))) => Ok((event, span.byte_range().unwrap_or(0..0))),
             Some(Err(error)) => {
                 let at = error.marker().byte_offset().unwrap_or(self.source.len()).min(self.source.len());
-                let mut problem = Problem::at(at..at + 1, format!("not valid YAML: {}", error.info()), "here");
-                let around = self.source.as_bytes();
-                if around.get(at) == Some(&b'\t') || (at > 0 && around.get(at - 1) == Some(&b'\t')) {
+                let why = Some(error.info()).filter(|i| !i.is_empty()).map(|i| format!(": {i}")).unwrap_or_default();
+                let mut problem = Problem::at(at..at + 1, format!("not valid YAML{why}"), "here");
+                // The parser stops at the tab, somewhere behind it, or in the line above.
+                let bytes = self.source.as_bytes();
+                let blank = |b: &u8| matches!(b, b'\n' | b'\r' | b' ');
+                let line_end = bytes.iter().skip(at).position(|b| *b == b'\n').map_or(bytes.len(), |n| at + n);
+                let below = bytes.iter().skip(line_end).position(|b| !blank(b)).map(|n| line_end + n);
+                let line = bytes.iter().take(at).rposition(|b| *b == b'\n').map_or(0, |n| n + 1);
+                let indent = bytes.iter().skip(line).position(|b| !blank(b)).map(|n| line + n);
+                let near = [Some(at), at.checked_sub(1), indent, below];
+                if let Some(tab) = near.into_iter().flatten().find(|i| bytes.get(*i) == Some(&b'\t')) {
+                    problem.labels = vec![(tab..tab + 1, "a tab".to_owned())];
                     problem.help = Some("indent with spaces; YAML does not allow tabs".into());
                 }
                 Err(problem)
@@ -144,7 +155,7 @@ impl<'a> Builder<'a> {
             Event::MappingStart(..) => self.mapping(span)?,
             _ => return Err(Problem::at(span, "expected a value", "here")),
         };
-        let node = Node { span, kind, pruned: Cell::new(false) };
+        let node = Node { span, kind, pruned: Cell::new(false), lacks: RefCell::default() };
         if let Some(id) = anchor {
             self.count(size(&node), &node.span)?;
             self.anchors.insert(id, node.clone());
@@ -260,6 +271,11 @@ impl<'a> Place<'a> {
         self.node.pruned.get()
     }
 
+    /// Whether a field that must be there is not, or was left out, and a stand-in was read in its place.
+    pub fn lacks(&self, field: &str) -> bool {
+        self.node.lacks.borrow().contains(&field)
+    }
+
     /// The value under a key, also where it was pruned.
     pub fn get(&self, name: &str) -> Option<Place<'a>> {
         self.pairs().iter().find(|(key, _)| key.name == name).map(|pair| self.below(pair))
@@ -323,7 +339,11 @@ mod tests {
 
     #[test]
     fn tabs_second_documents_and_empty_files_are_refused() {
-        assert!(refused("a:\n\tb: 1\n").help.unwrap().contains("tabs"));
+        for text in ["a:\n\tb: 1\n", "a: 1\n\tb: 1\n", "a: 1\n\n  \tb: 1\n"] {
+            let problem = refused(text);
+            assert!(problem.help.unwrap().contains("tabs"), "{text:?}");
+            assert_eq!(&text[problem.labels[0].0.clone()], "\t", "{text:?}");
+        }
         assert_eq!(refused("a: 1\n---\nb: 1\n").message, "more than one YAML document");
         assert_eq!(refused("").message, "the file is empty");
         assert_eq!(refused("? [a]\n: 1\n").message, "a key must be a plain word");

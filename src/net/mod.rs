@@ -1,4 +1,4 @@
 //! What is known about configuring links, as pure functions over texts.
 
 pub mod netplan;
-mod yaml;
+pub(crate) mod yaml;

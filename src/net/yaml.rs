@@ -10,7 +10,7 @@ use granit_parser::{Event, Parser, ScalarStyle, StrInput};
 
 /// A value.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Node {
+pub(crate) struct Node {
     /// Where it is written.
     pub span: Range<usize>,
     pub kind: Kind,
@@ -19,7 +19,7 @@ pub(super) struct Node {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// Text; `plain` where it has no quotes.
     Scalar { text: String, plain: bool },
     /// A list.
@@ -29,7 +29,7 @@ pub(super) enum Kind {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Pair {
+pub(crate) struct Pair {
     pub key: String,
     pub key_span: Range<usize>,
     pub value: Node,
@@ -37,7 +37,7 @@ pub(super) struct Pair {
 
 /// A whole text.
 #[derive(Debug, Clone)]
-pub(super) struct Document {
+pub(crate) struct Document {
     /// `None` for a text of comments only.
     pub root: Option<Node>,
     /// Whether anything has an anchor, an alias or a merge key.
@@ -74,7 +74,7 @@ impl Node {
 const DEEPEST: usize = 40;
 
 /// Reads a text with at most one document.
-pub(super) fn read(source: &str) -> Result<Document, String> {
+pub(crate) fn read(source: &str) -> Result<Document, String> {
     let mut reader = Reader { parser: Parser::new_from_str(source), source, anchors: false };
     let mut root = None;
     loop {
@@ -169,7 +169,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Writes a value after `key:`, its children below at this depth of two blanks each.
-pub(super) fn write(out: &mut String, node: &Node, depth: usize) {
+pub(crate) fn write(out: &mut String, node: &Node, depth: usize) {
     let pad = "  ".repeat(depth);
     match &node.kind {
         Kind::Scalar { text, plain } => {
@@ -205,13 +205,13 @@ pub(super) fn write(out: &mut String, node: &Node, depth: usize) {
 }
 
 /// Writes `key: value` at this depth.
-pub(super) fn write_pair(out: &mut String, pair: &Pair, depth: usize) {
+pub(crate) fn write_pair(out: &mut String, pair: &Pair, depth: usize) {
     *out += &format!("{}{}:", "  ".repeat(depth), word(&pair.key));
     write(out, &pair.value, depth + 1);
 }
 
 /// A key: without quotes where it cannot be read as anything but text.
-pub(super) fn word(key: &str) -> String {
+pub(crate) fn word(key: &str) -> String {
     let simple = key.starts_with(|c: char| c.is_ascii_alphabetic())
         && key.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c));
     // YAML 1.1 takes these for booleans and nothing.

@@ -27,7 +27,11 @@ pub fn build(desired: &Desired, past: &Past, probe: &dyn Probe, facts: &HostFact
             key: key.clone(),
             from: node.from.clone(),
             after: node.after.clone(),
-            diff: node.wanted.compare(past.owned.get(key), probe, facts).unwrap_or_else(|e| unknown(&e)),
+            diff: match (desired.adopt.contains(key), past.owned.get(key)) {
+                (true, last) => node.wanted.adopt(last, probe, facts),
+                (false, last) => node.wanted.compare(last, probe, facts),
+            }
+            .unwrap_or_else(|e| unknown(&e)),
         })
         .collect();
     for (key, last) in past.owned.iter().filter(|(key, _)| !desired.nodes.contains_key(key)) {

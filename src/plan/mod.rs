@@ -4,6 +4,7 @@
 mod build;
 mod order;
 mod place;
+mod policy;
 mod saved;
 mod select;
 mod step;
@@ -20,11 +21,12 @@ pub(crate) use build::host_line;
 pub use build::{Past, build};
 pub use order::{OrderError, order};
 pub use place::{Place, Seen, touched};
+pub use policy::{Day, Policy, Refusal, Refused, Rule, TimeError, TimeOfDay, Window, policy_schema};
 pub use saved::{SavedManifest, SavedPlan, SavedPlanError};
 pub use select::{NoSuchKind, Selection, Selector};
 pub use step::{
     AptPackage, BindTarget, Content, FileEdit, FileWrite, NetworkSwitch, Proof, ServiceAction, SlotBinding, Step,
-    VolumeStep,
+    TextEdit, VolumeStep,
 };
 
 /// The JSON Schema (draft-07) of what `gpuvm plan --output json` writes.
@@ -205,7 +207,8 @@ impl Change {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum WaitFor {
-    /// The package lists have to be fetched before versions are known.
+    /// The package lists have to be fetched, or a cut-off transaction finished, before versions are known. What waits
+    /// for this ends its round of an apply: nothing else is done before apt has said that it can go on.
     PackageIndex,
     /// libvirt has to be installed and running before it can be asked.
     Libvirt,

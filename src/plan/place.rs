@@ -163,10 +163,16 @@ pub fn touched(step: &Step) -> Vec<Place> {
         Step::RemoveVolume { pool, name } => vec![Place::Volume { pool: pool.clone(), name: name.clone() }],
         Step::Network { name, .. } => vec![Place::Network(name.clone())],
         Step::DefineDomain { name, .. }
+        | Step::EditDomain { name, .. }
+        | Step::MarkDomain { name, .. }
         | Step::UndefineDomain { name }
         | Step::StartDomain { name }
         | Step::StopDomain { name } => vec![Place::Domain(name.clone())],
         // What they make (lists, caches, an initramfs, a boot) is made anew from what the other steps leave.
-        Step::MakeDir { .. } | Step::AptIndex | Step::Refresh { .. } | Step::Reboot => Vec::new(),
+        Step::MakeDir { .. } | Step::AptIndex { .. } | Step::FinishPackages | Step::Refresh { .. } | Step::Reboot => {
+            Vec::new()
+        }
+        // The ledger alone.
+        Step::Adopt => Vec::new(),
     }
 }

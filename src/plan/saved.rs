@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{PLAN_FORMAT, Plan, Selection};
+use super::{PLAN_FORMAT, Plan, Policy, Selection};
 
 /// A saved plan. It may hold secrets of the manifest: it is written for its owner alone (0600).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,6 +21,9 @@ pub struct SavedPlan {
     /// What of the manifest was selected.
     #[serde(default)]
     pub selection: Selection,
+    /// What it may not do, whenever it is carried out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<Policy>,
     /// The manifest that it was made of.
     pub manifest: SavedManifest,
 }
@@ -65,7 +68,8 @@ const MOST_BYTES: u64 = 64 << 20;
 impl SavedPlan {
     /// What was shown, of this manifest.
     pub fn new(plan: Plan, selection: Selection, manifest: SavedManifest) -> Self {
-        Self { format: PLAN_FORMAT, writer: env!("CARGO_PKG_VERSION").to_owned(), plan, selection, manifest }
+        let writer = env!("CARGO_PKG_VERSION").to_owned();
+        Self { format: PLAN_FORMAT, writer, plan, selection, policies: Vec::new(), manifest }
     }
 
     /// Reads one; another format or another writer is refused.

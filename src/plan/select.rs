@@ -61,11 +61,17 @@ pub struct Selection {
     /// Not these, and not what needs them.
     #[serde(default)]
     pub skip: Vec<Selector>,
+    /// Take these over as they are, and do nothing else.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub adopt: BTreeSet<Key>,
 }
 
 impl Selection {
     /// Narrows what is wanted, and what is looked at as ours, and says what that took along.
     pub fn narrow(&self, desired: &mut Desired, past: &mut Past) {
+        if !self.adopt.is_empty() {
+            return self.narrow_to_adopted(desired, past);
+        }
         let keys: BTreeSet<Key> = desired.nodes.keys().chain(past.owned.keys()).cloned().collect();
         for selector in self.only.iter().chain(&self.skip) {
             if !keys.iter().any(|k| selector.fits(k)) {
@@ -114,6 +120,28 @@ impl Selection {
         }
         desired.findings.sort();
     }
+
+    /// Only what is taken over, without what it needs: what an earlier run still owes stays owed too.
+    fn narrow_to_adopted(&self, desired: &mut Desired, past: &mut Past) {
+        retain(desired, past, |key| self.adopt.contains(key));
+        past.owned.retain(|key, _| desired.nodes.contains_key(key));
+        past.pending.clear();
+        let about = |f: &Finding| {
+            let below = |from: &str| f.place == from || f.place.starts_with(&format!("{from}."));
+            desired.nodes.values().any(|n| below(&n.from))
+        };
+        let mut findings: Vec<Finding> = desired.findings.iter().filter(|f| about(f)).cloned().collect();
+        for key in self.adopt.iter().filter(|k| !desired.nodes.contains_key(k)) {
+            findings.push(finding(
+                Severity::Error,
+                format!("nothing in this manifest is `{}/{}`", key.kind, key.name),
+                format!("see what to write: gpuvm adopt {}/{}", key.kind, key.name),
+            ));
+        }
+        findings.sort();
+        desired.findings = findings;
+        desired.adopt = self.adopt.clone();
+    }
 }
 
 fn retain(desired: &mut Desired, past: &mut Past, keep: impl Fn(&Key) -> bool) {
@@ -140,7 +168,7 @@ mod tests {
 
     fn desired() -> Desired {
         let mut desired = Desired::default();
-        let packages = PackageSet { wanted: Default::default(), absent: Default::default() };
+        let packages = PackageSet { wanted: Default::default(), absent: Default::default(), sources: None };
         let packages = desired.want("packages", [], packages);
         desired.want("modules", [], Modules { wanted: Default::default() });
         let member = GroupMember { group: "kvm".to_owned(), user: "alice".to_owned() };
@@ -155,7 +183,7 @@ mod tests {
             Key::new("group-member", "kvm/bob"),
             GroupMember { group: "kvm".to_owned(), user: "bob".to_owned() }.into(),
         );
-        Selection { only: parse(only), skip: parse(skip) }.narrow(&mut desired, &mut past);
+        Selection { only: parse(only), skip: parse(skip), ..Selection::default() }.narrow(&mut desired, &mut past);
         let said = desired.findings.iter().map(|f| f.message.clone()).collect();
         (list(desired.nodes.keys().chain(past.owned.keys())), said)
     }

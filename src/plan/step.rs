@@ -145,25 +145,23 @@ pub enum Proof {
     Peer(std::net::IpAddr),
 }
 
-/// Changes of a file that is there, whose text is not in the plan: it may hold passwords.
+/// Changes of a text that is there and is not in the plan: it may hold passwords.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct FileEdit {
-    /// The file. Its mode and owner stay.
-    pub path: PathBuf,
-    /// sha256 in hex of its text before; another text is refused.
+pub struct TextEdit {
+    /// sha256 in hex of the text before; another text is refused.
     pub before: String,
     /// What changes.
     pub splices: Vec<Splice>,
-    /// sha256 in hex of its text afterwards.
+    /// sha256 in hex of the text afterwards.
     pub after: String,
 }
 
-impl FileEdit {
+impl TextEdit {
     /// The edit of a text.
-    pub fn new(path: impl Into<PathBuf>, text: &str, splices: Vec<Splice>) -> Result<Self, SpliceError> {
+    pub fn new(text: &str, splices: Vec<Splice>) -> Result<Self, SpliceError> {
         let after = sha256_hex(splice(text, &splices)?.as_bytes());
-        Ok(Self { path: path.into(), before: sha256_hex(text.as_bytes()), splices, after })
+        Ok(Self { before: sha256_hex(text.as_bytes()), splices, after })
     }
     /// The text afterwards; `None` where the text is not the one that was planned for. One that is changed already
     /// stays as it is.
@@ -174,6 +172,28 @@ impl FileEdit {
         }
         let changed = (digest == self.before).then(|| splice(text, &self.splices).ok()).flatten()?;
         (sha256_hex(changed.as_bytes()) == self.after).then_some(changed)
+    }
+}
+
+/// Changes of a file that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FileEdit {
+    /// The file. Its mode and owner stay.
+    pub path: PathBuf,
+    /// What changes in it.
+    #[serde(flatten)]
+    pub edit: TextEdit,
+}
+
+impl FileEdit {
+    /// The edit of a file's text.
+    pub fn new(path: impl Into<PathBuf>, text: &str, splices: Vec<Splice>) -> Result<Self, SpliceError> {
+        Ok(Self { path: path.into(), edit: TextEdit::new(text, splices)? })
+    }
+    /// As [`TextEdit::apply`].
+    pub fn apply(&self, text: &str) -> Option<String> {
+        self.edit.apply(text)
     }
 }
 
@@ -270,8 +290,13 @@ pub enum Step {
         /// The file.
         path: PathBuf,
     },
-    /// Fetches the package lists.
-    AptIndex,
+    /// Fetches the package lists; a source that does not answer is an error.
+    AptIndex {
+        /// What they are fetched for, remembered so that a name that no source knows is not looked for again.
+        mark: String,
+    },
+    /// Finishes a package transaction that was cut off (`dpkg --configure -a`).
+    FinishPackages,
     /// One package transaction.
     Apt {
         /// What was asked for.
@@ -336,7 +361,7 @@ pub enum Step {
         /// Whether libvirt starts it at boot.
         autostart: bool,
     },
-    /// Defines a VM, or changes its stored definition.
+    /// Defines a new VM.
     DefineDomain {
         /// Its name.
         name: DomainName,
@@ -345,11 +370,29 @@ pub enum Step {
         /// Whether libvirt starts it at boot.
         autostart: bool,
     },
+    /// Changes the stored definition of a VM at some places; one that became another since the plan is refused.
+    EditDomain {
+        /// Its name.
+        name: DomainName,
+        /// What changes in it; without a change, only the start at boot is.
+        edit: TextEdit,
+        /// Whether libvirt starts it at boot.
+        autostart: bool,
+    },
     /// Takes a VM's definition away, with NVRAM; its disks stay.
     UndefineDomain {
         /// Its name.
         name: DomainName,
     },
+    /// Puts gpuvm's mark into the metadata of a VM's stored definition, or takes it out. Nothing else of it changes.
+    MarkDomain {
+        /// Its name.
+        name: DomainName,
+        /// In or out.
+        present: bool,
+    },
+    /// Takes a thing over as it is: nothing on the host changes; journal and ledger say that it is gpuvm's from now on.
+    Adopt,
     /// Starts a VM.
     StartDomain {
         /// Its name.
@@ -384,7 +427,8 @@ impl Step {
             Step::Apt { install, remove, .. } => {
                 return format!("install {}, remove {} packages", install.len(), remove.len());
             }
-            Step::AptIndex => "fetch the package lists",
+            Step::AptIndex { .. } => "fetch the package lists",
+            Step::FinishPackages => "finish packages that were cut off",
             Step::GroupMember { present: true, .. } => "join the group",
             Step::GroupMember { .. } => "leave the group",
             Step::BindSlot(_) => "bind the slot",
@@ -397,6 +441,10 @@ impl Step {
             Step::Network { active: true, .. } => "start the network",
             Step::Network { .. } => "stop the network",
             Step::DefineDomain { .. } => "define the VM",
+            Step::EditDomain { .. } => "change the VM's definition",
+            Step::MarkDomain { present: true, .. } => "mark the VM",
+            Step::MarkDomain { .. } => "take the mark off the VM",
+            Step::Adopt => "take it over",
             Step::UndefineDomain { .. } => "undefine the VM",
             Step::StartDomain { .. } => "start the VM",
             Step::StopDomain { .. } => "shut the VM down",
@@ -413,7 +461,12 @@ impl Step {
                 vec![path.display().to_string()]
             }
             Step::SwitchNetwork(switch) => switch.paths().map(|p| p.display().to_string()).collect(),
-            Step::DefineDomain { name, .. } | Step::UndefineDomain { name } => vec![format!("domain {name}")],
+            Step::DefineDomain { name, .. }
+            | Step::EditDomain { name, .. }
+            | Step::UndefineDomain { name }
+            | Step::MarkDomain { name, .. } => {
+                vec![format!("domain {name}")]
+            }
             Step::Volume(volume) => vec![format!("volume {}/{}", volume.pool, volume.name)],
             Step::RemoveVolume { pool, name } => vec![format!("volume {pool}/{name}")],
             Step::BindSlot(binding) => binding.functions.iter().map(|(a, _)| format!("function {a}")).collect(),

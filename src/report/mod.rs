@@ -1,10 +1,14 @@
 //! Plan, facts and outcome as text, JSON and Markdown. Computes nothing: what is shown is what the plan holds.
 
 mod facts;
+mod gpus;
 mod text;
+mod topology;
 
 pub use facts::facts_text;
-pub use text::{outcome, plan_text, safe};
+pub use gpus::{NamedGpu, explanation, gpu_list, gpu_status, next_boot};
+pub use text::{finding, outcome, plan_text, safe};
+pub use topology::{topology_svg, topology_text};
 
 use crate::plan::Plan;
 
@@ -15,12 +19,16 @@ pub fn plan_json(plan: &Plan) -> String {
 
 /// A plan as Markdown, for a comment on a pull request.
 pub fn plan_markdown(plan: &Plan) -> String {
-    let text = anstream::adapter::strip_str(&plan_text(plan, text::Detail::Normal)).to_string();
+    let text = anstream::adapter::strip_str(&plan_text(plan, text::Detail::Full)).to_string();
     // A fence longer than any run of backticks inside cannot be closed by a file's content.
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest.max(2) + 1);
     let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
-    format!("### gpuvm plan\n\n`{}`\n\n{fence}diff\n{}\n{fence}\n", first.replace('`', "'"), rest.trim_matches('\n'))
+    let head = format!("### gpuvm plan\n\n`{}`\n", first.replace('`', "'"));
+    match rest.trim_matches('\n') {
+        "" => head,
+        rest => format!("{head}\n{fence}diff\n{rest}\n{fence}\n"),
+    }
 }
 
 pub use text::Detail;

@@ -6,15 +6,58 @@ use std::fmt::Write;
 use owo_colors::OwoColorize;
 
 use crate::apply::Outcome;
-use crate::plan::{Action, Change, Diff, Entry, FieldDiff, Item, Plan, Severity, WaitFor};
+use crate::plan::{Action, Change, Diff, Entry, FieldDiff, Finding, Item, Plan, Severity, WaitFor};
 
 /// How much is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
+    /// What is wrong, and the sum.
+    Summary,
     /// What changes.
     Normal,
+    /// What changes, with the whole content of every file.
+    Full,
     /// What is in sync too, with the evidence.
     Verbose,
+}
+
+/// A terminal at its narrowest.
+const COLUMNS: usize = 80;
+
+/// Lines that are broken between words. Text that a person copies (commands, file contents) does not go through it.
+struct Wrapped<'a> {
+    out: &'a mut String,
+    column: usize,
+    indent: usize,
+}
+
+impl<'a> Wrapped<'a> {
+    /// Begins behind what stands in the line already; further lines are indented.
+    fn new(out: &'a mut String, column: usize, indent: usize) -> Self {
+        Self { out, column, indent }
+    }
+    /// A word, so many blanks behind the one before.
+    fn word(&mut self, gap: usize, word: &str, style: impl Fn(&str) -> String) {
+        let width = word.chars().count();
+        if self.column + gap + width > COLUMNS && self.column > self.indent {
+            self.out.push('\n');
+            self.out.push_str(&" ".repeat(self.indent));
+            self.column = self.indent + width;
+        } else {
+            self.out.push_str(&" ".repeat(gap));
+            self.column += gap + width;
+        }
+        self.out.push_str(&style(word));
+    }
+    /// Words with single blanks between them.
+    fn text(&mut self, gap: usize, text: &str, style: impl Fn(&str) -> String) {
+        for (n, word) in text.split(' ').filter(|w| !w.is_empty()).enumerate() {
+            self.word(if n == 0 { gap } else { 1 }, word, &style);
+        }
+    }
+    fn end(self) {
+        self.out.push('\n');
+    }
 }
 
 /// Text of others must not steer the terminal: control characters are shown as escapes.
@@ -35,26 +78,25 @@ pub fn plan_text(plan: &Plan, detail: Detail) -> String {
 fn render(plan: &Plan, detail: Detail, out: &mut String) -> std::fmt::Result {
     let host = &plan.host;
     let vms = host.vms.map_or("VMs not known".to_owned(), |n| count(n, "VM"));
-    writeln!(
-        out,
-        "{}   {}   Linux {}   IOMMU {}   {}, {vms}",
-        host.hostname.bold(),
+    let waits = |e: &&Entry| !matches!(e.diff, Diff::InSync { .. });
+    if plan.order.is_empty() && plan.findings.is_empty() && !plan.entries.iter().any(|e| waits(&e)) {
+        write!(out, "{}: nothing to do; {} in sync", safe(&host.hostname).bold(), plan.entries.len())?;
+        writeln!(out)?;
+        return if detail == Detail::Verbose { in_sync(plan, out) } else { Ok(()) };
+    }
+    let mut head = Wrapped::new(out, 0, 2);
+    head.word(0, &safe(&host.hostname), |w| w.bold().to_string());
+    for part in [
         safe(&host.os),
-        host.kernel,
-        host.iommu,
-        count(host.gpus, "GPU")
-    )?;
-    for finding in &plan.findings {
-        let mark = match finding.severity {
-            Severity::Error => "×".red().to_string(),
-            Severity::Warning => "!".yellow().to_string(),
-            Severity::Note => "·".dimmed().to_string(),
-        };
-        let place = if finding.place.is_empty() { String::new() } else { format!("{}: ", finding.place) };
-        writeln!(out, "\n  {mark} {place}{}", safe(&finding.message))?;
-        if !finding.help.is_empty() {
-            writeln!(out, "      {}", safe(&finding.help).dimmed())?;
-        }
+        format!("Linux {}", safe(&host.kernel)),
+        format!("IOMMU {}", safe(&host.iommu)),
+        format!("{}, {vms}", count(host.gpus, "GPU")),
+    ] {
+        head.word(3, &part, str::to_owned);
+    }
+    head.end();
+    for found in &plan.findings {
+        write!(out, "\n{}", finding(found))?;
     }
     let unable: Vec<_> =
         plan.entries.iter().filter(|e| matches!(e.diff, Diff::Blocked { .. } | Diff::Unknown { .. })).collect();
@@ -70,6 +112,9 @@ fn render(plan: &Plan, detail: Detail, out: &mut String) -> std::fmt::Result {
             _ => {}
         }
     }
+    if detail == Detail::Summary {
+        return summary(plan, out);
+    }
     if !plan.order.is_empty() {
         writeln!(out)?;
     }
@@ -78,13 +123,17 @@ fn render(plan: &Plan, detail: Detail, out: &mut String) -> std::fmt::Result {
         match item {
             Item::Entry { index } => {
                 if let Some(entry) = plan.entries.get(*index) {
-                    change(entry, wide, out)?;
+                    change(entry, wide, detail, out)?;
                 }
             }
             Item::Refresh { refresh, due } => {
                 let of = due.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 let of = if of.is_empty() { "left due by an earlier run".to_owned() } else { format!("for {of}") };
-                writeln!(out, "  {} {}   {}", "↻".cyan(), refresh.name(), of.dimmed())?;
+                let name = refresh.name();
+                write!(out, "  {} {name}", "↻".cyan())?;
+                let mut line = Wrapped::new(out, 4 + name.chars().count(), 6);
+                line.text(3, &of, |w| w.dimmed().to_string());
+                line.end();
             }
             Item::Reboot { due } => {
                 let of = due.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -105,17 +154,35 @@ fn render(plan: &Plan, detail: Detail, out: &mut String) -> std::fmt::Result {
         }
     }
     if detail == Detail::Verbose {
-        writeln!(out)?;
-        for entry in &plan.entries {
-            if let Diff::InSync { evidence } = &entry.diff {
-                writeln!(out, "  {} {}   {}", "=".dimmed(), entry.key, safe(evidence).dimmed())?;
-            }
-        }
+        in_sync(plan, out)?;
     }
     summary(plan, out)
 }
 
-fn change(entry: &Entry, wide: usize, out: &mut String) -> std::fmt::Result {
+/// A finding with its place and what to do.
+pub fn finding(finding: &Finding) -> String {
+    let mark = match finding.severity {
+        Severity::Error => "×".red().to_string(),
+        Severity::Warning => "!".yellow().to_string(),
+        Severity::Note => "·".dimmed().to_string(),
+    };
+    let place = if finding.place.is_empty() { String::new() } else { format!("{}: ", finding.place) };
+    let help =
+        if finding.help.is_empty() { String::new() } else { format!("      {}\n", safe(&finding.help).dimmed()) };
+    format!("  {mark} {place}{}\n{help}", safe(&finding.message))
+}
+
+fn in_sync(plan: &Plan, out: &mut String) -> std::fmt::Result {
+    writeln!(out)?;
+    for entry in &plan.entries {
+        if let Diff::InSync { evidence } = &entry.diff {
+            writeln!(out, "  {} {}   {}", "=".dimmed(), entry.key, safe(evidence).dimmed())?;
+        }
+    }
+    Ok(())
+}
+
+fn change(entry: &Entry, wide: usize, detail: Detail, out: &mut String) -> std::fmt::Result {
     let (change, waits) = match &entry.diff {
         Diff::Change(change) => (change, None),
         Diff::Waits { on, promise, .. } => (promise, Some(*on)),
@@ -129,20 +196,25 @@ fn change(entry: &Entry, wide: usize, out: &mut String) -> std::fmt::Result {
     };
     let name = entry.key.to_string();
     let pad = " ".repeat(wide.saturating_sub(name.chars().count()));
-    let risks: String = change.risks.iter().map(|r| format!(" [{}]", r.name())).collect();
-    writeln!(
-        out,
-        "  {mark} {}{pad}  {}{}   {}",
-        name.bold(),
-        safe(&change.what),
-        risks.red(),
-        format!("from {}", entry.from).dimmed()
-    )?;
+    write!(out, "  {mark} {}{pad}", name.bold())?;
+    let column = 4 + wide.max(name.chars().count());
+    let mut line = Wrapped::new(out, column, if column < COLUMNS / 2 { column + 2 } else { 6 });
+    line.text(2, &safe(&change.what), str::to_owned);
+    for risk in &change.risks {
+        line.word(1, &format!("[{}]", risk.name()), |w| w.red().to_string());
+    }
+    line.word(3, &format!("from {}", safe(&entry.from)), |w| w.dimmed().to_string());
+    line.end();
+    // What a person declared is shown whole; of gpuvm's own new files, that they are made.
+    let whole = detail != Detail::Normal || entry.from.starts_with("files.");
     for field in &change.fields {
-        field_lines(field, out)?;
+        field_lines(field, whole, out)?;
     }
     for note in &change.notes {
-        writeln!(out, "      {}", safe(note).dimmed())?;
+        out.push_str(&" ".repeat(6));
+        let mut line = Wrapped::new(out, 6, 8);
+        line.text(0, &safe(note), |w| w.dimmed().to_string());
+        line.end();
     }
     match waits {
         Some(WaitFor::Reboot) | None => Ok(()),
@@ -150,11 +222,20 @@ fn change(entry: &Entry, wide: usize, out: &mut String) -> std::fmt::Result {
     }
 }
 
-fn field_lines(field: &FieldDiff, out: &mut String) -> std::fmt::Result {
+/// More of a new file is shown with `-v`.
+const FEW_LINES: usize = 3;
+
+fn field_lines(field: &FieldDiff, whole: bool, out: &mut String) -> std::fmt::Result {
     let name = safe(&field.field);
     if let Some(unified) = &field.unified {
-        writeln!(out, "      {name}:")?;
-        for line in unified.lines().filter(|l| !l.starts_with("---") && !l.starts_with("+++")) {
+        let lines: Vec<&str> = unified.lines().filter(|l| !l.starts_with("---") && !l.starts_with("+++")).collect();
+        let new = lines.first().is_some_and(|l| l.starts_with("@@ -0,0 "));
+        let lines = if new { lines.get(1..).unwrap_or_default() } else { &lines[..] };
+        if new && !whole && lines.len() > FEW_LINES {
+            return writeln!(out, "      {name}: new, {} lines {}", lines.len(), "(-v shows them)".dimmed());
+        }
+        writeln!(out, "      {name}:{}", if new { " new" } else { "" })?;
+        for line in lines {
             let line = safe(line);
             let line = match line.as_bytes().first() {
                 Some(b'+') => line.green().to_string(),
@@ -226,8 +307,95 @@ pub fn outcome(outcome: &Outcome) -> String {
             let _ = writeln!(out, "  … {} waits for {}: {}", entry.key, on.name(), safe(why));
         }
     }
+    let after = outcome.left.order.iter().skip_while(|i| !matches!(i, Item::Reboot { .. }));
+    let keys = after.filter_map(|i| match i {
+        Item::Entry { index } => outcome.left.entries.get(*index),
+        _ => None,
+    });
+    for entry in keys.filter(|e| matches!(e.diff, Diff::Change(_))) {
+        let _ = writeln!(out, "  … {} comes after the reboot", entry.key);
+    }
     if !outcome.done.is_empty() {
         let _ = writeln!(out, "go back: gpuvm undo {}", outcome.run);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{HostLine, Key, PLAN_FORMAT, Risk};
+
+    fn plan(entries: Vec<Entry>) -> Plan {
+        let order = entries.iter().enumerate().filter(|(_, e)| matches!(e.diff, Diff::Change(_)));
+        Plan {
+            format: PLAN_FORMAT,
+            writer: String::new(),
+            host: HostLine {
+                hostname: "gpu-01".to_owned(),
+                os: "Debian GNU/Linux 13 (trixie)".to_owned(),
+                kernel: "6.12.117+deb13-amd64".to_owned(),
+                iommu: "on (intel, 14 groups)".to_owned(),
+                gpus: 2,
+                vms: Some(0),
+                fingerprint: String::new(),
+            },
+            manifest: String::new(),
+            findings: Vec::new(),
+            order: order.map(|(index, _)| Item::Entry { index }).collect(),
+            entries,
+        }
+    }
+    fn entry(key: Key, from: &str, diff: Diff) -> Entry {
+        Entry { key, from: from.to_owned(), after: Default::default(), diff }
+    }
+    fn shown(plan: &Plan, detail: Detail) -> String {
+        anstream::adapter::strip_str(&plan_text(plan, detail)).to_string()
+    }
+    fn file(from: &str, before: Option<&str>, lines: usize) -> Plan {
+        let mut change = Change::new(Action::Create, "it");
+        let after: String = (0..lines).map(|n| format!("line {n}\n")).collect();
+        change.fields.push(FieldDiff::text("/etc/it", before, Some(&after)));
+        plan(vec![entry(Key::new("file", "/etc/it"), from, Diff::Change(change))])
+    }
+
+    #[test]
+    fn prose_is_broken_at_80_columns() {
+        let mut change =
+            Change::new(Action::Create, "install 4: libvirt-daemon-system ovmf qemu-system-x86 qemu-utils");
+        change.risks.insert(Risk::PackageRemoval);
+        change
+            .notes
+            .push("a note that says more than one line of a terminal has room for, as notes do now and then".into());
+        let text =
+            shown(&plan(vec![entry(Key::new("package", ""), "packages, vms", Diff::Change(change))]), Detail::Normal);
+        assert!(text.lines().all(|l| l.chars().count() <= COLUMNS), "{text}");
+        let words = |t: &str| t.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words(&text).contains("qemu-system-x86 qemu-utils [package-removal] from packages, vms"), "{text}");
+        assert!(words(&text).contains("has room for, as notes do now and then"), "{text}");
+    }
+
+    #[test]
+    fn only_new_files_of_gpuvms_own_are_shortened() {
+        let has = |plan: &Plan, detail| shown(plan, detail).contains("line 7");
+        assert!(shown(&file("use: vfio", None, 8), Detail::Normal).contains("/etc/it: new, 8 lines (-v shows them)"));
+        assert!(!has(&file("use: vfio", None, 8), Detail::Normal));
+        assert!(has(&file("use: vfio", None, 8), Detail::Verbose) && has(&file("use: vfio", None, 8), Detail::Full));
+        assert!(shown(&file("use: vfio", None, 2), Detail::Normal).contains("+line 1"), "a short one says more itself");
+        assert!(has(&file("use: vfio", Some("old\n"), 8), Detail::Normal), "one that is there changes");
+        assert!(has(&file("files./etc/it", None, 8), Detail::Normal), "a person declared it");
+    }
+
+    #[test]
+    fn a_plan_with_nothing_to_do_is_one_line_and_a_quiet_one_the_sum() {
+        let in_sync = entry(Key::new("module", ""), "vms", Diff::InSync { evidence: "loaded".to_owned() });
+        let idle = plan(vec![in_sync]);
+        assert_eq!(shown(&idle, Detail::Normal), "gpu-01: nothing to do; 1 in sync\n");
+        assert!(shown(&idle, Detail::Verbose).contains("= module   loaded"));
+        let text = shown(&file("use: vfio", None, 8), Detail::Summary);
+        assert!(
+            text.ends_with("\n1 change, 0 reboots, nothing removed; 0 in sync\n") && !text.contains("/etc/it"),
+            "{text}"
+        );
+    }
 }

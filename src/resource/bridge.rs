@@ -131,12 +131,16 @@ impl Bridge {
     fn find_uplink<'a>(&self, net: &'a NetworkFacts) -> Result<(InterfaceName, &'a Link), Stop> {
         let known = || {
             let cards = net.links.iter().filter(|(_, l)| l.kind != LinkKind::Other);
-            let shown = |(n, l): (&String, &Link)| format!("{n} {}", l.permanent_mac.map_or(String::new(), |m| m.to_string()));
+            let shown =
+                |(n, l): (&String, &Link)| format!("{n} {}", l.permanent_mac.map_or(String::new(), |m| m.to_string()));
             format!("there are: {}", cards.map(shown).collect::<Vec<_>>().join(", "))
         };
         let name = match &self.uplink {
             UplinkChoice::Auto => net.uplink.clone().ok_or_else(|| {
-                blocked("no link has a default route, so that `uplink: auto` means none", format!("name the uplink; {}", known()))
+                blocked(
+                    "no link has a default route, so that `uplink: auto` means none",
+                    format!("name the uplink; {}", known()),
+                )
             })?,
             UplinkChoice::Name(name) => name.to_string(),
             UplinkChoice::Mac(mac) => {
@@ -146,7 +150,12 @@ impl Bridge {
                 match all.as_slice() {
                     [one] => (*one).clone(),
                     [] => return Err(blocked(format!("no card has the address {mac}"), known())),
-                    several => return Err(blocked(format!("{} cards have the address {mac}", several.len()), "name the uplink")),
+                    several => {
+                        return Err(blocked(
+                            format!("{} cards have the address {mac}", several.len()),
+                            "name the uplink",
+                        ));
+                    }
                 }
             }
         };
@@ -161,7 +170,10 @@ impl Bridge {
         match link.kind {
             LinkKind::Physical | LinkKind::Bond | LinkKind::Vlan => {}
             LinkKind::Wireless => {
-                return Some(blocked(format!("`{name}` is wireless; a bridge cannot go over it"), "name a wired link as `uplink`"));
+                return Some(blocked(
+                    format!("`{name}` is wireless; a bridge cannot go over it"),
+                    "name a wired link as `uplink`",
+                ));
             }
             LinkKind::Bridge => {
                 return Some(blocked(
@@ -191,7 +203,9 @@ impl Bridge {
             [Manager::NetworkManager] => {
                 return Some(blocked(
                     format!("NetworkManager configures `{name}`, which gpuvm does not write"),
-                    format!("make the bridge with nmcli and write `existing: true`, or move `{name}` to netplan with `renderer: networkd`"),
+                    format!(
+                        "make the bridge with nmcli and write `existing: true`, or move `{name}` to netplan with `renderer: networkd`"
+                    ),
                 ));
             }
             [Manager::Networkd] => {
@@ -202,14 +216,21 @@ impl Bridge {
             }
             [] => {
                 let why = if net.netplan_installed { "no netplan file names it" } else { "netplan is not installed" };
-                return Some(blocked(format!("nothing that gpuvm knows configures `{name}`: {why}"), format!("write an entry for it in /etc/netplan (package netplan.io), or {existing}")));
+                return Some(blocked(
+                    format!("nothing that gpuvm knows configures `{name}`: {why}"),
+                    format!("write an entry for it in /etc/netplan (package netplan.io), or {existing}"),
+                ));
             }
             several => {
                 let names: Vec<&str> = several.iter().map(|m| m.name()).collect();
-                return Some(blocked(format!("`{name}` is configured by {} at once", names.join(" and ")), "leave one of them, netplan if gpuvm is to make the bridge"));
+                return Some(blocked(
+                    format!("`{name}` is configured by {} at once", names.join(" and ")),
+                    "leave one of them, netplan if gpuvm is to make the bridge",
+                ));
             }
         }
-        (!net.netplan_installed).then(|| blocked("netplan is not installed, although its files are there", "install netplan.io"))
+        (!net.netplan_installed)
+            .then(|| blocked("netplan is not installed, although its files are there", "install netplan.io"))
     }
 
     fn create(&self, state: &BridgeState, net: &NetworkFacts) -> Result<Diff, Stop> {
@@ -233,11 +254,14 @@ impl Bridge {
             return Err(unfit);
         }
         let moved = self.moved(&uplink, link, net)?;
-        let mac = link.mac.ok_or_else(|| blocked(format!("`{uplink}` has no Ethernet address"), "name another link as `uplink`"))?;
+        let mac = link
+            .mac
+            .ok_or_else(|| blocked(format!("`{uplink}` has no Ethernet address"), "name another link as `uplink`"))?;
         let dhcp4 = says_true(&moved.moved, "dhcp4");
         let by_mac = moved.moved.lines().any(|l| l.trim() == "dhcp-identifier: mac");
         let lease = net.leases.iter().find(|lease| link.addresses.iter().any(|a| a.address == lease.address));
-        let drop_in = lease.filter(|_| dhcp4 && !by_mac).map(|lease| drop_in_text(&self.name, &uplink, lease.association));
+        let drop_in =
+            lease.filter(|_| dhcp4 && !by_mac).map(|lease| drop_in_text(&self.name, &uplink, lease.association));
         let memory = Memory {
             format: MEMORY_FORMAT,
             uplink: uplink.clone(),
@@ -272,7 +296,13 @@ impl Bridge {
     }
 
     /// The step without files: from the link that has the network now to the bridge.
-    fn switch(&self, from: &InterfaceName, uplink: &InterfaceName, memory: &Memory, net: &NetworkFacts) -> NetworkSwitch {
+    fn switch(
+        &self,
+        from: &InterfaceName,
+        uplink: &InterfaceName,
+        memory: &Memory,
+        net: &NetworkFacts,
+    ) -> NetworkSwitch {
         let there = net.links.contains_key(self.name.as_str());
         NetworkSwitch {
             bridge: self.name.clone(),
@@ -300,7 +330,8 @@ impl Bridge {
         moved: &Moved,
     ) -> Result<(), Stop> {
         for edit in &moved.edits {
-            let wrong = |e| blocked(format!("`{}`: {e}", edit.path.display()), "write its entries in plain block style");
+            let wrong =
+                |e| blocked(format!("`{}`: {e}", edit.path.display()), "write its entries in plain block style");
             switch.edit.push(FileEdit::new(&edit.path, &edit.before, edit.splices.clone()).map_err(wrong)?);
             let (before, after) = (netplan::redacted(&edit.before), netplan::redacted(&edit.after));
             change.fields.push(FieldDiff::text(edit.path.display().to_string(), Some(&before), Some(&after)));
@@ -355,13 +386,20 @@ impl Bridge {
         let id = net.link_id(uplink.as_str());
         let back_again = id.is_some_and(|id| !config.entries_of(&id).is_empty());
         let mut memory = memory.clone();
-        let moved = if back_again { Some(self.moved(&uplink, link, net)?).filter(|m| !m.edits.is_empty()) } else { None };
+        let moved =
+            if back_again { Some(self.moved(&uplink, link, net)?).filter(|m| !m.edits.is_empty()) } else { None };
         if let Some(moved) = &moved {
             if !moved.keys.is_empty() && moved.moved != memory.moved {
                 let paths: Vec<String> = moved.edits.iter().map(|e| e.path.display().to_string()).collect();
                 return Err(blocked(
-                    format!("`{uplink}` has an entry again in {}, which differs from what the bridge has", paths.join(", ")),
-                    format!("take it out there, or take `bridge` out of the manifest and apply, to begin anew; the bridge has: {}", self.ours().display()),
+                    format!(
+                        "`{uplink}` has an entry again in {}, which differs from what the bridge has",
+                        paths.join(", ")
+                    ),
+                    format!(
+                        "take it out there, or take `bridge` out of the manifest and apply, to begin anew; the bridge has: {}",
+                        self.ours().display()
+                    ),
                 ));
             }
             for edit in back(moved)? {
@@ -388,7 +426,8 @@ impl Bridge {
         let files = change.steps.iter().any(|s| matches!(s, Step::SwitchNetwork(s) if s.paths().next().is_some()));
         if wrong.is_empty() && !files {
             let addresses = net.links.get(self.name.as_str()).into_iter().flat_map(|l| &l.addresses);
-            let addresses: Vec<String> = addresses.filter(|a| a.scope == "global").map(|a| format!("{}/{}", a.address, a.prefix)).collect();
+            let addresses: Vec<String> =
+                addresses.filter(|a| a.scope == "global").map(|a| format!("{}/{}", a.address, a.prefix)).collect();
             return Ok(Diff::InSync { evidence: format!("over {uplink}, {}", addresses.join(", ")) });
         }
         change.what = match (files, wrong.as_slice()) {
@@ -410,7 +449,10 @@ fn remembered<'a>(memory: &Memory, net: &'a NetworkFacts) -> Result<(InterfaceNa
     };
     let gone = || {
         let mac = memory.card.map_or(String::new(), |m| format!(" ({m})"));
-        blocked(format!("the bridge's uplink `{}`{mac} is not there", memory.uplink), "put the card back, or take `bridge` out of the manifest")
+        blocked(
+            format!("the bridge's uplink `{}`{mac} is not there", memory.uplink),
+            "put the card back, or take `bridge` out of the manifest",
+        )
     };
     let (name, link) = found.ok_or_else(gone)?;
     Ok((name.parse().map_err(|e| blocked(format!("{e}"), "rename the link"))?, link))
@@ -429,7 +471,11 @@ fn not_live(name: &str, uplink: &InterfaceName, link: &Link, memory: &Memory, ne
         wrong.push("it is switched off".to_owned());
     }
     if bridge.mac != Some(memory.mac) {
-        wrong.push(format!("its address is {}, not {}", bridge.mac.map_or("none".to_owned(), |m| m.to_string()), memory.mac));
+        wrong.push(format!(
+            "its address is {}, not {}",
+            bridge.mac.map_or("none".to_owned(), |m| m.to_string()),
+            memory.mac
+        ));
     }
     for wanted in &memory.addresses {
         let address = wanted.split('/').next().unwrap_or_default();
@@ -448,7 +494,10 @@ fn proofs(from: &InterfaceName, net: &NetworkFacts) -> std::collections::BTreeSe
     let mut all = std::collections::BTreeSet::from([Proof::Link]);
     if let Some(link) = net.links.get(from.as_str()) {
         // What a router announced changes with the link, and is not what the host is known by.
-        let lasting = link.addresses.iter().filter(|a| a.scope == "global" && !a.temporary && (a.address.is_ipv4() || !a.dynamic));
+        let lasting = link
+            .addresses
+            .iter()
+            .filter(|a| a.scope == "global" && !a.temporary && (a.address.is_ipv4() || !a.dynamic));
         all.extend(lasting.map(|a| Proof::Address(a.address)));
     }
     for route in net.routes.iter().filter(|r| r.to == "default" && r.link == from.as_str()) {
@@ -486,14 +535,18 @@ fn cuts_cloud_init(moved: &Moved) -> bool {
 }
 
 fn says_true(moved: &str, key: &str) -> bool {
-    let value = |l: &str| l.trim().strip_prefix(key)?.strip_prefix(':').map(|v| v.trim().trim_matches('"').to_ascii_lowercase());
+    let value = |l: &str| {
+        l.trim().strip_prefix(key)?.strip_prefix(':').map(|v| v.trim().trim_matches('"').to_ascii_lowercase())
+    };
     moved.lines().filter_map(value).any(|v| ["true", "yes", "on", "y"].contains(&v.as_str()))
 }
 
 /// systemd.network(5): networkd names itself to a DHCP server by the machine and by a number made from the link's name,
 /// so that a bridge would be a stranger and get another address.
 fn drop_in_text(bridge: &InterfaceName, uplink: &InterfaceName, iaid: u32) -> String {
-    format!("# Written by gpuvm: {bridge} is the DHCP client that {uplink} was, so that the lease stays.\n[DHCPv4]\nIAID={iaid}\n")
+    format!(
+        "# Written by gpuvm: {bridge} is the DHCP client that {uplink} was, so that the lease stays.\n[DHCPv4]\nIAID={iaid}\n"
+    )
 }
 
 impl Resource for Bridge {
@@ -558,7 +611,11 @@ impl Resource for Bridge {
             Known::Value(Some(memory)) => memory,
             Known::Value(None) if state.ours.is_none() => return Diff::InSync { evidence: "gone".to_owned() },
             Known::Value(None) => {
-                return blocked(format!("what was moved to {} is not known any more", self.ours().display()), "move it back by hand").into();
+                return blocked(
+                    format!("what was moved to {} is not known any more", self.ours().display()),
+                    "move it back by hand",
+                )
+                .into();
             }
             Known::Unknown(why) => return Diff::Unknown { why: why.clone() },
         };
@@ -573,7 +630,8 @@ impl Resource for Bridge {
 impl Bridge {
     fn take_back(&self, memory: &Memory, state: &BridgeState, net: &NetworkFacts) -> Result<Diff, Stop> {
         let (uplink, _) = remembered(memory, net)?;
-        let guests: Vec<&str> = net.ports(self.name.as_str()).map(|(n, _)| n.as_str()).filter(|n| *n != uplink.as_str()).collect();
+        let guests: Vec<&str> =
+            net.ports(self.name.as_str()).map(|(n, _)| n.as_str()).filter(|n| *n != uplink.as_str()).collect();
         if !guests.is_empty() {
             return Err(blocked(
                 format!("`{}` is in use by {}", self.name, guests.join(", ")),
@@ -593,11 +651,17 @@ impl Bridge {
             let text = texts.iter().find(|(path, _)| *path == edit.path).map_or("", |(_, t)| t.as_str());
             let Some(after) = edit.apply(text) else {
                 return Err(blocked(
-                    format!("`{}` was changed since the entry of `{uplink}` was taken out, so that it cannot be put back as it was", edit.path.display()),
-                    format!("put it back by hand from {} and take that file away; then run `netplan apply`", self.ours().display()),
+                    format!(
+                        "`{}` was changed since the entry of `{uplink}` was taken out, so that it cannot be put back as it was",
+                        edit.path.display()
+                    ),
+                    format!(
+                        "put it back by hand from {} and take that file away; then run `netplan apply`",
+                        self.ours().display()
+                    ),
                 ));
             };
-            if sha256_hex(text.as_bytes()) != edit.after {
+            if sha256_hex(text.as_bytes()) != edit.edit.after {
                 let (before, after) = (netplan::redacted(text), netplan::redacted(&after));
                 change.fields.push(FieldDiff::text(edit.path.display().to_string(), Some(&before), Some(&after)));
                 switch.edit.push(edit.clone());
@@ -658,7 +722,8 @@ mod tests {
             small
         }
         fn ip(&self, links: serde_json::Value) {
-            let routes = json!([{"dst": "default", "gateway": "10.0.0.1", "dev": "enp5s0", "metric": 100, "flags": []}]);
+            let routes =
+                json!([{"dst": "default", "gateway": "10.0.0.1", "dev": "enp5s0", "metric": 100, "flags": []}]);
             let answers: [(&[&str], String); 3] = [
                 (&["-json", "address"], links.to_string()),
                 (&["-json", "route", "show", "table", "main"], routes.to_string()),
@@ -676,7 +741,8 @@ mod tests {
         /// Changes a link as `ip` shows it.
         fn change_link(&self, name: &str, change: impl Fn(&mut serde_json::Value)) {
             let record = Record::load(&self.0.path().join(Record::NAME)).unwrap();
-            let mut links: serde_json::Value = serde_json::from_str(&record.queries[0].output.as_ref().unwrap().stdout).unwrap();
+            let mut links: serde_json::Value =
+                serde_json::from_str(&record.queries[0].output.as_ref().unwrap().stdout).unwrap();
             links.as_array_mut().unwrap().iter_mut().filter(|l| l["ifname"] == name).for_each(change);
             let mut record = record;
             record.queries[0].output.as_mut().unwrap().stdout = links.to_string();
@@ -810,7 +876,8 @@ mod tests {
         assert_eq!(host.text(OURS).unwrap(), ours);
 
         // cloud-init wrote the same entry again, in another form.
-        let again = "network:\n  version: 2\n  ethernets:\n    enp5s0: {dhcp4: true}\n    enp6s0: {addresses: [10.9.0.2/24]}\n";
+        let again =
+            "network:\n  version: 2\n  ethernets:\n    enp5s0: {dhcp4: true}\n    enp6s0: {addresses: [10.9.0.2/24]}\n";
         host.write(FILE, again);
         host.apply(host.plan(&br0()));
         assert!(!host.text(FILE).unwrap().contains("enp5s0"));
@@ -877,8 +944,14 @@ mod tests {
     fn links_that_cannot_be_a_port_are_refused() {
         let host = Small::new();
         let by_name = |n: &str| Bridge { uplink: UplinkChoice::Name(n.parse().unwrap()), ..br0() };
-        assert!(host.blocked(&by_name("enp9s0")).contains("there is no link `enp9s0` | there are: enp5s0 52:54:00:00:00:02"));
-        assert!(host.blocked(&Bridge { uplink: UplinkChoice::Mac("52:54:00:00:00:77".parse().unwrap()), ..br0() }).contains("no card has"));
+        assert!(
+            host.blocked(&by_name("enp9s0"))
+                .contains("there is no link `enp9s0` | there are: enp5s0 52:54:00:00:00:02")
+        );
+        assert!(
+            host.blocked(&Bridge { uplink: UplinkChoice::Mac("52:54:00:00:00:77".parse().unwrap()), ..br0() })
+                .contains("no card has")
+        );
         host.sysfs("enp6s0", "DEVTYPE=wlan\n", true);
         assert!(host.blocked(&by_name("enp6s0")).contains("wireless"));
         host.sysfs("enp6s0", "DEVTYPE=bridge\n", false);
@@ -927,9 +1000,12 @@ mod tests {
     #[test]
     fn what_is_not_known_is_unknown() {
         let host = Small::new();
-        Record { denied: [PathBuf::from("/etc/netplan/50-cloud-init.yaml")].into(), ..Record::load(&host.0.path().join(Record::NAME)).unwrap() }
-            .save(&host.0.path().join(Record::NAME))
-            .unwrap();
+        Record {
+            denied: [PathBuf::from("/etc/netplan/50-cloud-init.yaml")].into(),
+            ..Record::load(&host.0.path().join(Record::NAME)).unwrap()
+        }
+        .save(&host.0.path().join(Record::NAME))
+        .unwrap();
         let diff = host.plan(&br0());
         assert!(matches!(&diff, Diff::Unknown { why } if why.contains("not root")), "{diff:#?}");
     }

@@ -108,7 +108,13 @@ impl Resource for File {
                     help: "write `takeOver: true` to replace it; the original is kept".to_owned(),
                 };
             }
-            return Diff::Change(self.change(Action::Change, Some(bytes)));
+            let mut change = self.change(Action::Change, Some(bytes));
+            // What only its owner may read is not for a plan, which others may.
+            if last.is_none() && stat.mode.bits() & 0o004 == 0 {
+                change.fields.clear();
+                change.notes.push(format!("what is there has the mode {} and is not shown", stat.mode));
+            }
+            return Diff::Change(change);
         }
         let (uid, gid) = self.owner(facts);
         let mut change = Change::new(Action::Change, "another owner or mode");
@@ -122,6 +128,12 @@ impl Resource for File {
         differs("group", stat.gid.to_string(), gid.map_or(self.write.group.clone(), |g| g.to_string()));
         if change.fields.is_empty() {
             return Diff::InSync { evidence: format!("{} bytes, {}", bytes.len(), stat.mode) };
+        }
+        if last.is_none() && !self.take_over {
+            return Diff::Blocked {
+                why: "it is there already, with another owner or mode, and is not gpuvm's".to_owned(),
+                help: "write `takeOver: true` to change it; what it was is kept".to_owned(),
+            };
         }
         change.steps.push(Step::WriteFile(self.write.clone()));
         Diff::Change(change)
@@ -155,4 +167,67 @@ impl Resource for File {
 /// A mode of 0600 for secrets and 0644 for the rest, where none is given.
 pub fn usual_mode(secret: bool) -> Mode {
     Mode::new(if secret { 0o600 } else { 0o644 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(take_over: bool) -> File {
+        File { write: FileWrite::root("/etc/x", "new\n", 0o644), take_over, refreshes: Default::default() }
+    }
+    fn there(text: &str, mode: u32) -> FileState {
+        let stat = Stat { kind: FileKind::File, mode: Mode::new(mode), uid: 0, gid: 0 };
+        FileState::There(stat, text.as_bytes().to_vec())
+    }
+    fn told(diff: &Diff) -> &'static str {
+        match diff {
+            Diff::InSync { .. } => "in sync",
+            Diff::Change(_) => "change",
+            Diff::Blocked { .. } => "blocked",
+            _ => "other",
+        }
+    }
+
+    #[test]
+    fn a_file_of_someone_else_is_taken_over_only_by_the_word() {
+        let facts = super::super::tests::facts();
+        let ours = file(false);
+        for (state, not_ours, with_the_word, is_ours) in [
+            (FileState::Absent, "change", "change", "change"),
+            (there("old\n", 0o644), "blocked", "change", "change"),
+            (there("new\n", 0o600), "blocked", "change", "change"),
+            (there("new\n", 0o644), "in sync", "in sync", "in sync"),
+        ] {
+            assert_eq!(told(&file(false).diff(&state, None, &facts)), not_ours, "{state:?}");
+            assert_eq!(told(&file(true).diff(&state, None, &facts)), with_the_word, "{state:?}");
+            assert_eq!(told(&file(false).diff(&state, Some(&ours), &facts)), is_ours, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn what_others_may_not_read_is_not_shown_in_a_plan() {
+        let facts = super::super::tests::facts();
+        let shown = |mode| serde_json::to_string(&file(true).diff(&there("canary\n", mode), None, &facts)).unwrap();
+        assert!(shown(0o644).contains("canary"));
+        assert!(!shown(0o600).contains("canary") && shown(0o600).contains("0600"), "{}", shown(0o600));
+        // A secret never is, whoever may read it.
+        let mut secret = file(true);
+        secret.write.content = Content::Secret(sha256_hex(b"hidden"));
+        let plan = serde_json::to_string(&secret.diff(&there("canary\n", 0o644), None, &facts)).unwrap();
+        assert!(!plan.contains("canary"), "{plan}");
+    }
+
+    #[test]
+    fn what_leaves_the_manifest_goes_or_becomes_what_it_was() {
+        let facts = super::super::tests::facts();
+        let step = |take_over, state: &FileState| match file(take_over).remove(state, &facts) {
+            Diff::Change(change) => format!("{:?}", change.steps[0]).split(' ').next().unwrap_or_default().to_owned(),
+            other => told(&other).to_owned(),
+        };
+        assert_eq!(step(false, &there("new\n", 0o644)), "RemoveFile");
+        assert_eq!(step(true, &there("new\n", 0o644)), "RestoreFile");
+        assert_eq!(step(false, &there("by hand\n", 0o644)), "blocked");
+        assert_eq!(step(false, &FileState::Absent), "in sync");
+    }
 }

@@ -70,7 +70,8 @@ impl Resource for GroupMember {
         if !facts.groups.contains_key(&self.group) {
             return Diff::Blocked {
                 why: format!("there is no group `{}`", self.group),
-                help: "install the package that brings it (libvirt-daemon-system) by listing it under `packages`".to_owned(),
+                help: "install the package that brings it (libvirt-daemon-system) by listing it under `packages`"
+                    .to_owned(),
             };
         }
         if self.is_member(facts) {

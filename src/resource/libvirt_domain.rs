@@ -4,6 +4,7 @@
 //! only what differs is spliced into its inactive definition; every other byte stays. One that is not ours is never
 //! touched. A running VM is never powered off: its stored definition changes, and the rest waits for its next start.
 
+mod adopt;
 mod read;
 mod splice;
 mod write;
@@ -12,15 +13,15 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use read::{Projection, disk_files, is_marked, project};
-pub use splice::{with_passwords, with_uuid, without_private_parts};
+pub use read::{Projection, disk_files, is_marked, managed_functions, project};
+pub use splice::{with_mark, with_passwords, with_uuid, without_private_parts};
 pub use write::MARK;
 
 use super::Resource;
 use super::libvirt::{Libvirt, ask, known};
 use crate::facts::HostFacts;
 use crate::host::{Answer, Domain, HostError, Probe, Virtualisation};
-use crate::plan::{Action, Change, Diff, FieldDiff, Risk, Step, WaitFor};
+use crate::plan::{Action, Change, Diff, FieldDiff, Risk, Step, TextEdit, WaitFor};
 use crate::types::{ByteSize, DomainName, InterfaceName, MacAddress, PciAddress, PciSlot, ResourceName};
 
 /// A VM as it is wanted.
@@ -57,6 +58,9 @@ pub struct LibvirtDomain {
     pub running: Option<bool>,
     /// Take its definition away; its disks stay.
     pub absent: bool,
+    /// In the ledger only: making it did not come to its end, so its first start is still owed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub start_owed: bool,
 }
 
 /// A disk of a VM: a volume.
@@ -155,8 +159,8 @@ pub enum Arch {
 }
 
 impl LibvirtDomain {
-    fn define(&self, xml: String) -> Step {
-        Step::DefineDomain { name: self.name.clone(), xml, autostart: self.autostart }
+    fn define(&self) -> Step {
+        Step::DefineDomain { name: self.name.clone(), xml: write::new(self), autostart: self.autostart }
     }
     fn start(&self) -> Step {
         Step::StartDomain { name: self.name.clone() }
@@ -190,7 +194,7 @@ impl LibvirtDomain {
         if self.autostart {
             change.notes.push("starts with the host".to_owned());
         }
-        change.steps.push(self.define(write::new(self)));
+        change.steps.push(self.define());
         if (self.start_when_made || self.running == Some(true)) && self.running != Some(false) {
             change.steps.push(self.start());
         }
@@ -275,9 +279,7 @@ impl LibvirtDomain {
         if !is.marked {
             return Diff::Blocked {
                 why: "a VM of this name was not made by gpuvm; it is left as it is".to_owned(),
-                help: format!(
-                    "name this one differently, or hand that one over: virsh metadata {name} {MARK} --set '<vm/>' --key gpuvm --config"
-                ),
+                help: format!("name this one differently, or hand that one over: gpuvm adopt libvirt-domain/{name}"),
             };
         }
         if self.absent {
@@ -291,24 +293,34 @@ impl LibvirtDomain {
         }
         let mut change = Change::new(Action::Change, "edited in place");
         if !fields.is_empty() {
-            let xml = if of_definition {
+            let splices = if of_definition {
                 match splice::splice(self, last, &is, &domain.inactive_xml) {
-                    Ok(xml) => xml,
+                    Ok(splices) => splices,
                     Err(splice::Refused { why, help }) => return Diff::Blocked { why, help },
                 }
             } else {
-                domain.inactive_xml.clone()
+                Vec::new()
+            };
+            let edit = match TextEdit::new(&domain.inactive_xml, splices) {
+                Ok(edit) => edit,
+                Err(e) => return Diff::Unknown { why: format!("its definition cannot be changed in place: {e}") },
             };
             change.what = fields.iter().map(|f| f.field.as_str()).collect::<Vec<_>>().join(", ");
             change.fields = fields;
-            change.steps.push(self.define(xml));
+            change.steps.push(Step::EditDomain { name: name.clone(), edit, autostart: self.autostart });
             if domain.active && of_definition {
                 change.risks.insert(Risk::GuestRestart);
                 change.complete_after = Some(WaitFor::GuestRestart);
                 change.notes.push("it runs on as it is; the change takes effect at its next start".to_owned());
             }
         }
+        let first_start_owed = last.is_some_and(|l| l.start_owed) && self.start_when_made;
         match (self.running, domain.active) {
+            (None, false) if first_start_owed => {
+                change.fields.push(FieldDiff::new("running", Some("no".to_owned()), Some("yes".to_owned())));
+                change.notes.push("its first start, which did not succeed when it was made".to_owned());
+                change.steps.push(self.start());
+            }
             (Some(true), false) => {
                 change.fields.push(FieldDiff::new("running", Some("no".to_owned()), Some("yes".to_owned())));
                 change.steps.push(self.start());
@@ -324,7 +336,7 @@ impl LibvirtDomain {
         }
         if !change.steps.is_empty() {
             if change.what == "edited in place" {
-                change.what = if self.running == Some(true) { "started" } else { "shut down" }.to_owned();
+                change.what = if self.running == Some(false) { "shut down" } else { "started" }.to_owned();
             }
             return Diff::Change(change);
         }
@@ -387,24 +399,73 @@ impl NicOn {
     }
 }
 
+/// What a VM is compared with.
+#[derive(Debug)]
+pub struct DomainState {
+    pub(super) libvirt: Libvirt,
+    /// Files of the host that it boots and that are not there.
+    missing: Vec<PathBuf>,
+}
+
+impl From<Libvirt> for DomainState {
+    fn from(libvirt: Libvirt) -> Self {
+        Self { libvirt, missing: Vec::new() }
+    }
+}
+
 impl Resource for LibvirtDomain {
     const KIND: &'static str = "libvirt-domain";
-    type State = Libvirt;
+    type State = DomainState;
 
     fn name(&self) -> String {
         self.name.to_string()
     }
 
-    fn probe(&self, host: &dyn Probe) -> Result<Libvirt, HostError> {
-        ask(host)
+    fn begun(&self) -> Self {
+        Self { start_owed: self.start_when_made, ..self.clone() }
     }
 
-    fn diff(&self, state: &Libvirt, last: Option<&Self>, _: &HostFacts) -> Diff {
+    fn probe(&self, host: &dyn Probe) -> Result<DomainState, HostError> {
+        let mut state = DomainState::from(ask(host)?);
+        for path in
+            self.boot.iter().filter(|_| !self.absent).flat_map(|b| [Some(&b.kernel), b.initrd.as_ref()]).flatten()
+        {
+            if host.stat(path)? == Answer::Absent {
+                state.missing.push(path.clone());
+            }
+        }
+        Ok(state)
+    }
+
+    fn diff(&self, state: &DomainState, last: Option<&Self>, _: &HostFacts) -> Diff {
+        let diff = self.diff_of(state, last);
+        let starts = |change: &Change| change.steps.iter().any(|s| matches!(s, Step::StartDomain { .. }));
+        match (&diff, state.missing.first()) {
+            (Diff::Change(change) | Diff::Waits { promise: change, .. }, Some(path)) if starts(change) => {
+                Diff::Blocked {
+                    why: format!("it boots `{}`, which is not there", path.display()),
+                    help: "put it there first, or correct `boot`".to_owned(),
+                }
+            }
+            _ => diff,
+        }
+    }
+
+    /// A VM that leaves the manifest stays as it is.
+    fn remove(&self, _: &DomainState, _: &HostFacts) -> Diff {
+        Diff::InSync {
+            evidence: format!("the VM stays; `vms: {{ {}: {{ …, absent: true }} }}` takes it away", self.name),
+        }
+    }
+}
+
+impl LibvirtDomain {
+    fn diff_of(&self, state: &DomainState, last: Option<&Self>) -> Diff {
         let gone = || Diff::InSync { evidence: "not there".to_owned() };
-        if self.absent && matches!(state, Answer::Absent) {
+        if self.absent && matches!(state.libvirt, Answer::Absent) {
             return gone();
         }
-        let known = match known(state, || self.creation()) {
+        let known = match known(&state.libvirt, || self.creation()) {
             Ok(known) => known,
             Err(diff) => return *diff,
         };
@@ -419,13 +480,6 @@ impl Resource for LibvirtDomain {
                 },
                 None => Diff::Change(self.creation()),
             },
-        }
-    }
-
-    /// A VM that leaves the manifest stays as it is.
-    fn remove(&self, _: &Libvirt, _: &HostFacts) -> Diff {
-        Diff::InSync {
-            evidence: format!("the VM stays; `vms: {{ {}: {{ …, absent: true }} }}` takes it away", self.name),
         }
     }
 }

@@ -1,5 +1,20 @@
 //! The kinds of thing that gpuvm manages. A kind looks at its own state and compiles the difference to steps; it never
-//! changes anything and never reads the manifest. One kind a file, one line in the list below.
+//! changes anything and never reads the manifest. One kind a file, its `mod`, and one line in the list below (rustfmt does
+//! not look for modules in a macro).
+
+pub mod bridge;
+pub mod file;
+pub mod group_member;
+pub mod kernel_arg;
+mod libvirt;
+pub mod libvirt_domain;
+pub mod libvirt_network;
+pub mod module;
+pub mod package;
+pub mod pool;
+pub mod service;
+pub mod vfio_binding;
+pub mod volume;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,6 +32,10 @@ pub trait Resource: Sized + Clone + Serialize + DeserializeOwned + 'static {
     type State;
     /// The name within the kind; empty where there is one only.
     fn name(&self) -> String;
+    /// As the ledger has it from its first step until its last: with what is owed should that never come.
+    fn begun(&self) -> Self {
+        self.clone()
+    }
     /// Looks at what is there.
     fn probe(&self, host: &dyn Probe) -> Result<Self::State, HostError>;
     /// Compares; pure. `last` is what was applied last, where it is ours.
@@ -37,8 +56,6 @@ pub trait Resource: Sized + Clone + Serialize + DeserializeOwned + 'static {
 /// The list of kinds: an enum over them, and the functions that go to the right one.
 macro_rules! kinds {
     ($($module:ident :: $kind:ident),* $(,)?) => {
-        $(pub mod $module;)*
-
         /// A wanted thing of any kind.
         #[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -56,6 +73,10 @@ macro_rules! kinds {
             /// The key in plans.
             pub fn key(&self) -> Key {
                 match self { $(Wanted::$kind(r) => r.key(),)* }
+            }
+            /// See [`Resource::begun`].
+            pub fn begun(&self) -> Wanted {
+                match self { $(Wanted::$kind(r) => Wanted::$kind(r.begun()),)* }
             }
             /// What the next boot changes because of it.
             pub fn at_boot(&self, host: &dyn Probe) -> Vec<Place> {
@@ -97,7 +118,9 @@ kinds! {
     libvirt_domain::LibvirtDomain,
 }
 
-mod libvirt;
+mod adopt;
+
+pub use adopt::ADOPTABLE;
 
 #[cfg(test)]
 pub(crate) mod tests {

@@ -28,6 +28,22 @@ pub struct Pool {
 pub struct State {
     libvirt: Libvirt,
     directory: Answer<FileKind>,
+    /// The mount point, at the directory or above it, that fstab(5) has and that nothing is mounted at.
+    unmounted: Option<PathBuf>,
+}
+
+/// The mount points of fstab(5) or mountinfo(5), by the number of their field. Blanks in them are written in octal.
+fn mount_points(text: &str, field: usize) -> impl Iterator<Item = PathBuf> {
+    let lines = text.lines().filter(|l| !l.trim_start().starts_with('#'));
+    let points = lines.filter_map(move |l| l.split_whitespace().nth(field)).filter(|p| p.starts_with('/'));
+    points.map(|p| PathBuf::from(p.replace("\\040", " ").replace("\\011", "\t")))
+}
+
+fn unmounted(directory: &Path, fstab: &str, mounted: &str) -> Option<PathBuf> {
+    let mounted: Vec<PathBuf> = mount_points(mounted, 4).collect();
+    // What is mounted cannot be told: then nothing is said to be missing.
+    let mut points = mount_points(fstab, 1).filter(|p| !mounted.is_empty() && directory.starts_with(p));
+    points.find(|p| !mounted.contains(p))
 }
 
 /// The type and the directory of a pool's definition.
@@ -65,11 +81,20 @@ impl Resource for Pool {
             Answer::Value(FileKind::Link) => host.list(&self.path)?.map(|_| FileKind::Directory),
             other => other,
         };
-        Ok(State { libvirt: ask(host)?, directory })
+        let text = |path: &str| Ok::<_, HostError>(host.text(Path::new(path))?.value().unwrap_or_default());
+        let unmounted = unmounted(&self.path, &text("/etc/fstab")?, &text("/proc/self/mountinfo")?);
+        Ok(State { libvirt: ask(host)?, directory, unmounted })
     }
 
     fn diff(&self, state: &State, _: Option<&Self>, _: &HostFacts) -> Diff {
         let path = self.path.display();
+        if let Some(point) = &state.unmounted {
+            let point = point.display();
+            return Diff::Blocked {
+                why: format!("/etc/fstab mounts something at `{point}`, and nothing is mounted there now"),
+                help: format!("mount it first: mount {point}; disks made now would lie beneath it"),
+            };
+        }
         match state.directory {
             Answer::Value(FileKind::Directory) => {}
             Answer::Value(_) => {
@@ -93,9 +118,11 @@ impl Resource for Pool {
             Ok(known) => known,
             Err(diff) => return *diff,
         };
-        if let Some(other) = known.pools.iter().find(|p| {
-            p.name != self.name.as_str() && read(&p.xml).is_some_and(|(_, at)| same(&at, &self.path))
-        }) {
+        if let Some(other) = known
+            .pools
+            .iter()
+            .find(|p| p.name != self.name.as_str() && read(&p.xml).is_some_and(|(_, at)| same(&at, &self.path)))
+        {
             return Diff::Blocked {
                 why: format!("libvirt has `{path}` as pool `{}`, and a directory is in one pool", other.name),
                 help: format!("use it by that name: `storage: {{ {}: {{ dir: {path} }} }}`", other.name),
@@ -148,7 +175,7 @@ mod tests {
         Pool { name: "default".parse().unwrap(), path: "/srv/vms".into(), existing }
     }
     fn diff(pool: &Pool, libvirt: Libvirt, directory: Answer<FileKind>) -> Diff {
-        pool.diff(&State { libvirt, directory }, None, &facts())
+        pool.diff(&State { libvirt, directory, unmounted: None }, None, &facts())
     }
     fn with(pools: Vec<crate::host::Pool>) -> Libvirt {
         Answer::Value(Arc::new(Virtualisation { pools, ..Virtualisation::default() }))
@@ -159,6 +186,7 @@ mod tests {
             active,
             autostart: true,
             xml: format!("<pool type='{kind}'>\n  <target>\n    <path>{path}</path>\n  </target>\n</pool>"),
+            available: None,
             volumes: Vec::new(),
         }
     }
@@ -166,7 +194,8 @@ mod tests {
 
     #[test]
     fn before_libvirt_is_there_the_whole_change_is_promised() {
-        let Diff::Waits { on: WaitFor::Libvirt, promise, .. } = diff(&pool(false), Answer::Absent, Answer::Absent) else {
+        let Diff::Waits { on: WaitFor::Libvirt, promise, .. } = diff(&pool(false), Answer::Absent, Answer::Absent)
+        else {
             panic!("it waits")
         };
         assert_eq!(promise.steps.len(), 1);
@@ -197,5 +226,22 @@ mod tests {
         assert!(matches!(diff(&pool(false), with(vec![]), Answer::Absent), Diff::Change(_)));
         assert!(matches!(diff(&pool(false), with(vec![]), Answer::Value(FileKind::File)), Diff::Blocked { .. }));
         assert!(matches!(diff(&pool(true), with(vec![]), Answer::Denied), Diff::Unknown { .. }));
+    }
+
+    #[test]
+    fn disks_are_not_made_beneath_a_mount_that_is_missing() {
+        let fstab = "# a comment\nUUID=1 / ext4 defaults 0 1\nUUID=2 none swap sw 0 0\n\
+                     UUID=3 /srv/vms ext4 noauto 0 2\n/dev/sdb1\t/mnt/two\\040words xfs nofail 0 2\n";
+        let root = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n";
+        let srv = format!("{root}23 22 8:17 / /srv/vms rw - ext4 /dev/sdb1 rw\n");
+        let at = |path: &str, mounted: &str| unmounted(Path::new(path), fstab, mounted);
+        assert_eq!(at("/srv/vms", root), Some("/srv/vms".into()));
+        assert_eq!(at("/srv/vms/deep", root), Some("/srv/vms".into()));
+        assert_eq!(at("/mnt/two words", root), Some("/mnt/two words".into()));
+        for (path, mounted) in [("/srv/vms", srv.as_str()), ("/srv/vms2", root), ("/var", root), ("/srv/vms", "")] {
+            assert_eq!(at(path, mounted), None, "{path}");
+        }
+        let state = State { libvirt: with(vec![]), directory: DIR, unmounted: Some("/srv/vms".into()) };
+        assert!(matches!(pool(true).diff(&state, None, &facts()), Diff::Blocked { .. }));
     }
 }

@@ -70,7 +70,8 @@ impl Resource for Service {
         };
         let unit = self.unit.as_str();
         // `getty@tty1.service` has the unit file `getty@.service`.
-        let template = unit.split_once('@').and_then(|(name, rest)| Some(format!("{name}@.{}", rest.rsplit_once('.')?.1)));
+        let template =
+            unit.split_once('@').and_then(|(name, rest)| Some(format!("{name}@.{}", rest.rsplit_once('.')?.1)));
         let file = line(&files, unit).or_else(|| line(&files, template.as_deref()?));
         let active = line(&units, unit).filter(|c| c.get(1) != Some(&"not-found"));
         Ok(match (file, active) {

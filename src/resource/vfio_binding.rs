@@ -2,7 +2,8 @@
 //! card beside it is not taken. A slot that carries anything of the host is never bound.
 //!
 //! The override is written by a udev rule, which initramfs-tools copies into the initramfs, where it runs before any
-//! driver that a rule or a list loads.
+//! driver that a rule or a list loads. dracut loads drivers that are forced in before udev: there a module of ours does
+//! what the rule says before that.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use crate::facts::{HostFacts, InitramfsTool, Iommu, PciFunction};
 use crate::host::{HostError, Probe};
 use crate::plan::Place;
 use crate::plan::{Action, BindTarget, Change, Diff, FieldDiff, FileWrite, Refresh, Risk, SlotBinding, Step, WaitFor};
-use crate::types::PciSlot;
+use crate::types::{PciId, PciSlot};
 
 /// A slot that is kept for VMs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +27,61 @@ pub struct VfioBinding {
     pub slot: PciSlot,
     /// Slots that the manifest gives to VMs too: they may share the group.
     pub companions: BTreeSet<PciSlot>,
+    /// The card in it: what is remembered of it, and looked for again. Not in ledgers of before it was remembered.
+    #[serde(default)]
+    pub card: Option<Card>,
+    /// What the manifest itself says of the card, so that it need not be as remembered.
+    #[serde(default)]
+    pub vouched: Vouched,
+}
+
+/// What tells a card from others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Card {
+    /// The path of ports.
+    pub path: String,
+    /// Vendor and device of the first function.
+    pub id: PciId,
+    /// The subsystem's.
+    pub subsystem: Option<PciId>,
+    /// The serial number, where one was told.
+    pub serial: Option<String>,
+    /// NVIDIA's UUID, where its driver told it.
+    pub uuid: Option<String>,
+}
+
+impl Card {
+    /// The card in a slot.
+    pub fn of(facts: &HostFacts, slot: PciSlot) -> Option<Self> {
+        let first = facts.slot(slot).next()?;
+        Some(Self {
+            path: first.path.clone(),
+            id: first.id,
+            subsystem: first.subsystem,
+            serial: first.serial.clone(),
+            uuid: first.uuid.clone(),
+        })
+    }
+
+    /// Whether the other one is known to be another card: the same serial number or UUID is the same card, different
+    /// ones are different cards; where neither is known of both, nothing is said.
+    fn same(&self, other: &Card) -> Option<bool> {
+        let both = |a: &Option<String>, b: &Option<String>| a.as_ref().zip(b.as_ref()).map(|(a, b)| a == b);
+        both(&self.serial, &other.serial).or_else(|| both(&self.uuid, &other.uuid))
+    }
+}
+
+/// What the manifest says by its own words.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Vouched {
+    /// The place, by more than an address that renumbering changes.
+    pub place: bool,
+    /// The model.
+    pub model: bool,
+    /// The very card.
+    pub card: bool,
 }
 
 impl VfioBinding {
@@ -33,7 +89,28 @@ impl VfioBinding {
         format!("/etc/udev/rules.d/61-gpuvm-vfio-{}.rules", self.name).into()
     }
 
-    /// One rule a function. `gpuvm.off` on the kernel's command line jumps over them.
+    /// The device's path in sysfs with the bus numbers left open: root and ports, as `path` names them.
+    fn device_path(&self, f: &PciFunction) -> Option<String> {
+        let (_, rest) = f.path.split_once(':')?;
+        let parts: Vec<&str> = rest.split('/').collect();
+        let (root, ports) = match parts.split_first()? {
+            (root, ports) if root.contains(':') => (*root, ports),
+            _ => ("0000:00", parts.as_slice()),
+        };
+        let (domain, bus) = root.split_once(':')?;
+        let mut path = format!("*/pci{root}");
+        for (i, port) in ports.iter().enumerate() {
+            let (device, function) = port.split_once('.').unwrap_or((port, ""));
+            let device = u8::from_str_radix(device, 16).ok()?;
+            let bus = if i == 0 { bus } else { "??" };
+            let function = if i + 1 == ports.len() { f.address.function.to_string() } else { function.to_owned() };
+            path += &format!("/{domain}:{bus}:{device:02x}.{function}");
+        }
+        Some(path)
+    }
+
+    /// One rule a function, for this card in this place alone: after a renumbering another card has its address, and
+    /// is left to its driver. `gpuvm.off` on the kernel's command line jumps over them.
     fn rules(&self, functions: &[&PciFunction]) -> String {
         let mut text = format!(
             "# Written by gpuvm: {} is kept for VMs. `gpuvm.off` on the kernel's command line switches this off.\n\
@@ -41,12 +118,57 @@ impl VfioBinding {
             self.slot
         );
         for f in functions {
+            text += &format!("ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"{}\"", f.address);
+            if let Some(path) = self.device_path(f) {
+                text += &format!(", DEVPATH==\"{path}\"");
+            }
             text += &format!(
-                "ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"{}\", ATTR{{driver_override}}=\"vfio-pci\"\n",
-                f.address
+                ", ATTR{{vendor}}==\"{:#06x}\", ATTR{{device}}==\"{:#06x}\", ATTR{{driver_override}}=\"vfio-pci\"\n",
+                f.id.vendor, f.id.device
             );
         }
         text + "LABEL=\"gpuvm_end\"\n"
+    }
+
+    /// Why the card may not be the one that was bound before, or `None`: what is bound is that card or none.
+    pub fn another(&self, last: &Self, facts: &HostFacts) -> Option<(String, String)> {
+        let (was, is) = (last.card.as_ref()?, self.card.as_ref()?);
+        let same = was.same(is);
+        if same == Some(true) || self.vouched.card {
+            return None;
+        }
+        let at_path = |path: &str| facts.pci.values().find(|f| f.path == path && f.address.function == 0);
+        let by_path = format!("match: {{ slot: \"{}\" }}", was.path);
+        if (was.id, was.subsystem) != (is.id, is.subsystem) && !self.vouched.model {
+            let ids = |c: &Card| c.subsystem.map_or(c.id.to_string(), |s| format!("{}:{s}", c.id));
+            let moved = facts.pci.values().find(|f| f.id == was.id && f.subsystem == was.subsystem && !f.is_bridge());
+            let moved = moved.map_or("no such card is there now".to_owned(), |f| {
+                format!("such a card is {} now ({})", f.address.slot, f.path)
+            });
+            return Some((
+                format!("{} has another card: it was {} and is {}", self.slot, ids(was), ids(is)),
+                format!("{moved}; to mean the new one, write `expect: {{ id: \"{}\" }}`", is.id),
+            ));
+        }
+        if was.path != is.path && !self.vouched.place {
+            let now = at_path(&was.path)
+                .map_or("nothing is there now".to_owned(), |f| format!("which is {} now", f.address.slot));
+            return Some((
+                format!(
+                    "the addresses have changed: {} was the card at {} ({now}), and is another at {}",
+                    last.slot, was.path, is.path
+                ),
+                format!("name it by its path: `{by_path}`"),
+            ));
+        }
+        if same == Some(false) {
+            let tell = |c: &Card| c.serial.clone().or_else(|| c.uuid.clone()).unwrap_or_default();
+            return Some((
+                format!("{} has another card of the same model: it was {} and is {}", self.slot, tell(was), tell(is)),
+                "put the cards back, or name the card by its `serial`".to_owned(),
+            ));
+        }
+        None
     }
 
     /// Why the slot must not be given away, or `None`.
@@ -60,14 +182,19 @@ impl VfioBinding {
                 return blocked(format!("it is not known whether the IOMMU is on: {why}"), "run it as root");
             }
         }
-        if facts.boot.initramfs != InitramfsTool::InitramfsTools {
+        if facts.boot.initramfs == InitramfsTool::None {
             return blocked(
-                "early binding is written for initramfs-tools only, which is not installed here".to_owned(),
-                "with dracut a udev rule comes too late for drivers that are forced in; this version does not bind there",
+                "neither initramfs-tools nor dracut is installed, and without an initramfs nothing binds early"
+                    .to_owned(),
+                "install one of them: apt-get install initramfs-tools",
             );
         }
         if let Some(f) = functions.iter().find(|f| f.is_bridge()) {
             return blocked(format!("{} is a bridge ({})", f.address, f.name), "name the slot of the card itself");
+        }
+        if let Some(f) = functions.iter().find(|f| f.virtual_of.is_some()) {
+            let why = format!("virtual functions are on ({}), which would move with the slot", f.address);
+            return blocked(why, "write 0 to sriov_numvfs of the physical function once nobody uses them");
         }
         let shown = |f: &PciFunction| {
             let carries: Vec<String> = f.carries.iter().map(|c| c.to_string()).collect();
@@ -82,17 +209,14 @@ impl VfioBinding {
         if functions.iter().any(|f| f.group.is_none()) {
             return blocked("a function has no IOMMU group".to_owned(), "look at dmesg for IOMMU errors");
         }
-        let foreign: Vec<String> = groups
+        let foreign: Vec<&PciFunction> = groups
             .iter()
             .flat_map(|g| facts.group_neighbours(*g, self.slot))
             .filter(|f| !self.companions.contains(&f.address.slot))
-            .map(shown)
             .collect();
         if !foreign.is_empty() {
-            return blocked(
-                format!("it shares its IOMMU group with {}", foreign.join("; ")),
-                "a group moves as a whole: try another slot, or ACS in the firmware; or name the neighbours under `devices` with `use: vfio`",
-            );
+            let all: Vec<String> = foreign.iter().map(|f| shown(f)).collect();
+            return Some((format!("it shares its IOMMU group with {}", all.join("; ")), moves_together(&foreign)));
         }
         let other =
             functions.iter().find_map(|f| f.driver_override.as_ref().filter(|o| *o != "vfio-pci").map(|o| (f, o)));
@@ -103,6 +227,35 @@ impl VfioBinding {
             )
         })
     }
+}
+
+/// What to do about neighbours in the group: those that the host does not need may go along.
+fn moves_together(foreign: &[&PciFunction]) -> String {
+    let needed: BTreeSet<PciSlot> = foreign.iter().filter(|f| !f.carries.is_empty()).map(|f| f.address.slot).collect();
+    if !needed.is_empty() {
+        let needed = needed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        return format!(
+            "a group moves as a whole, and the host needs {needed}: put the card into another slot, or look for ACS in\n      \
+             the firmware's settings"
+        );
+    }
+    let slots: BTreeSet<PciSlot> = foreign.iter().map(|f| f.address.slot).collect();
+    let line = |slot: &PciSlot| {
+        let gpu = foreign.iter().any(|f| f.address.slot == *slot && f.is_gpu());
+        let name = slot.to_string().replace([':', '.'], "-");
+        (gpu, format!("\n          pci-{name}: {{ match: \"{slot}\", use: vfio }}"))
+    };
+    let lines: Vec<(bool, String)> = slots.iter().map(line).collect();
+    let mut help =
+        "a group moves as a whole: try another slot, or ACS in the firmware; or let it go to VMs too, in host.yaml:"
+            .to_owned();
+    for (gpu, section) in [(true, "gpus"), (false, "devices")] {
+        let of: String = lines.iter().filter(|(g, _)| *g == gpu).map(|(_, line)| line.as_str()).collect();
+        if !of.is_empty() {
+            help += &format!("\n        {section}:{of}");
+        }
+    }
+    help
 }
 
 impl Resource for VfioBinding {
@@ -127,7 +280,7 @@ impl Resource for VfioBinding {
         functions.filter(there).map(Place::FunctionAtBoot).collect()
     }
 
-    fn diff(&self, state: &Option<String>, _: Option<&Self>, facts: &HostFacts) -> Diff {
+    fn diff(&self, state: &Option<String>, last: Option<&Self>, facts: &HostFacts) -> Diff {
         let functions: Vec<&PciFunction> = facts.slot(self.slot).collect();
         let Some(first) = functions.first() else {
             return Diff::Blocked {
@@ -135,6 +288,9 @@ impl Resource for VfioBinding {
                 help: "see what is there: gpuvm facts".to_owned(),
             };
         };
+        if let Some((why, help)) = last.and_then(|last| self.another(last, facts)) {
+            return Diff::Blocked { why, help };
+        }
         if let Some((why, help)) = self.forbidden(&functions, facts) {
             return Diff::Blocked { why, help };
         }
@@ -217,3 +373,169 @@ pub const INITRAMFS_HOOK: &str = "/etc/initramfs-tools/hooks/gpuvm";
 pub const INITRAMFS_HOOK_TEXT: &str = "#!/bin/sh\n# Written by gpuvm: the drivers that keep devices for VMs, in the initramfs.\n\
 case \"$1\" in prereqs) exit 0 ;; esac\n. /usr/share/initramfs-tools/hook-functions\n\
 manual_add_modules vfio vfio_iommu_type1 vfio_pci\n";
+
+/// What puts the early binding into an initramfs of dracut's, which has a folder for each module (dracut.modules(7)).
+/// It is below /usr: dracut looks nowhere else.
+pub const DRACUT_MODULE: [(&str, &str); 2] = [
+    ("/usr/lib/dracut/modules.d/90gpuvm/module-setup.sh", include_str!("vfio_binding/dracut-module.sh")),
+    ("/usr/lib/dracut/modules.d/90gpuvm/gpuvm-override.sh", include_str!("vfio_binding/dracut-override.sh")),
+];
+
+/// Looks at the next boot after an update of a kernel. Hooks run in the order of their names, and this one after those
+/// that make the initramfs, build modules and write the boot loader's menu (zz-update-grub).
+pub const KERNEL_HOOK: (&str, &str) = ("/etc/kernel/postinst.d/zzz-gpuvm", include_str!("vfio_binding/update-hook.sh"));
+
+/// The same after an update of an initramfs alone; initramfs-tools runs what is in this folder.
+pub const INITRAMFS_UPDATE_HOOK: (&str, &str) =
+    ("/etc/initramfs/post-update.d/zzz-gpuvm", include_str!("vfio_binding/initramfs-update-hook.sh"));
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::facts::Carries;
+
+    /// Two that the rules mean, one in another place than they say, one that is another model.
+    const FUNCTIONS: [&str; 4] = ["0000:02:00.0", "0000:02:00.1", "0000:03:00.0", "0000:04:00.0"];
+
+    /// The hook of dracut's in a folder that plays the machine, with what dracut offers to hooks.
+    fn hook(cmdline: &str) -> (String, String, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        // The path of each is that of a machine, below the folder that plays it.
+        let real = |function: &str| at("sys/devices/pci0000:00/0000:00:12.0").join(function);
+        std::fs::create_dir_all(at("sys/bus/pci/devices")).unwrap();
+        for function in FUNCTIONS {
+            std::fs::create_dir_all(real(function)).unwrap();
+            std::os::unix::fs::symlink(real(function), at("sys/bus/pci/devices").join(function)).unwrap();
+            for (name, text) in [("driver_override", "(null)\n"), ("vendor", "0x10de\n"), ("device", "0x2684\n")] {
+                std::fs::write(real(function).join(name), text).unwrap();
+            }
+        }
+        std::fs::write(at("sys/bus/pci/drivers_probe"), "").unwrap();
+        std::fs::create_dir_all(at("etc/udev/rules.d")).unwrap();
+        let rule = |function: &str, port: &str, device: &str| {
+            format!(
+                "ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"{function}\", \
+                 DEVPATH==\"*/pci0000:00/0000:00:{port}/0000:??:00.?\", ATTR{{vendor}}==\"0x10de\", \
+                 ATTR{{device}}==\"{device}\", ATTR{{driver_override}}=\"vfio-pci\"\n"
+            )
+        };
+        let rules = [
+            rule(FUNCTIONS[0], "12.0", "0x2684"),
+            rule(FUNCTIONS[1], "12.0", "0x2684"),
+            rule(FUNCTIONS[2], "13.0", "0x2684"),
+            rule(FUNCTIONS[3], "12.0", "0x2685"),
+        ];
+        std::fs::write(at("etc/udev/rules.d/61-gpuvm-vfio-work.rules"), rules.concat()).unwrap();
+        let root = dir.path().display().to_string();
+        let text =
+            DRACUT_MODULE[1].1.replace("/sys/", &format!("{root}/sys/")).replace("/etc/", &format!("{root}/etc/"));
+        let offered = format!(
+            "getarg() {{ for a in {cmdline}; do case $a in \"$1\"|\"$1\"=*) return 0 ;; esac; done; return 1; }}\n\
+             modprobe() {{ echo \"$@\" >> {root}/modprobe; }}\nset -u\n"
+        );
+        #[allow(clippy::disallowed_methods)] // a test runs what dracut would run
+        let ran = Command::new("/bin/sh").args(["-c", &(offered + &text)]).output().unwrap();
+        assert!(ran.status.success() && ran.stderr.is_empty(), "{}", String::from_utf8_lossy(&ran.stderr));
+        let read = |path: &str| std::fs::read_to_string(at(path)).unwrap_or_default();
+        let over = |f: &str| read(&format!("sys/bus/pci/devices/{f}/driver_override"));
+        let all = FUNCTIONS.map(|f| over(f).trim().to_owned()).join(" ");
+        (all, read("modprobe").trim().to_owned(), read("sys/bus/pci/drivers_probe").trim().to_owned())
+    }
+
+    fn function(address: &str, class: u32, carries: &[Carries]) -> PciFunction {
+        PciFunction {
+            address: address.parse().unwrap(),
+            path: String::new(),
+            parent: None,
+            virtual_of: None,
+            class,
+            id: "10de:2684".parse().unwrap(),
+            subsystem: None,
+            name: "a card".to_owned(),
+            driver: None,
+            driver_override: None,
+            group: Some(9),
+            boot_display: false,
+            reset_methods: Vec::new(),
+            power_state: None,
+            numa_node: None,
+            serial: None,
+            uuid: None,
+            carries: carries.iter().cloned().collect(),
+        }
+    }
+
+    #[test]
+    fn help_for_a_shared_group_names_the_lines_to_write_or_says_that_none_help() {
+        let nic = function("0000:03:00.0", 0x02_0000, &[]);
+        let card = function("0000:04:00.0", 0x03_0000, &[]);
+        let help = moves_together(&[&card, &nic]);
+        let lines = "in host.yaml:\n        gpus:\n          pci-0000-04-00: { match: \"0000:04:00\", use: vfio }\n        \
+                     devices:\n          pci-0000-03-00: { match: \"0000:03:00\", use: vfio }";
+        assert!(help.ends_with(lines), "{help}");
+        let uplink = function("0000:03:00.0", 0x02_0000, &[Carries::Uplink("enp3s0".parse().unwrap())]);
+        let help = moves_together(&[&card, &uplink]);
+        assert!(help.contains("the host needs 0000:03:00") && !help.contains("use: vfio"), "{help}");
+    }
+
+    #[test]
+    fn the_hook_of_dracut_gives_the_named_functions_away_and_no_other() {
+        let (overrides, loaded, probed) = hook("quiet ro");
+        assert_eq!(overrides, "vfio-pci vfio-pci (null) (null)");
+        assert_eq!(loaded, "-q vfio-pci");
+        assert_eq!(probed, "0000:02:00.1", "each without a driver is probed; the last is seen here");
+    }
+
+    #[test]
+    fn gpuvm_off_switches_the_hook_of_dracut_off() {
+        for off in ["gpuvm.off", "gpuvm.off=1"] {
+            assert_eq!(hook(off), ("(null) (null) (null) (null)".to_owned(), String::new(), String::new()));
+        }
+    }
+
+    /// The hook for updates, with a gpuvm that says this, run as that path for a package.
+    fn updated(says: &str, at: &str, package: &str, cmdline: &str) -> (bool, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let (gpuvm, line) = (dir.path().join("gpuvm"), dir.path().join("cmdline"));
+        let (hook, run) = (dir.path().join("zzz-gpuvm"), dir.path().join(at));
+        std::fs::write(&line, format!("{cmdline}\n")).unwrap();
+        let text = KERNEL_HOOK.1.replace("/usr/local/bin/gpuvm", &gpuvm.display().to_string());
+        let text = text.replace("/proc/cmdline", &line.display().to_string()).replace("command -v logger", "false");
+        std::fs::write(&hook, text).unwrap();
+        let executable = || std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&hook, executable()).unwrap();
+        if run != hook {
+            let text = INITRAMFS_UPDATE_HOOK.1.replace(KERNEL_HOOK.0, &hook.display().to_string());
+            std::fs::write(&run, text).unwrap();
+        }
+        if !says.is_empty() {
+            std::fs::write(&gpuvm, format!("#!/bin/sh\n{says}\n")).unwrap();
+            std::fs::set_permissions(&gpuvm, executable()).unwrap();
+        }
+        #[allow(clippy::disallowed_methods)] // a test runs what a package's update would run
+        let ran = Command::new("/bin/sh").arg(&run).env("DPKG_MAINTSCRIPT_PACKAGE", package).output().unwrap();
+        assert!(ran.stdout.is_empty(), "stdout belongs to debconf");
+        (ran.status.success(), String::from_utf8_lossy(&ran.stderr).trim().to_owned())
+    }
+
+    #[test]
+    fn the_hook_for_updates_warns_and_never_fails() {
+        let (kernel, initramfs) = ("zzz-gpuvm", "of-the-initramfs");
+        let warned = (true, "--quiet check --next-boot --record".to_owned());
+        let silent = (true, String::new());
+        assert_eq!(updated("echo $@; exit 1", kernel, "linux-image-6.12.57", "ro quiet"), warned);
+        assert_eq!(updated("echo $@; exit 1", initramfs, "initramfs-tools", "ro quiet"), warned);
+        assert_eq!(
+            updated("echo $@; exit 1", initramfs, "linux-image-6.12.57", "ro quiet"),
+            silent,
+            "the kernel's looks"
+        );
+        assert_eq!(updated("echo $@", kernel, "", "ro gpuvm.off"), silent);
+        assert_eq!(updated("", kernel, "", "ro"), silent, "gpuvm is gone");
+        assert_eq!(updated("exit 3", kernel, "", "ro"), silent);
+        assert!(updated("kill -9 $$", kernel, "", "ro").0);
+    }
+}

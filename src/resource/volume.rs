@@ -1,13 +1,15 @@
-//! A volume: a VM's disk in a pool. It is made and grown, never shrunk, and never taken away.
+//! A volume: a VM's disk in a pool. It is made and grown, never shrunk, and never taken away. One of its name that is
+//! not gpuvm's may hold anything: it is used only where the manifest says so.
 
 use serde::{Deserialize, Serialize};
 
 use super::Resource;
 use super::libvirt::{Libvirt, ask, known};
+use super::libvirt_domain::project;
 use crate::facts::HostFacts;
-use crate::host::{HostError, Probe};
+use crate::host::{self, HostError, Probe, Virtualisation};
 use crate::plan::{Action, Change, Diff, FieldDiff, Step, VolumeStep, WaitFor};
-use crate::types::{ByteSize, ResourceName};
+use crate::types::{ByteSize, DomainName, ResourceName};
 
 /// A volume of a pool.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,6 +21,12 @@ pub struct Volume {
     pub name: String,
     /// What the guest sees.
     pub size: ByteSize,
+    /// The VM whose disk it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<DomainName>,
+    /// Use one that is there and is not gpuvm's, with what is on it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub take_over: bool,
 }
 
 /// The format of every volume that gpuvm makes.
@@ -39,6 +47,26 @@ impl Volume {
         change.steps.push(self.step(false));
         change
     }
+
+    /// Whether its VM has it in its definition, also below a snapshot: then it is what that VM is, gpuvm's or not.
+    fn of_its_vm(&self, volume: &host::Volume, known: &Virtualisation) -> bool {
+        let path = volume.path.to_string_lossy();
+        let domain = self.vm.as_ref().and_then(|vm| known.domain(vm.as_str()));
+        let is = domain.and_then(|d| project(&d.inactive_xml).ok());
+        is.is_some_and(|is| is.disks.iter().flatten().any(|source| *source == path))
+    }
+
+    /// Warns where the pool has less room than the disk may come to need. The figures stay out of it: they change all
+    /// the time, and the same plan of the same host has the same bytes.
+    fn room(&self, pool: &host::Pool, more: u64, change: &mut Change) {
+        if pool.available.is_some_and(|free| free < more) {
+            change.notes.push(format!(
+                "the pool has less room than that: it takes up what the guest writes, and a full pool halts the VM \
+                 (virsh pool-info {})",
+                self.pool
+            ));
+        }
+    }
 }
 
 impl Resource for Volume {
@@ -53,7 +81,7 @@ impl Resource for Volume {
         ask(host)
     }
 
-    fn diff(&self, state: &Libvirt, _: Option<&Self>, _: &HostFacts) -> Diff {
+    fn diff(&self, state: &Libvirt, last: Option<&Self>, _: &HostFacts) -> Diff {
         let known = match known(state, || self.made()) {
             Ok(known) => known,
             Err(diff) => return *diff,
@@ -67,8 +95,28 @@ impl Resource for Volume {
             };
         }
         let Some(volume) = pool.volumes.iter().find(|v| v.name == self.name) else {
-            return Diff::Change(self.made());
+            let mut change = self.made();
+            self.room(pool, self.size.bytes(), &mut change);
+            return Diff::Change(change);
         };
+        if last.is_none() && !self.take_over && !self.of_its_vm(volume, known) {
+            let (pool, path) = (&self.pool, volume.path.display());
+            return Diff::Blocked {
+                why: format!("`{path}` is there already, and this VM has not had it: the guest would write into it"),
+                help: format!(
+                    "to use it with what is on it, write `takeOver: true` at the disk; if it is of no use: \
+                     virsh vol-delete {} --pool {pool}",
+                    self.name
+                ),
+            };
+        }
+        if volume.format != FORMAT {
+            let path = volume.path.display();
+            return Diff::Blocked {
+                why: format!("`{path}` is {}, and the disks of gpuvm's VMs are {FORMAT}", volume.format),
+                help: format!("convert a copy: qemu-img convert -O {FORMAT} {path} {path}.new"),
+            };
+        }
         let is = volume.size();
         if is == self.size {
             return Diff::InSync { evidence: format!("{is}, {}", volume.format) };
@@ -83,6 +131,7 @@ impl Resource for Volume {
         change.fields.push(FieldDiff::new("size", Some(is.to_string()), Some(self.size.to_string())));
         change.notes.push("the guest's partition and file system are the guest's to grow".to_owned());
         change.steps.push(self.step(true));
+        self.room(pool, self.size.bytes() - is.bytes(), &mut change);
         Diff::Change(change)
     }
 
@@ -99,40 +148,93 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::host::{self, Answer, Virtualisation};
+    use crate::host::Answer;
     use crate::resource::tests::facts;
 
-    fn diff(volume: Option<u64>, active: bool) -> Diff {
-        let volumes = volume
-            .map(|mib| host::Volume {
-                name: "vm-0.qcow2".to_owned(),
-                path: "/srv/vms/vm-0.qcow2".into(),
-                format: "qcow2".to_owned(),
-                capacity: mib << 20,
-            })
-            .into_iter()
-            .collect();
-        let pool = host::Pool { name: "fast".to_owned(), active, volumes, ..host::Pool::default() };
-        let known = Virtualisation { pools: vec![pool], ..Virtualisation::default() };
-        let wanted = Volume {
+    const PATH: &str = "/srv/vms/vm-0.qcow2";
+
+    fn wanted() -> Volume {
+        Volume {
             pool: "fast".parse().unwrap(),
             name: "vm-0.qcow2".to_owned(),
             size: ByteSize::from_mib(100),
-        };
-        wanted.diff(&Answer::Value(Arc::new(known)), None, &facts())
+            vm: Some("vm".parse().unwrap()),
+            take_over: false,
+        }
+    }
+    fn there(mib: u64) -> host::Volume {
+        host::Volume { name: "vm-0.qcow2".into(), path: PATH.into(), format: "qcow2".into(), capacity: mib << 20 }
+    }
+    fn pool(volume: Option<host::Volume>) -> host::Pool {
+        host::Pool { name: "fast".into(), active: true, volumes: volume.into_iter().collect(), ..host::Pool::default() }
+    }
+    fn against(wanted: &Volume, last: Option<&Volume>, known: Virtualisation) -> Diff {
+        wanted.diff(&Answer::Value(Arc::new(known)), last, &facts())
+    }
+    fn with(pool: host::Pool) -> Virtualisation {
+        Virtualisation { pools: vec![pool], ..Virtualisation::default() }
+    }
+    /// What it is where gpuvm made it.
+    fn ours(volume: Option<host::Volume>) -> Diff {
+        against(&wanted(), Some(&wanted()), with(pool(volume)))
     }
 
     #[test]
     fn a_disk_is_made_and_grown_and_never_shrunk() {
-        assert!(matches!(diff(None, true), Diff::Change(Change { action: Action::Create, .. })));
-        assert!(matches!(diff(Some(100), true), Diff::InSync { .. }));
-        let Diff::Change(change) = diff(Some(50), true) else { panic!("it grows") };
+        assert!(matches!(ours(None), Diff::Change(Change { action: Action::Create, .. })));
+        assert!(matches!(ours(Some(there(100))), Diff::InSync { .. }));
+        let Diff::Change(change) = ours(Some(there(50))) else { panic!("it grows") };
         assert!(matches!(&change.steps[..], [Step::Volume(VolumeStep { grow: true, .. })]), "{:?}", change.steps);
-        assert!(matches!(diff(Some(200), true), Diff::Blocked { .. }));
+        assert!(matches!(ours(Some(there(200))), Diff::Blocked { .. }));
     }
 
     #[test]
     fn what_a_stopped_pool_holds_is_not_known() {
-        assert!(matches!(diff(None, false), Diff::Waits { on: WaitFor::Libvirt, .. }));
+        let stopped = host::Pool { active: false, ..pool(None) };
+        assert!(matches!(against(&wanted(), None, with(stopped)), Diff::Waits { on: WaitFor::Libvirt, .. }));
+    }
+
+    #[test]
+    fn a_volume_of_someone_else_is_used_only_where_the_manifest_says_so() {
+        let known = |xml: Option<(&str, &str)>| {
+            let domains = xml.map(|(name, disk)| host::Domain {
+                name: name.to_owned(),
+                inactive_xml: format!(
+                    "<domain><memory>1</memory><vcpu>1</vcpu><os/><devices><disk type='file' device='disk'>\
+                     <source file='{disk}'/></disk></devices></domain>"
+                ),
+                ..host::Domain::default()
+            });
+            Virtualisation { domains: domains.into_iter().collect(), ..with(pool(Some(there(100)))) }
+        };
+        for foreign in [None, Some(("vm", "/elsewhere")), Some(("other", PATH))] {
+            let Diff::Blocked { help, .. } = against(&wanted(), None, known(foreign)) else { panic!("{foreign:?}") };
+            assert!(help.contains("takeOver"), "{help}");
+        }
+        assert!(matches!(against(&wanted(), None, known(Some(("vm", PATH)))), Diff::InSync { .. }), "its VM has it");
+        let taken = Volume { take_over: true, ..wanted() };
+        assert!(matches!(against(&taken, None, known(None)), Diff::InSync { .. }));
+    }
+
+    #[test]
+    fn a_disk_of_another_format_would_be_read_wrongly() {
+        let Diff::Blocked { why, .. } = ours(Some(host::Volume { format: "raw".into(), ..there(100) })) else {
+            panic!("it is raw")
+        };
+        assert!(why.contains("raw"), "{why}");
+    }
+
+    #[test]
+    fn a_pool_without_the_room_is_said_without_figures_that_change() {
+        let notes = |available: Option<u64>, volume: Option<host::Volume>| {
+            let pool = host::Pool { available, ..pool(volume) };
+            let Diff::Change(change) = against(&wanted(), Some(&wanted()), with(pool)) else { panic!("a change") };
+            change.notes.concat()
+        };
+        assert!(notes(Some(99 << 20), None).contains("less room"));
+        assert_eq!(notes(Some(99 << 20), None), notes(Some(7), None));
+        assert!(!notes(Some(100 << 20), None).contains("less room") && !notes(None, None).contains("less room"));
+        assert!(notes(Some(49 << 20), Some(there(50))).contains("less room"));
+        assert!(!notes(Some(50 << 20), Some(there(50))).contains("less room"));
     }
 }

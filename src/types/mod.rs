@@ -5,12 +5,14 @@ mod name;
 mod pci;
 mod size;
 mod splice;
+mod version;
 mod xml;
 
 pub use name::{DomainName, HostName, InterfaceName, MacAddress, NameError, PackageName, ResourceName, UnitName};
-pub use pci::{PciAddress, PciError, PciId, PciSlot};
+pub use pci::{CardId, PciAddress, PciError, PciId, PciSlot};
 pub use size::{ByteSize, Mode, SizeError};
 pub use splice::{Splice, SpliceError, inverse, splice};
+pub use version::compare_versions;
 pub use xml::xml_escape;
 
 /// Implements serde and `JsonSchema` for a type with `FromStr` and `Display`: it is written and read as a string.

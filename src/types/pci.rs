@@ -15,6 +15,9 @@ pub enum PciError {
     /// Not `vendor:device`.
     #[error("`{0}` is not a PCI id; write it as `10de:2684`")]
     Id(String),
+    /// Not `vendor:device` or `vendor:device:subvendor:subdevice`.
+    #[error("`{0}` is not a card's id; write it as `10de:2684`, or with the subsystem as `10de:2684:1458:4104`")]
+    CardId(String),
 }
 
 /// A slot: PCI domain, bus and device, without the function (`0000:01:00`). The unit that moves to a VM.
@@ -44,6 +47,16 @@ pub struct PciId {
     pub vendor: u16,
     /// Device id.
     pub device: u16,
+}
+
+/// Vendor and device id, with the subsystem's where cards of several makers have to be told apart
+/// (`10de:2684:1458:4104`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CardId {
+    /// Vendor and device.
+    pub id: PciId,
+    /// Subsystem vendor and device.
+    pub subsystem: Option<PciId>,
 }
 
 /// Hex digits only, of at most `most` digits: `from_str_radix` alone would take `+1`.
@@ -100,6 +113,30 @@ impl FromStr for PciId {
     }
 }
 
+impl FromStr for CardId {
+    type Err = PciError;
+    fn from_str(text: &str) -> Result<Self, PciError> {
+        let second = text.match_indices(':').nth(1).map(|(at, _)| at);
+        let read = || match second {
+            None => Some(CardId { id: text.parse().ok()?, subsystem: None }),
+            Some(at) => {
+                let subsystem = text.get(at + 1..)?.parse().ok()?;
+                Some(CardId { id: text.get(..at)?.parse().ok()?, subsystem: Some(subsystem) })
+            }
+        };
+        read().ok_or_else(|| PciError::CardId(text.to_owned()))
+    }
+}
+
+impl fmt::Display for CardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.subsystem {
+            None => write!(f, "{}", self.id),
+            Some(subsystem) => write!(f, "{}:{subsystem}", self.id),
+        }
+    }
+}
+
 impl fmt::Display for PciSlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04x}:{:02x}:{:02x}", self.domain, self.bus, self.device)
@@ -126,6 +163,12 @@ super::as_string!(
     "0000:01:00.0"
 );
 super::as_string!(PciId, "a PCI vendor and device id", "^[0-9a-fA-F]{4}:[0-9a-fA-F]{4}$", "10de:2684");
+super::as_string!(
+    CardId,
+    "a PCI vendor and device id, with or without the subsystem's",
+    "^[0-9a-fA-F]{4}:[0-9a-fA-F]{4}(:[0-9a-fA-F]{4}:[0-9a-fA-F]{4})?$",
+    "10de:2684"
+);
 
 #[cfg(test)]
 mod tests {

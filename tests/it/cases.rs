@@ -94,7 +94,8 @@ fn every_case_plans_applies_and_is_in_sync_then() {
         let code = plan.status.code();
         let mut shown = format!("exit {}\n", code.unwrap());
         shown.push_str(&stdout(&plan));
-        shown.push_str(&String::from_utf8_lossy(&plan.stderr).replace(&manifest, "host.yaml"));
+        let said = String::from_utf8_lossy(&plan.stderr).replace(&manifest, "host.yaml");
+        shown.push_str(&said.replace(&root.display().to_string(), "HOST"));
         expect(&case.join("plan.txt"), &shown, &mut wrong);
         if tree(&root) != before {
             wrong.push(format!("{}: plan changed something", case.display()));
@@ -131,10 +132,40 @@ fn every_case_plans_applies_and_is_in_sync_then() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// A kind counts where a case changes it and the change is carried out: one that only blocks shows nothing of its steps.
 #[test]
 fn no_kind_is_without_a_case() {
-    let plans: String = cases().iter().map(|c| fs::read_to_string(c.join("plan.txt")).unwrap_or_default()).collect();
-    let missing: Vec<_> =
-        gpuvm::resource::Wanted::KINDS.iter().filter(|kind| !plans.contains(&format!(" {kind}"))).collect();
-    assert!(missing.is_empty(), "no case plans {missing:?}");
+    let applied = |case: &PathBuf| case.join("applied.txt").is_file();
+    let plans = cases().into_iter().filter(applied).map(|c| fs::read_to_string(c.join("plan.txt")).unwrap());
+    let plans = plans.collect::<String>();
+    let changed = |kind: &str| {
+        let key = |line: &str| line.strip_prefix("  ").and_then(|l| l.strip_prefix(['+', '~', '-'])).map(str::to_owned);
+        let mut keys = plans.lines().filter_map(key).filter_map(|l| l.split_whitespace().next().map(str::to_owned));
+        keys.any(|k| k == kind || k.starts_with(&format!("{kind}[")))
+    };
+    let missing: Vec<_> = gpuvm::resource::Wanted::KINDS.iter().filter(|kind| !changed(kind)).collect();
+    assert!(missing.is_empty(), "no case changes {missing:?}");
+}
+
+#[test]
+fn what_acts_at_boot_can_be_switched_off_on_the_command_line() {
+    let acts = ["/etc/udev/rules.d/", "/etc/initramfs-tools/", "/usr/lib/dracut/", "/etc/systemd/system/"];
+    // They put modules and files into the initramfs and do nothing there.
+    let packs = ["/etc/initramfs-tools/hooks/gpuvm", "/usr/lib/dracut/modules.d/90gpuvm/module-setup.sh"];
+    let mut seen = BTreeSet::new();
+    for case in cases() {
+        let applied = fs::read_to_string(case.join("applied.txt")).unwrap_or_default();
+        for (path, text) in applied.split("== /").filter_map(|part| part.split_once('\n')) {
+            let path = format!("/{path}");
+            let of_a_person = !path.contains("gpuvm");
+            if path.ends_with("(gone)") || of_a_person || !acts.iter().any(|folder| path.starts_with(folder)) {
+                continue;
+            }
+            assert!(packs.contains(&path.as_str()) || text.contains("gpuvm.off"), "{path} acts at boot in any case");
+            seen.insert(path);
+        }
+    }
+    for path in ["/etc/udev/rules.d/61-gpuvm-vfio-work.rules", "/usr/lib/dracut/modules.d/90gpuvm/gpuvm-override.sh"] {
+        assert!(seen.contains(path), "no case writes {path}: {seen:?}");
+    }
 }

@@ -2,14 +2,22 @@
 #![allow(clippy::disallowed_methods)] // tests start the program itself
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, missing_docs)]
 
+mod adopt;
 mod bridge;
 mod cases;
+mod composed;
 mod crash;
 mod faults;
+mod foreign;
+mod hosts;
+mod init;
 mod layers;
 mod machine;
 mod manifest;
 mod network_guard;
+mod packages;
+mod policy;
 mod readme;
+mod talk;
 mod undo;
 mod vms;

@@ -199,6 +199,31 @@ fn several_problems_are_told_at_once_and_none_twice() {
 }
 
 #[test]
+fn what_stands_beside_a_wrong_or_missing_field_is_checked_too() {
+    let source = "gpus:\n  work: { match: '01:0', use: vfio }\n  more: { match: '01:00' }\n\
+        vms:\n\
+        \x20 a: { cpus: 0, memory: 16GB, gpus: [worc, work] }\n\
+        \x20 b: { cpu: 1, memory: { pages: 3MiB }, disks: [0GiB, { pool: fast }] }\n";
+    assert_eq!(
+        problems(source),
+        [
+            "1:1 : missing field `version`",
+            "2:18 gpus.work.match: `01:0` is not a PCI slot; write it as `0000:01:00`",
+            "3:11 gpus.more: missing field `use`",
+            "5:14 vms.a.cpus: 0 virtual processors are not possible; write 1 to 1024",
+            "5:25 vms.a.memory: `16GB` is ambiguous; write `16GiB`",
+            "5:38 vms.a.gpus[0]: unknown GPU `worc`",
+            "6:8 vms.b.cpu: unknown field `cpu`",
+            "6:26 vms.b.memory: missing field `size`",
+            "6:33 vms.b.memory.pages: there are no huge pages of 3MiB",
+            "6:49 vms.b.disks[0]: a disk of 0B is too small",
+            "6:57 vms.b.disks[1]: missing field `size`",
+            "6:63 vms.b.disks[1].pool: unknown pool `fast`",
+        ]
+    );
+}
+
+#[test]
 fn two_vms_that_do_not_both_run_may_have_the_same_gpu() {
     let vms = |b: &str| {
         format!(
@@ -281,7 +306,11 @@ fn bombs_and_depth_are_refused() {
 
 #[test]
 fn the_schema_is_current() {
-    for (schema, file) in [(schema(), "host.schema.json"), (gpuvm::plan::schema(), "plan.schema.json")] {
+    for (schema, file) in [
+        (schema(), "host.schema.json"),
+        (gpuvm::plan::schema(), "plan.schema.json"),
+        (gpuvm::plan::policy_schema(), "policy.schema.json"),
+    ] {
         let want = serde_json::to_string_pretty(&schema).unwrap() + "\n";
         let file = beside(&format!("schema/{file}"));
         if std::env::var_os("UPDATE_SCHEMA").is_some() {

@@ -1,6 +1,7 @@
 //! VMs from nothing to running on a copy of a recorded host: what is planned, promised, carried out and left alone.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use crate::machine::{copy_tree, gpuvm, repository, stdout};
 
@@ -46,12 +47,15 @@ impl Machine {
     fn apply(&self, manifest: &str) -> (i32, String) {
         self.run(manifest, &["apply", "--yes", "--reboot"])
     }
-    fn libvirt(&self, change: impl FnOnce(&mut serde_json::Value)) -> serde_json::Value {
+    fn record(&self, change: impl FnOnce(&mut serde_json::Value)) -> serde_json::Value {
         let path = self.dir.path().join("host/gpuvm-record.json");
         let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        change(&mut record["libvirt"]["known"]);
+        change(&mut record);
         fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
-        record["libvirt"]["known"].clone()
+        record
+    }
+    fn libvirt(&self, change: impl FnOnce(&mut serde_json::Value)) -> serde_json::Value {
+        self.record(|record| change(&mut record["libvirt"]["known"]))["libvirt"]["known"].clone()
     }
     fn domain(&self) -> serde_json::Value {
         self.libvirt(|_| {})["domains"][0].clone()
@@ -169,6 +173,63 @@ fn what_cannot_be_is_said_before_anything_changes() {
     blocked(&MANIFEST.replace("cpus: 1", "cpus: 1\n    accel: kvm"), "the processor offers no virtualisation");
     let (code, said) = machine.plan(MANIFEST);
     assert!(code == 2 && said.contains("emulated, which is slow"), "{said}");
+}
+
+#[test]
+fn a_first_start_that_failed_is_owed_until_it_succeeded() {
+    let machine = Machine::new();
+    let manifest = MANIFEST.replace("cpus: 1", "cpus: 1\n    boot: { kernel: /srv/vmlinuz }");
+    // One that may not be looked at is found missing by the start only.
+    machine.record(|record| record["denied"] = serde_json::json!(["/srv/vmlinuz"]));
+    let (code, said) = machine.apply(&manifest);
+    assert!(code == 1 && said.contains("cannot start"), "{said}");
+    assert!(machine.domain()["active"] == false, "it is made, and does not run");
+
+    let (code, said) = machine.plan(&manifest);
+    assert!(code == 2 && said.contains("running: no → yes") && said.contains("its first start"), "{said}");
+    machine.record(|record| record["denied"] = serde_json::json!([]));
+    fs::write(machine.dir.path().join("host/root/srv/vmlinuz"), "").unwrap();
+    let (code, said) = machine.apply(&manifest);
+    assert_eq!(code, 0, "{said}");
+    assert!(machine.domain()["active"] == true);
+
+    // From now on it is its owner's to stop.
+    machine.libvirt(|known| known["domains"][0]["active"] = false.into());
+    assert_eq!(machine.plan(&manifest).0, 0);
+}
+
+#[test]
+fn nothing_that_others_wrote_into_a_vm_is_in_a_plan_or_a_journal() {
+    let machine = Machine::made();
+    machine.libvirt(|known| {
+        let xml = known["domains"][0]["inactiveXml"].as_str().unwrap();
+        let tuned = "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\
+                     <qemu:arg value='secret,id=s0,data=canary'/></qemu:commandline></domain>";
+        known["domains"][0]["inactiveXml"] = xml.replace("</domain>", tuned).into();
+    });
+    let changed = MANIFEST.replace("cpus: 1", "cpus: 2");
+    for output in ["text", "json", "markdown"] {
+        let (code, said) = machine.run(&changed, &["plan", "--output", output]);
+        assert!(code == 2 && said.contains("tiny") && !said.contains("canary"), "{said}");
+    }
+    let (code, said) = machine.run(&changed, &["plan", "--out", "saved"]);
+    assert_eq!(code, 2, "{said}");
+    assert!(!fs::read_to_string(machine.dir.path().join("saved")).unwrap().contains("canary"));
+    let (code, said) = machine.apply(&changed);
+    assert!(code == 3 && !said.contains("canary"), "{said}");
+    assert!(machine.domain()["inactiveXml"].as_str().unwrap().contains("canary"), "it stays in the VM itself");
+    let runs = machine.dir.path().join("host/root/var/lib/gpuvm/runs");
+    for run in fs::read_dir(runs).unwrap() {
+        for file in fs::read_dir(run.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            let held = String::from_utf8_lossy(&fs::read(&path).unwrap()).contains("canary");
+            // How the VM was and is, for the way back: for root alone.
+            let record = name.starts_with("before") || name.starts_with("after");
+            let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            assert!(!held || (record && mode == 0o600), "{} {mode:o}", path.display());
+        }
+    }
 }
 
 /// The libraries that the loader needs before the program starts (elf(5), 64-bit little-endian).

@@ -16,11 +16,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -n "$topology" ] || die "which topology? plain twin no-iommu bad-group-nic bad-group-disk"
-case $base in
-  bare) backing=bare.img format=raw ;;
-  *) backing=$base.qcow2 format=qcow2 ;;
-esac
-[ -f "$LAB/$backing" ] || die "there is no disk \`$base\`: tests/lab/run build"
+[ -f "$LAB/$base.img" ] || die "there is no disk \`$base\`: tests/lab/run build"
 ! running || die "the lab host \`$LAB_HOST\` runs already: tests/lab/run stop"
 
 mkdir -p "$DIR/s"
@@ -28,7 +24,7 @@ in_lab=/lab/hosts/$LAB_HOST
 # A disk of another base is of no use: the name is kept beside it.
 if [ -n "$fresh" ] || [ ! -f "$DIR/disk.qcow2" ] || [ "$(cat "$DIR/base" 2>/dev/null)" != "$base" ]; then
   rm -f "$DIR/disk.qcow2" "$DIR/vars.fd"
-  qemu-img create -q -f qcow2 -F "$format" -u -b "/lab/$backing" "$DIR/disk.qcow2" 12G
+  qemu-img create -q -f qcow2 -F raw -u -b "/lab/$base.img" "$DIR/disk.qcow2" 12G
   echo "$base" >"$DIR/base"
 fi
 [ -f "$DIR/vars.fd" ] || cp "$LAB/qroot/usr/share/OVMF/OVMF_VARS_4M.fd" "$DIR/vars.fd"

@@ -25,7 +25,7 @@ fi
 MIRROR=${MIRROR:-$(sed -nE 's/^URIs: *([^ ]+).*/\1/p; s/^deb (\[[^]]*\] )?([^ ]+).*/\2/p' \
   /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | sed -n 1p || true)}
 [ -n "$MIRROR" ] || die "no Debian mirror is known: set MIRROR"
-export LAB HERE MIRROR
+export LAB HERE MIRROR ROOT_START ROOT_SIZE
 
 digest() { # part
   local file=$HERE/parts/$1.sh part input
@@ -39,7 +39,7 @@ digest() { # part
   } | sha256sum | cut -d' ' -f1
 }
 
-for part in qemu fakegpu root driver guest bare baked ifupdown; do
+for part in qemu fakegpu root driver guest bare baked ifupdown dracut; do
   now=$(digest "$part")
   if [ "$(cat "$LAB/stamps/$part" 2>/dev/null)" = "$now" ]; then
     say "$part: as it is"
@@ -50,7 +50,7 @@ for part in qemu fakegpu root driver guest bare baked ifupdown; do
   for d in "$LAB"/hosts/*/; do
     DIR=${d%/}
     case $part:$(cat "$DIR/base" 2>/dev/null || true) in
-      qemu:* | fakegpu:* | bare:* | baked:baked | ifupdown:ifupdown)
+      qemu:* | fakegpu:* | bare:* | baked:baked | ifupdown:ifupdown | dracut:dracut)
         ! running || die "$part has to be built anew, but the lab host \`$(basename "$d")\` runs from it" ;;
     esac
   done

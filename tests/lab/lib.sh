@@ -7,6 +7,9 @@ LAB=${LAB:-/tmp/gpuvm-lab}
 # Several hosts can run beside each other from one build, each under a name of its own.
 LAB_HOST=${LAB_HOST:-host}
 DIR=$LAB/hosts/$LAB_HOST
+# Where the root file system lies on a disk, in sectors.
+# shellcheck disable=SC2034
+ROOT_START=264192 ROOT_SIZE=24899584
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }

@@ -25,8 +25,11 @@ boot() {
   put "$GPUVM" /usr/local/bin/gpuvm
 }
 
-# manifest <<'Y': writes the manifest on the lab host, where `guest` runs: /root/host.yaml.
-manifest() { guest 'cat >/root/host.yaml'; }
+# manifest <<'Y': writes the manifest on the lab host, where `guest` runs: /root/host.yaml. A copy is kept here.
+manifest() {
+  cat >"$DIR/host.yaml"
+  put "$DIR/host.yaml" /root/host.yaml
+}
 
 # What the last command said; of what is long, the beginning.
 show_last() {
@@ -86,7 +89,6 @@ same_files() {
   fi
 }
 
-serial_log() { cat "$DIR/serial.log"; }
 
 # driver FUNCTION: the driver that a function is bound to on the lab host; nothing where there is none.
 driver() { guest "basename \"\$(readlink /sys/bus/pci/devices/$1/driver)\" 2>/dev/null" || true; }
@@ -107,6 +109,7 @@ wait_run() {
       jq -r .state 2>/dev/null || true)
     [ "$word" != ended ] || break
     [ "$word" != cut-off ] || fail "the run was cut off"
+    running || fail "the lab host is off"
     [ $((SECONDS - t0)) -lt "$1" ] || fail "the run did not end within $1 s (last word: \`$word\`)"
     sleep 5
   done
@@ -129,6 +132,89 @@ apply_across_reboot() {
     *) fail "apply ended with $status" ;;
   esac
   expect_status 0 guest gpuvm status
+}
+
+# record NAME: what gpuvm looks at on the lab host for its manifest, brought here as a recorded host.
+record() {
+  step "record $1"
+  rm -rf "$DIR/record.$1"
+  mkdir -p "$DIR/record.$1"
+  guest 'rm -rf /var/lib/gpuvm-lab/record
+    gpuvm -q facts --record /var/lib/gpuvm-lab/record -f host.yaml >/dev/null &&
+    tar -C /var/lib/gpuvm-lab/record -c .' | tar -C "$DIR/record.$1" -x
+}
+
+same() { # FILE FILE: two files, or two links, or two places with nothing
+  if [ -L "$1" ] || [ -L "$2" ]; then
+    [ "$(readlink "$1" || true)" = "$(readlink "$2" || true)" ]
+  elif [ -e "$1" ] || [ -e "$2" ]; then
+    cmp -s "$1" "$2"
+  fi
+}
+
+installed() { # RECORD: its packages with their versions
+  awk -F ': ' '/^Package/{p=$2} /^Status/{s=$2} /^Version/{v=$2} /^$/{if (s ~ / ok installed$/) print p, v; s=""}' \
+    "$1/root/var/lib/dpkg/status" | sort
+}
+
+drivers() { # RECORD: its PCI functions with their drivers
+  find "$1/root/sys/devices" -name driver -type l -printf '%h %l\n' | sed 's|^.*/\([^/]*\) .*/|\1 |' | sort
+}
+
+# rehearsed_as_real: the manifest, rehearsed on the record `before`, ends as the lab host did, which is the record `after`:
+# packages, files with their modes, drivers, and what the next plan says of each thing.
+rehearsed_as_real() {
+  local before=$DIR/record.before real=$DIR/record.after played=$DIR/rehearsed path n=0 wrong=0
+  step "the same, rehearsed"
+  rm -rf "$played"
+  cp -r "$before" "$played"
+  "$GPUVM" -q apply -f "$DIR/host.yaml" --root "$played" --yes --reboot >"$LAST" 2>&1 || { show_last; fail "the rehearsal ended badly"; }
+  diff <(installed "$played") <(installed "$real") >&2 || fail "other packages are installed"
+  diff <(drivers "$played") <(drivers "$real") >&2 || fail "functions are on other drivers"
+  # What programs of packages write, and what the kernel and systemd say of the running host, is not rehearsed. A file that
+  # is in one of the real records only was looked at once and not written: what gpuvm wrote, its journal says.
+  while read -r path; do
+    case $path in /proc/* | /sys/* | /run/* | /dev/* | /var/lib/gpuvm/* | /var/lib/dpkg/* | /etc/passwd | /etc/group) continue ;; esac
+    n=$((n + 1))
+    if ! same "$played/root$path" "$real/root$path"; then
+      say "   differs: $path"
+      diff "$played/root$path" "$real/root$path" >&2 || true
+      wrong=1
+    elif ! [ "$(mode "$played" "$path")" = "$(mode "$real" "$path")" ]; then
+      say "   mode or owner differ: $path: $(mode "$played" "$path"), really $(mode "$real" "$path")"
+      wrong=1
+    fi
+  done < <({
+    guest 'cat /var/lib/gpuvm/runs/*/journal.jsonl' | jq -r '.step | objects |
+      (.writeFile.path?, .switchNetwork.write[]?.path, .switchNetwork.edit[]?.path) | strings'
+    recorded "$before" "$played" | while read -r path; do same "$before/root$path" "$played/root$path" || echo "$path"; done
+    recorded "$before" | while read -r path; do
+      [ ! -e "$real/root$path" ] || same "$before/root$path" "$real/root$path" || echo "$path"
+    done
+  } | sort -u)
+  [ "$n" -ge 3 ] || fail "only $n files changed: that cannot be all"
+  [ "$wrong" = 0 ] || fail "the rehearsal wrote other files than the real run"
+  "$GPUVM" plan -f "$DIR/host.yaml" --root "$played" --output json | jq -S '[.entries[] | {key, state: .diff.state}]' >"$DIR/plan.played"
+  guest gpuvm plan -f host.yaml --output json | jq -S '[.entries[] | {key, state: .diff.state}]' >"$DIR/plan.real"
+  diff "$DIR/plan.played" "$DIR/plan.real" >&2 || fail "the next plan differs"
+  say "   $n changed files, $(jq length "$DIR/plan.real") things in the next plan, $(installed "$real" | wc -l) packages: the same"
+}
+
+recorded() { # RECORD…: the files and links in any of them
+  local record
+  for record; do (cd "$record/root" && find . -type f -o -type l); done | sed 's/^\.//' | sort -u
+}
+
+mode() { # RECORD PATH: mode and owner
+  jq -c --arg path "$2" '.stats[$path] // {mode: "0644", uid: 0, gid: 0}' "$1/gpuvm-record.json"
+}
+
+# boot_with WORD: boots the lab host with a word more on the kernel's command line, until grub.cfg is written anew.
+boot_with() {
+  step "a boot with $1"
+  guest "sed -i -E 's#(^|[[:space:]])(linux[[:space:]]+/.*)\$#\1\2 $1#' /boot/grub/grub.cfg && systemctl reboot" || true
+  wait_back 120 || fail "the host did not come back"
+  guest cat /proc/cmdline | grep -qw "$1" || fail "the kernel was not booted with $1"
 }
 
 # vm_console NAME SECONDS: what the VM writes to its console within so many seconds, until it says that it is ready.

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 
-use super::program;
+use super::{files, program};
 use crate::host::{HostError, Program};
 use crate::plan::AptPackage;
-use crate::resource::package::{Simulated, read_simulation};
+use crate::resource::package::{FETCHED_FOR, Simulated, UNFINISHED, read_simulation};
 use crate::types::PackageName;
 
 /// A download over a slow line and an initramfs for every kernel.
@@ -22,7 +22,10 @@ const SIMULATION_LIMIT: Duration = Duration::from_secs(120);
 const LOCK_LIMIT: Duration = Duration::from_secs(600);
 
 /// The locks that apt takes, in its order (apt-get(8), FILES).
-const LOCKS: [&str; 3] = ["/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock"];
+const LOCKS: [&str; 4] =
+    ["/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"];
+/// How often a lock is looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Configuration files that a person changed are kept, others become the package's; apt asks nobody.
 const QUIET: [&str; 9] = [
@@ -37,12 +40,56 @@ const QUIET: [&str; 9] = [
     "Dpkg::Use-Pty=0",
 ];
 
-/// Fetches the package lists.
-pub(super) fn index(progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
-    wait_for_locks(progress)?;
+/// Fetches the package lists, and remembers what for.
+pub(super) fn index(mark: &str, progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
+    wait_for_locks(&LOCKS.map(Path::new), LOCK_LIMIT, progress)?;
     // Without this word apt-get ends with 0 although a source did not answer.
-    let args = ["update", "-q", "-o", "APT::Update::Error-Mode=any"];
-    program::perform(Program::AptGet, &args, TRANSACTION_LIMIT, progress)
+    fetch(&["update", "-q", "-o", "APT::Update::Error-Mode=any"], progress)?;
+    files::make_dir(Path::new(FETCHED_FOR).parent().unwrap_or(Path::new("/")), 0o700, 0, 0)?;
+    files::write(Path::new(FETCHED_FOR), mark.as_bytes(), 0o600, 0, 0)
+}
+
+/// Lets apt fetch something. Sources that do not answer are named, in place of all that apt says.
+fn fetch(args: &[&str], progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
+    let mut failed: Vec<Unfetched> = Vec::new();
+    let mut watch = |line: &str| {
+        failed.extend(unfetched(line).filter(|u| !failed.contains(u)));
+        progress(line);
+    };
+    match program::perform(Program::AptGet, args, TRANSACTION_LIMIT, &mut watch) {
+        Err(HostError::Failed { .. }) if !failed.is_empty() => {
+            let each = failed.iter().map(|u| format!("\n  {}: {}", u.source, u.why)).collect::<String>();
+            // What a source answers and does not have is not its fault: our lists of it are old.
+            let old = failed.iter().all(|u| u.why.starts_with("404"));
+            let (what, next) = match old {
+                true => ("the package lists here are older than their sources", "run: apt-get update; then plan again"),
+                false => (
+                    "package sources do not answer",
+                    "look at the network, or at /etc/apt/sources.list.d; then apply again",
+                ),
+            };
+            Err(HostError::Refused(format!("{what}:{each}\nno package was changed; {next}")))
+        }
+        other => other,
+    }
+}
+
+/// Something that apt could not fetch.
+#[derive(Debug, PartialEq, Eq)]
+struct Unfetched {
+    source: String,
+    why: String,
+}
+
+/// `E: Failed to fetch URL  WHY`, and `W:` likewise. Without the password that a URL may hold.
+fn unfetched(line: &str) -> Option<Unfetched> {
+    let rest = line.strip_prefix("E: ").or_else(|| line.strip_prefix("W: "))?.strip_prefix("Failed to fetch ")?;
+    let (url, why) = rest.split_once("  ")?;
+    let (scheme, after) = url.split_once("://").unwrap_or(("", url));
+    let (host, path) = after.split_once('/').unwrap_or((after, ""));
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    let scheme = if scheme.is_empty() { String::new() } else { format!("{scheme}://") };
+    Some(Unfetched { source: format!("{scheme}{host}/{path}"), why: why.trim().replace("  ", " ") })
 }
 
 /// Carries out one transaction. apt is asked once more what it would do; anything but what was planned is refused.
@@ -52,8 +99,7 @@ pub(super) fn transaction(
     remove: &[PackageName],
     progress: &mut dyn FnMut(&str),
 ) -> Result<(), HostError> {
-    wait_for_locks(progress)?;
-    recover(progress)?;
+    finish(progress)?;
     let apt = program::place(Program::AptGet).ok_or(HostError::NoProgram("apt-get"))?;
     let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
     let simulate: Vec<&str> = crate::resource::package::SIMULATE.iter().copied().chain(asked.iter().copied()).collect();
@@ -78,8 +124,13 @@ pub(super) fn transaction(
             None => (*name).to_owned(),
         })
         .collect();
-    let args: Vec<&str> = QUIET.iter().copied().chain(["install"]).chain(exact.iter().map(String::as_str)).collect();
-    program::perform(Program::AptGet, &args, TRANSACTION_LIMIT, progress)
+    // All is fetched before the first package changes: a source that does not answer leaves the host as it was.
+    let install = |more: &[&'static str]| -> Vec<&str> {
+        QUIET.iter().chain(more).copied().chain(["install"]).chain(exact.iter().map(String::as_str)).collect()
+    };
+    fetch(&install(&["--download-only"]), progress)?;
+    program::perform(Program::AptGet, &install(&[]), TRANSACTION_LIMIT, progress)?;
+    files::remove(Path::new(FETCHED_FOR))
 }
 
 /// What apt would do now and was not planned, or the other way round.
@@ -101,14 +152,14 @@ fn difference(
 }
 
 /// A transaction that was cut off in the middle is finished first, as dpkg itself asks for.
-fn recover(progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
+pub(super) fn finish(progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
+    wait_for_locks(&LOCKS.map(Path::new), LOCK_LIMIT, progress)?;
     // dpkg leaves numbered files there while a transaction is open (dpkg's own check for `--audit`).
     let open = fs::read_dir("/var/lib/dpkg/updates").is_ok_and(|mut d| {
         d.any(|e| e.is_ok_and(|e| e.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit())))
     });
     let status = fs::read_to_string("/var/lib/dpkg/status").unwrap_or_default();
-    let half = ["half-configured", "half-installed", "unpacked", "triggers-pending"];
-    let cut = |l: &str| l.starts_with("Status: ") && half.iter().any(|h| l.ends_with(h));
+    let cut = |l: &str| l.starts_with("Status: ") && UNFINISHED.iter().any(|h| l.ends_with(h));
     if open || status.lines().any(cut) {
         progress("an earlier package transaction was cut off: finishing it first");
         let args = ["--configure", "-a", "--force-confdef", "--force-confold"];
@@ -117,28 +168,32 @@ fn recover(progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
     Ok(())
 }
 
-/// Waits until no other package manager works, says which one it waits for, and gives up after ten minutes.
-fn wait_for_locks(progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
+/// Waits until no other package manager works, says which one it waits for, and gives up after a while.
+fn wait_for_locks(locks: &[&Path], limit: Duration, progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
     let begin = Instant::now();
     let mut told = None;
-    for path in LOCKS.map(Path::new) {
+    for path in locks {
         let Ok(file) = File::options().read(true).write(true).open(path) else { continue };
         // The kernel tells of a released record lock only to one who queues for it, without a limit: hence the looking.
         while let Some(pid) = holder(&file).map_err(HostError::file(path))? {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            if begin.elapsed() > LOCK_LIMIT {
+            let name = if name.is_empty() { "another program" } else { name.trim() };
+            if begin.elapsed() >= limit {
                 return Err(HostError::Refused(format!(
-                    "`{}` (pid {pid}) still holds {} after {} min; try again when it is done",
-                    name.trim(),
+                    "{name} (pid {pid}) still holds {} after {} s; try again when it is done",
                     path.display(),
-                    LOCK_LIMIT.as_secs() / 60
+                    limit.as_secs()
                 )));
             }
             if told != Some(pid) {
-                progress(&format!("waiting for `{}` (pid {pid}), which holds {}", name.trim(), path.display()));
+                progress(&format!(
+                    "waiting for {name} (pid {pid}), which holds {}, at most {} s",
+                    path.display(),
+                    limit.as_secs()
+                ));
                 told = Some(pid);
             }
-            std::thread::sleep(Duration::from_secs(1));
+            std::thread::sleep(LOOK_AGAIN.min(limit));
         }
     }
     Ok(())
@@ -178,8 +233,56 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_names_its_holder() {
-        let file = tempfile::tempfile().unwrap();
-        assert_eq!(holder(&file).unwrap(), None);
+    fn a_lock_is_waited_for_with_a_word_and_a_limit() {
+        let taken = tempfile::NamedTempFile::new().unwrap();
+        let free = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(holder(free.as_file()).unwrap(), None);
+        // A lock of the open file, which is in the way of this process's own looking too; it has no pid.
+        let lock = nix::libc::flock { l_type: nix::libc::F_WRLCK as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
+        fcntl(taken.as_file().as_fd(), FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+        let mut said = Vec::new();
+        let limit = Duration::from_millis(20);
+        let result = wait_for_locks(&[free.path(), taken.path()], limit, &mut |line| said.push(line.to_owned()));
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("still holds") && error.contains(&taken.path().display().to_string()), "{error}");
+        assert!(said.len() == 1 && said[0].starts_with("waiting for another program"), "{said:?}");
+        drop(taken);
+        wait_for_locks(&[free.path()], limit, &mut |_| panic!("nothing to wait for")).unwrap();
+    }
+
+    #[test]
+    fn a_source_that_does_not_answer_is_named_without_its_password() {
+        let line =
+            "E: Failed to fetch http://me:secret@mirror.test/debian/dists/x/InRelease  Could not connect to mirror";
+        let one = unfetched(line).unwrap();
+        assert_eq!(one.source, "http://mirror.test/debian/dists/x/InRelease");
+        assert_eq!(one.why, "Could not connect to mirror");
+        let gone = unfetched("E: Failed to fetch http://m/pool/a.deb  404  Not Found [IP: 192.0.2.1 80]").unwrap();
+        assert_eq!(gone.why, "404 Not Found [IP: 192.0.2.1 80]");
+        assert_eq!(unfetched("E: Unable to locate package x"), None);
+    }
+
+    #[test]
+    fn apt_is_understood_where_no_source_answers() {
+        if program::place(Program::AptGet).is_none() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        for folder in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(at(folder)).unwrap();
+        }
+        // Port 9 of the loopback: nobody listens there.
+        fs::write(at("list"), "deb [trusted=yes] http://127.0.0.1:9/debian stable main\n").unwrap();
+        let options = [
+            format!("Dir::Etc::sourcelist={}", at("list")),
+            "Dir::Etc::sourceparts=/nonexistent".to_owned(),
+            format!("Dir::State::lists={}", at("lists")),
+            format!("Dir::Cache={}", at("cache")),
+        ];
+        let mut args = vec!["update", "-q", "-o", "APT::Update::Error-Mode=any", "-o", "Acquire::Retries=0"];
+        args.extend(options.iter().flat_map(|o| ["-o", o.as_str()]));
+        let error = fetch(&args, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.starts_with("package sources do not answer:\n  http://127.0.0.1:9/debian/dists/"), "{error}");
     }
 }

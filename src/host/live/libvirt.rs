@@ -16,8 +16,8 @@ use virt::storage_vol::StorageVol;
 use virt::sys;
 
 use crate::host::{self, Answer, HostError, Virtualisation};
-use crate::plan::{Step, VolumeStep};
-use crate::resource::libvirt_domain::{disk_files, is_marked, with_passwords, with_uuid};
+use crate::plan::{Step, TextEdit, VolumeStep};
+use crate::resource::libvirt_domain::{MARK, disk_files, is_marked, with_passwords, with_uuid};
 use crate::types::{DomainName, xml_escape};
 
 const SYSTEM: &str = "qemu:///system";
@@ -152,6 +152,7 @@ fn pool(one: &StoragePool) -> Result<host::Pool, Error> {
         active,
         autostart: one.get_autostart()?,
         xml: one.get_xml_desc(0)?,
+        available: if active { Some(one.get_info()?.available) } else { None },
         volumes,
     })
 }
@@ -242,6 +243,8 @@ fn perform(connection: &Connect, step: &Step) -> Result<(), HostError> {
         }
         Step::Volume(volume) => make_volume(connection, volume),
         Step::DefineDomain { name, xml, autostart } => define(connection, name, xml, *autostart),
+        Step::EditDomain { name, edit, autostart } => edit_domain(connection, name, edit, *autostart),
+        Step::MarkDomain { name, present } => mark(connection, name, *present),
         Step::UndefineDomain { name } => undefine(connection, name),
         Step::StartDomain { name } => match lookup(connection, name)? {
             None => Err(HostError::Refused(format!("there is no VM `{name}` to start"))),
@@ -343,22 +346,59 @@ fn define(connection: &Connect, name: &DomainName, xml: &str, autostart: bool) -
         Some(there) => {
             ours(&there, name)?;
             let xml = with_uuid(xml, &there.get_uuid_string().map_err(failed)?);
-            // A plan never holds passwords: what libvirt keeps to itself is put back from what it has.
             let shown = there.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE).map_err(failed)?;
-            let whole =
-                there.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE).map_err(failed)?;
-            with_passwords(&xml, &shown, &whole).ok_or_else(|| {
-                HostError::Refused(format!(
-                    "VM `{name}` has a password that would be lost; change it by hand: virsh edit {name}"
-                ))
-            })?
+            whole(&there, name, &xml, &shown)?
         }
     };
     let domain = Domain::define_xml(connection, &xml).map_err(failed)?;
-    if domain.get_autostart().map_err(failed)? != autostart {
-        domain.set_autostart(autostart).map_err(failed)?;
+    start_at_boot(&domain, autostart)
+}
+
+fn edit_domain(connection: &Connect, name: &DomainName, edit: &TextEdit, autostart: bool) -> Result<(), HostError> {
+    let there = lookup(connection, name)?
+        .ok_or_else(|| HostError::Refused(format!("there is no VM `{name}` to change; plan again")))?;
+    ours(&there, name)?;
+    let shown = there.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE).map_err(|e| said(&e))?;
+    let xml = edit.apply(&shown).ok_or_else(|| {
+        HostError::Refused(format!("the definition of VM `{name}` changed since the plan was made; plan again"))
+    })?;
+    if xml == shown {
+        return start_at_boot(&there, autostart);
+    }
+    let domain = Domain::define_xml(connection, &whole(&there, name, &xml, &shown)?).map_err(|e| said(&e))?;
+    start_at_boot(&domain, autostart)
+}
+
+/// A definition with what libvirt keeps to itself, from the VM that it replaces: a plan never holds passwords.
+fn whole(there: &Domain, name: &DomainName, xml: &str, shown: &str) -> Result<String, HostError> {
+    let flags = sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE;
+    let whole = there.get_xml_desc(flags).map_err(|e| said(&e))?;
+    with_passwords(xml, shown, &whole).ok_or_else(|| {
+        HostError::Refused(format!(
+            "VM `{name}` has a password that would be lost; change it by hand: virsh edit {name}"
+        ))
+    })
+}
+
+fn start_at_boot(domain: &Domain, autostart: bool) -> Result<(), HostError> {
+    if domain.get_autostart().map_err(|e| said(&e))? != autostart {
+        domain.set_autostart(autostart).map_err(|e| said(&e))?;
     }
     Ok(())
+}
+
+/// The mark goes into the stored definition by libvirt's own way for metadata, so that nothing else of it is written.
+fn mark(connection: &Connect, name: &DomainName, present: bool) -> Result<(), HostError> {
+    let failed = |e: Error| said(&e);
+    let domain =
+        lookup(connection, name)?.ok_or_else(|| HostError::Refused(format!("there is no VM `{name}` to mark")))?;
+    let is = is_marked(&domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE).map_err(failed)?);
+    if is == present {
+        return Ok(());
+    }
+    let (element, config) = (sys::VIR_DOMAIN_METADATA_ELEMENT, sys::VIR_DOMAIN_AFFECT_CONFIG);
+    let (content, prefix) = (present.then_some("<vm/>"), present.then_some("gpuvm"));
+    domain.set_metadata(element as _, content, prefix, Some(MARK), config).map(drop).map_err(failed)
 }
 
 fn undefine(connection: &Connect, name: &DomainName) -> Result<(), HostError> {
@@ -402,7 +442,7 @@ fn shut_down(domain: &Domain, name: &DomainName, limit: Duration) -> Result<(), 
 mod tests {
     use super::*;
     use crate::resource::libvirt_domain::project;
-    use crate::types::ByteSize;
+    use crate::types::{ByteSize, Splice};
 
     /// libvirt's own test driver: a hypervisor in memory, the same for all tests of the process. `None` where libvirt is
     /// not installed.
@@ -433,8 +473,29 @@ mod tests {
         let second = collect(c).unwrap().domain("mine").unwrap().clone();
         assert_eq!(second.uuid, first.uuid);
         assert_eq!(project(&second.inactive_xml).unwrap().cpus, 2);
+        let at = second.inactive_xml.find(">2</vcpu>").unwrap() + 1;
+        let three = Splice { at, remove: 1, insert: "3".to_owned() };
+        let edit = TextEdit::new(&second.inactive_xml, vec![three]).unwrap();
+        let edited = |edit| Step::EditDomain { name: "mine".parse().unwrap(), edit, autostart: false };
+        step(c, edited(edit.clone())).unwrap();
+        let third = collect(c).unwrap().domain("mine").unwrap().clone();
+        assert!(project(&third.inactive_xml).unwrap().cpus == 3 && !third.autostart && third.uuid == first.uuid);
+        let only_autostart = TextEdit::new(&third.inactive_xml, Vec::new()).unwrap();
+        step(c, Step::EditDomain { name: "mine".parse().unwrap(), edit: only_autostart, autostart: true }).unwrap();
+        let stale = TextEdit { after: "another".to_owned(), ..edit };
+        let said = step(c, edited(stale)).unwrap_err();
+        assert!(said.contains("changed since the plan"), "{said}");
 
         let name: DomainName = "mine".parse().unwrap();
+        let mark = |present| step(c, Step::MarkDomain { name: name.clone(), present }).unwrap();
+        let stored = || collect(c).unwrap().domain("mine").unwrap().inactive_xml.clone();
+        let marked = stored();
+        mark(false);
+        assert!(!is_marked(&stored()), "{}", stored());
+        mark(true);
+        mark(true);
+        assert!(is_marked(&stored()) && stored().matches(MARK).count() == marked.matches(MARK).count(), "{}", stored());
+        assert_eq!(project(&stored()).unwrap(), project(&marked).unwrap());
         step(c, Step::StartDomain { name: name.clone() }).unwrap();
         step(c, Step::StartDomain { name: name.clone() }).unwrap();
         assert!(collect(c).unwrap().domain("mine").unwrap().live_xml.is_some());
@@ -518,15 +579,18 @@ mod tests {
     }
 
     /// Plans and executes until nothing is left to do; the ways that it took.
-    fn settle<R: crate::resource::Resource<State = Answer<std::sync::Arc<Virtualisation>>>>(
+    fn settle<R: crate::resource::Resource>(
         wanted: &R,
         last: Option<&R>,
         facts: &crate::facts::HostFacts,
-    ) -> Vec<String> {
+    ) -> Vec<String>
+    where
+        R::State: From<Answer<std::sync::Arc<Virtualisation>>>,
+    {
         let mut seen = Vec::new();
         for _ in 0..4 {
             let state = read(CHANGE_LIMIT).unwrap().map(std::sync::Arc::new);
-            match wanted.diff(&state, last, facts) {
+            match wanted.diff(&state.into(), last, facts) {
                 crate::plan::Diff::Change(change) => {
                     seen.push(change.what);
                     change.steps.iter().for_each(|s| execute(s, &mut |_| {}).unwrap());
@@ -563,6 +627,8 @@ mod tests {
             pool: pool.name.clone(),
             name: format!("gpuvm-test-{n}.qcow2"),
             size: ByteSize::from_mib(mib),
+            vm: Some("gpuvm-test".parse().unwrap()),
+            take_over: false,
         };
         assert_eq!(settle(&volume(0, 64), None, &facts).len(), 1);
         assert_eq!(settle(&volume(1, 64), None, &facts).len(), 1);
@@ -591,6 +657,7 @@ mod tests {
             start_when_made: true,
             running: None,
             absent: false,
+            start_owed: false,
         };
         assert_eq!(settle(&first, None, &facts).len(), 1, "in sync once it is made and started");
         assert_eq!(settle(&first, Some(&first), &facts).len(), 0);

@@ -316,6 +316,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_guard_can_be_switched_off_at_the_console() {
+        assert!(UNIT_TEXT.contains("\nConditionKernelCommandLine=!gpuvm.off\n"));
+    }
+
+    #[test]
     fn peers_of_ssh_are_found_in_both_tables() {
         let four = "  sl  local_address rem_address   st\n   0: 0F02000A:0016 0202000A:D0B2 01 00000000:00000000\n   1: 0F02000A:0016 0302000A:D0B2 06 0\n   2: 00000000:0016 00000000:0000 0A 0\n   3: 0F02000A:0050 0402000A:D0B2 01 0\n   4: 0100007F:0016 0100007F:D0B2 01 0\n";
         assert_eq!(connected(four), BTreeSet::from(["10.0.2.2".parse().unwrap()]));

@@ -21,23 +21,27 @@ const DOWN_LIMIT: Duration = Duration::from_secs(900);
 /// dpkg in the middle of a package is not.
 const STEP_LIMIT: Duration = Duration::from_secs(900);
 
-/// `Type=exec`: the boot does not wait for the run. `gpuvm.off` on the kernel's command line keeps it from starting.
-fn unit(run_dir: &Path) -> String {
+/// `Type=exec`: the boot does not wait for the run. The run waits for the network, so that an address that is on its way
+/// is not taken for one that is missing; what waits for it gives up by itself (systemd-networkd-wait-online(8)).
+/// `gpuvm.off` on the kernel's command line keeps it from starting.
+fn unit(run_dir: &Path, log: &[String]) -> String {
     let dir = run_dir.display();
     let stop = STEP_LIMIT.as_secs();
+    let log: String = log.iter().map(|option| format!("{option} ")).collect();
     format!(
         "# Written by gpuvm for one boot; it removes itself.\n\
          [Unit]\n\
          Description=gpuvm goes on with a run after the reboot\n\
          ConditionKernelCommandLine=!gpuvm.off\n\
          ConditionPathExists={dir}/gpuvm\n\
-         After=network.target libvirtd.service virtqemud.socket\n\
+         Wants=network-online.target\n\
+         After=network-online.target libvirtd.service virtqemud.socket\n\
          \n\
          [Service]\n\
          Type=exec\n\
          KillMode=mixed\n\
          TimeoutStopSec={stop}\n\
-         ExecStart={dir}/gpuvm run {dir}\n\
+         ExecStart={dir}/gpuvm {log}run {dir}\n\
          StandardError=append:{dir}/log\n\
          \n\
          [Install]\n\
@@ -45,15 +49,27 @@ fn unit(run_dir: &Path) -> String {
     )
 }
 
-/// Starts the process of a run in a transient unit of its own.
-pub fn launch(run_dir: &Path, run: u64) -> Result<(), HostError> {
-    let dir = run_dir.display();
-    let (unit, log) = (format!("--unit=gpuvm-run-{run}"), format!("--property=StandardError=append:{dir}/log"));
-    let (program, dir) = (format!("{dir}/gpuvm"), dir.to_string());
-    let stop = format!("--property=TimeoutStopSec={}", STEP_LIMIT.as_secs());
-    let properties = ["--property=Type=exec", "--property=KillMode=mixed", &stop];
-    let args = [&["--quiet", "--collect", &unit, &log][..], &properties, &["--", &program, "run", &dir]].concat();
+/// Starts the process of a run in a transient unit of its own. `log` are the options of gpuvm's that say how much it
+/// logs and how.
+pub fn launch(run_dir: &Path, run: u64, log: &[String]) -> Result<(), HostError> {
+    let args = launch_args(run_dir, run, log);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
     program::perform(Program::SystemdRun, &args, START_LIMIT, &mut |_| {})
+}
+
+fn launch_args(run_dir: &Path, run: u64, log: &[String]) -> Vec<String> {
+    let dir = run_dir.display();
+    let mut args: Vec<String> = ["--quiet", "--collect", "--property=Type=exec"].map(str::to_owned).into();
+    args.extend([format!("--unit=gpuvm-run-{run}"), format!("--property=StandardError=append:{dir}/log")]);
+    args.extend(["--".to_owned(), format!("{dir}/gpuvm")]);
+    args.extend(log.iter().cloned());
+    args.extend(["run".to_owned(), dir.to_string()]);
+    args
+}
+
+/// The options that stand before the command `run`: the process after a reboot logs as the one before.
+fn options_before_run(args: impl Iterator<Item = String>) -> Vec<String> {
+    args.skip(1).take_while(|arg| arg != "run").collect()
 }
 
 /// Puts this program into the run's directory: what is installed may change before the run goes on.
@@ -65,7 +81,8 @@ pub fn keep_program(run_dir: &Path) -> Result<(), HostError> {
 
 /// Leaves the run to the next boot and goes down. Returns only where that fails.
 pub(super) fn reboot(run_dir: &Path, progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
-    files::write(Path::new(RESUME_UNIT), unit(run_dir).as_bytes(), 0o644, 0, 0)?;
+    let log = options_before_run(std::env::args());
+    files::write(Path::new(RESUME_UNIT), unit(run_dir, &log).as_bytes(), 0o644, 0, 0)?;
     files::make_dir(Path::new("/etc/systemd/system/multi-user.target.wants"), 0o755, 0, 0)?;
     files::link(Path::new(WANTED_BY), Path::new(RESUME_UNIT))?;
     let down = program::perform(Program::Systemctl, &["reboot"], Duration::from_secs(60), progress);
@@ -87,4 +104,30 @@ pub fn stay() -> Result<(), HostError> {
 /// Whether a run waits for the next boot.
 pub fn waits_for_boot() -> bool {
     PathBuf::from(WANTED_BY).symlink_metadata().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_logs_as_it_was_asked_to_before_and_after_a_reboot() {
+        let dir = Path::new("/var/lib/gpuvm/runs/7");
+        let log = vec!["-v".to_owned(), "--log-format=json".to_owned()];
+        let args = launch_args(dir, 7, &log);
+        assert!(args.contains(&"--property=StandardError=append:/var/lib/gpuvm/runs/7/log".to_owned()), "{args:?}");
+        let at = args.iter().position(|a| a == "--").unwrap() + 1;
+        assert_eq!(
+            args[at..],
+            ["/var/lib/gpuvm/runs/7/gpuvm", "-v", "--log-format=json", "run", "/var/lib/gpuvm/runs/7"]
+        );
+        assert_eq!(options_before_run(args[at..].iter().cloned()), log);
+        let text = unit(dir, &log);
+        assert!(
+            text.contains("\nExecStart=/var/lib/gpuvm/runs/7/gpuvm -v --log-format=json run /var/lib/gpuvm/runs/7\n")
+        );
+        assert!(unit(dir, &[]).contains("/gpuvm run /var"));
+        // `gpuvm.off` on the kernel's command line keeps it from starting.
+        assert!(text.contains("\nConditionKernelCommandLine=!gpuvm.off\n"));
+    }
 }

@@ -161,6 +161,13 @@ pub(super) fn function(hostdev: Node<'_, '_>) -> Option<PciAddress> {
     Some(slot.function(u8::try_from(number("function")?).ok()?))
 }
 
+/// The host functions that libvirt itself takes from their drivers for a VM, and gives back (`managed='yes'`).
+pub fn managed_functions(xml: &str) -> Vec<PciAddress> {
+    let Ok(doc) = Document::parse(xml) else { return Vec::new() };
+    let managed = devices(&doc, "hostdev").into_iter().filter(|h| h.attribute("managed") == Some("yes"));
+    managed.filter_map(function).collect()
+}
+
 /// Whether gpuvm's mark is in a definition. One that cannot be read is not marked.
 pub fn is_marked(xml: &str) -> bool {
     project(xml).is_ok_and(|p| p.marked)
@@ -183,10 +190,11 @@ pub fn project(xml: &str) -> Result<Projection, String> {
     let memory = child(root, "memory").ok_or("it has no <memory>")?;
     let os = child(root, "os").ok_or("it has no <os>")?;
     let marks = child(root, "metadata");
-    let page = child(root, "memoryBacking").and_then(|m| child(m, "hugepages")).map(|h| {
-        child(h, "page").and_then(|p| size(p, p.attribute("size")?)).unwrap_or_default()
-    });
-    let disks = devices(&doc, "disk").into_iter().filter(|d| !matches!(d.attribute("device"), Some("cdrom" | "floppy")));
+    let page = child(root, "memoryBacking")
+        .and_then(|m| child(m, "hugepages"))
+        .map(|h| child(h, "page").and_then(|p| size(p, p.attribute("size")?)).unwrap_or_default());
+    let disks =
+        devices(&doc, "disk").into_iter().filter(|d| !matches!(d.attribute("device"), Some("cdrom" | "floppy")));
     Ok(Projection {
         marked: marks.is_some_and(|m| m.children().any(|c| c.is_element() && c.tag_name().namespace() == Some(MARK))),
         accel: root.attribute("type").unwrap_or_default().to_owned(),

@@ -8,7 +8,7 @@ use roxmltree::{Document, Node};
 use super::read::{Projection, child, children, devices, function, is_disk, nic, sources};
 use super::write::{self, cpu_mode};
 use super::{Accel, Firmware, LibvirtDomain};
-use crate::types::xml_escape as e;
+use crate::types::{Splice, xml_escape as e};
 
 /// Why a definition is not edited, and what to do about it.
 #[derive(Debug, PartialEq, Eq)]
@@ -95,14 +95,16 @@ impl<'x> Edits<'x> {
         }
     }
 
-    fn done(mut self) -> String {
-        // From the end, so that the places before stay right; what is inserted at one place keeps its order.
+    /// The edits in order; what is inserted at one place keeps its order.
+    fn splices(mut self) -> Vec<Splice> {
         self.all.sort_by_key(|(range, _)| (range.start, range.end));
-        let mut xml = self.xml.to_owned();
-        for (range, text) in self.all.into_iter().rev() {
-            xml.replace_range(range, &text);
-        }
-        xml
+        self.all.into_iter().map(|(range, insert)| Splice { at: range.start, remove: range.len(), insert }).collect()
+    }
+
+    /// The text with the edits; one whose edits overlap stays as it was.
+    fn done(self) -> String {
+        let xml = self.xml;
+        crate::types::splice(xml, &self.splices()).unwrap_or_else(|_| xml.to_owned())
     }
 }
 
@@ -147,6 +149,30 @@ pub fn with_passwords(xml: &str, shown: &str, whole: &str) -> Option<String> {
     (stripped.done() == shown).then(|| edits.done())
 }
 
+/// A definition with gpuvm's mark in its metadata, or without; every other byte stays. `None` where it cannot be read.
+pub fn with_mark(xml: &str, present: bool) -> Option<String> {
+    let doc = Document::parse(xml).ok()?;
+    let root = doc.root_element();
+    let metadata = child(root, "metadata");
+    let marks = metadata.into_iter().flat_map(|m| m.children());
+    let marks: Vec<_> = marks.filter(|n| n.is_element() && n.tag_name().namespace() == Some(write::MARK)).collect();
+    let mut edits = Edits { xml, all: Vec::new() };
+    match (present, metadata) {
+        (true, _) if !marks.is_empty() => {}
+        (true, Some(metadata)) => edits.insert_into(metadata, "", &[write::mark()]),
+        (true, None) => {
+            // Where libvirt itself writes it: behind what names the VM.
+            let names = ["description", "title", "genid", "uuid", "name"];
+            let before = names.into_iter().find_map(|name| child(root, name))?;
+            let indent = edits.indent(before.range().start);
+            let whole = format!("<metadata>\n{indent}  {}\n{indent}</metadata>", write::mark());
+            edits.insert_after(before, &[whole]);
+        }
+        (false, _) => marks.into_iter().for_each(|mark| edits.remove(mark)),
+    }
+    Some(edits.done())
+}
+
 /// A definition without what people and other programs wrote into it for themselves: titles, metadata, arguments for
 /// QEMU, what the firmware tells the guest. It may hold passwords, and nothing of it is ever compared.
 pub fn without_private_parts(xml: &str) -> String {
@@ -168,14 +194,15 @@ pub fn without_private_parts(xml: &str) -> String {
     edits.done()
 }
 
-/// The definition with every managed field as wanted.
+/// What makes every managed field of a definition as wanted.
 pub(super) fn splice(
     vm: &LibvirtDomain,
     last: Option<&LibvirtDomain>,
     is: &Projection,
     xml: &str,
-) -> Result<String, Refused> {
-    let doc = Document::parse(xml).map_err(|e| refused(format!("its definition cannot be read: {e}"), "virsh dumpxml"))?;
+) -> Result<Vec<Splice>, Refused> {
+    let doc =
+        Document::parse(xml).map_err(|e| refused(format!("its definition cannot be read: {e}"), "virsh dumpxml"))?;
     let root = doc.root_element();
     let mut edits = Edits { xml, all: Vec::new() };
     if is.uefi != (vm.firmware == Firmware::Uefi) {
@@ -193,7 +220,7 @@ pub(super) fn splice(
     disks(vm, last, is, &doc, &mut edits)?;
     nics(vm, last, is, &doc, &mut edits)?;
     slots(vm, last, is, &doc, &mut edits)?;
-    Ok(edits.done())
+    Ok(edits.splices())
 }
 
 fn accel(vm: &LibvirtDomain, is: &Projection, root: Node<'_, '_>, edits: &mut Edits<'_>) {
@@ -257,7 +284,13 @@ fn memory(vm: &LibvirtDomain, is: &Projection, root: Node<'_, '_>, edits: &mut E
     Ok(())
 }
 
-fn huge_pages(vm: &LibvirtDomain, last: Option<&LibvirtDomain>, is: &Projection, root: Node<'_, '_>, edits: &mut Edits<'_>) {
+fn huge_pages(
+    vm: &LibvirtDomain,
+    last: Option<&LibvirtDomain>,
+    is: &Projection,
+    root: Node<'_, '_>,
+    edits: &mut Edits<'_>,
+) {
     let backing = child(root, "memoryBacking");
     let there = backing.and_then(|b| child(b, "hugepages"));
     match (vm.huge_pages, there) {

@@ -23,6 +23,7 @@ fn vm() -> LibvirtDomain {
         start_when_made: false,
         running: None,
         absent: false,
+        start_owed: false,
     }
 }
 fn disk(n: usize) -> Disk {
@@ -118,7 +119,7 @@ fn edit(change: impl FnOnce(&mut LibvirtDomain)) -> (Vec<String>, Vec<String>) {
 }
 fn edit_from(last: &LibvirtDomain, wanted: &LibvirtDomain, xml: &str) -> (Vec<String>, Vec<String>) {
     let is = project(xml).unwrap();
-    let after = splice::splice(wanted, Some(last), &is, xml).unwrap();
+    let after = crate::types::splice(xml, &splice::splice(wanted, Some(last), &is, xml).unwrap()).unwrap();
     let now = project(&after).unwrap();
     assert_eq!(wanted.differences(Some(last), &now), [], "it is as wanted afterwards:\n{after}");
     let diff = similar::TextDiff::from_lines(xml, after.as_str());
@@ -141,12 +142,13 @@ fn known(xml: &str, live: Option<&str>) -> Virtualisation {
     Virtualisation { domains: vec![domain], ..Virtualisation::default() }
 }
 fn diff(wanted: &LibvirtDomain, known: Virtualisation) -> Diff {
-    wanted.diff(&Answer::Value(Arc::new(known)), Some(&vm()), &facts())
+    wanted.diff(&Answer::Value(Arc::new(known)).into(), Some(&vm()), &facts())
 }
 fn steps(diff: Diff) -> Vec<&'static str> {
     let Diff::Change(change) = diff else { panic!("no change: {diff:?}") };
     let name = |step: &Step| match step {
         Step::DefineDomain { .. } => "define",
+        Step::EditDomain { .. } => "edit",
         Step::UndefineDomain { .. } => "undefine",
         Step::StartDomain { .. } => "start",
         Step::StopDomain { .. } => "stop",
@@ -225,7 +227,10 @@ fn one_field_changes_and_every_other_byte_stays() {
             s(&["<memory unit='KiB'>4194304</memory>", "<currentMemory unit='KiB'>4194304</currentMemory>"])
         )
     );
-    assert_eq!(edit(|vm| vm.nic = Some(nic("br1", 1))), (s(&["<source bridge='br0'/>"]), s(&["<source bridge='br1'/>"])));
+    assert_eq!(
+        edit(|vm| vm.nic = Some(nic("br1", 1))),
+        (s(&["<source bridge='br0'/>"]), s(&["<source bridge='br1'/>"]))
+    );
     let (out, put) = edit(|vm| vm.huge_pages = Some(ByteSize::from_mib(2)));
     assert_eq!(out, s(&[]));
     assert_eq!(
@@ -270,7 +275,8 @@ fn elements_without_content_are_filled() {
                <memory>1024</memory><vcpu>4</vcpu><os firmware='efi'/><memoryBacking a='>'/><devices><!-- x --></devices></domain>";
     let mut wanted = vm();
     wanted.huge_pages = Some(ByteSize::from_mib(2));
-    let after = splice::splice(&wanted, None, &project(xml).unwrap(), xml).unwrap();
+    let splices = splice::splice(&wanted, None, &project(xml).unwrap(), xml).unwrap();
+    let after = crate::types::splice(xml, &splices).unwrap();
     assert_eq!(wanted.differences(None, &project(&after).unwrap()), [], "{after}");
     assert!(after.contains("<!-- x -->") && after.contains("<memoryBacking a='>'>"), "{after}");
 }
@@ -318,7 +324,8 @@ fn a_running_vm_changes_for_its_next_start_and_waits() {
     let Diff::Change(change) = diff(&wanted, known(TUNED, Some(TUNED))) else { panic!("it changes") };
     assert!(change.risks.contains(&Risk::GuestRestart));
     assert_eq!(change.complete_after, Some(WaitFor::GuestRestart));
-    let [Step::DefineDomain { xml, .. }] = &change.steps[..] else { panic!("{:?}", change.steps) };
+    let [Step::EditDomain { edit, .. }] = &change.steps[..] else { panic!("{:?}", change.steps) };
+    let xml = &edit.apply(TUNED).unwrap();
     let after = diff(&wanted, known(xml, Some(TUNED)));
     let Diff::Waits { on: WaitFor::GuestRestart, promise, .. } = after else { panic!("it waits: {after:?}") };
     assert!(promise.steps.is_empty(), "nobody restarts it");
@@ -339,6 +346,15 @@ fn only_an_explicit_word_starts_or_stops_a_vm() {
     assert_eq!(made(true, Some(false)), ["define"]);
     let started = LibvirtDomain { start_when_made: true, ..vm() };
     assert!(matches!(diff(&started, known(TUNED, None)), Diff::InSync { .. }), "only once, when it is made");
+    // Making it did not come to its end: the ledger has it as it was begun.
+    let after_failure = |wanted: &LibvirtDomain, live| {
+        wanted.diff(&Answer::Value(Arc::new(known(TUNED, live))).into(), Some(&started.begun()), &facts())
+    };
+    assert_eq!(steps(after_failure(&started, None)), ["start"]);
+    assert!(matches!(after_failure(&started, Some(TUNED)), Diff::InSync { .. }), "it runs: nothing is owed");
+    let stopped = LibvirtDomain { running: Some(false), ..started.clone() };
+    assert!(matches!(after_failure(&stopped, None), Diff::InSync { .. }));
+    assert!(matches!(after_failure(&vm(), None), Diff::InSync { .. }), "no longer wanted");
 }
 
 #[test]
@@ -346,8 +362,8 @@ fn autostart_alone_is_no_restart() {
     let wanted = LibvirtDomain { autostart: true, ..vm() };
     let Diff::Change(change) = diff(&wanted, known(TUNED, Some(TUNED))) else { panic!("it changes") };
     assert!(change.risks.is_empty());
-    let [Step::DefineDomain { xml, autostart: true, .. }] = &change.steps[..] else { panic!("{:?}", change.steps) };
-    assert_eq!(xml, TUNED);
+    let [Step::EditDomain { edit, autostart: true, .. }] = &change.steps[..] else { panic!("{:?}", change.steps) };
+    assert_eq!(edit.apply(TUNED).unwrap(), TUNED);
 }
 
 #[test]
@@ -357,18 +373,18 @@ fn absent_takes_the_definition_away_unless_it_runs() {
     assert!(matches!(diff(&gone, known(TUNED, Some(TUNED))), Diff::Blocked { .. }));
     assert!(matches!(diff(&gone, known(&TUNED.replace("urn:gpuvm", "urn:x"), None)), Diff::Blocked { .. }));
     assert!(matches!(diff(&gone, Virtualisation::default()), Diff::InSync { .. }));
-    assert!(matches!(gone.diff(&Answer::Absent, None, &facts()), Diff::InSync { .. }));
-    assert!(matches!(vm().remove(&Answer::Value(Arc::new(known(TUNED, None))), &facts()), Diff::InSync { .. }));
+    assert!(matches!(gone.diff(&Answer::Absent.into(), None, &facts()), Diff::InSync { .. }));
+    assert!(matches!(vm().remove(&Answer::Value(Arc::new(known(TUNED, None))).into(), &facts()), Diff::InSync { .. }));
 }
 
 #[test]
 fn before_libvirt_is_there_everything_is_promised() {
     let wanted = LibvirtDomain { start_when_made: true, ..vm() };
-    let Diff::Waits { on: WaitFor::Libvirt, promise, .. } = wanted.diff(&Answer::Absent, None, &facts()) else {
+    let Diff::Waits { on: WaitFor::Libvirt, promise, .. } = wanted.diff(&Answer::Absent.into(), None, &facts()) else {
         panic!("it waits")
     };
     assert_eq!((promise.action, promise.steps.len()), (Action::Create, 2));
-    assert!(matches!(wanted.diff(&Answer::Denied, None, &facts()), Diff::Unknown { .. }));
+    assert!(matches!(wanted.diff(&Answer::Denied.into(), None, &facts()), Diff::Unknown { .. }));
 }
 
 #[test]
@@ -376,7 +392,8 @@ fn the_plan_shows_fields_and_never_what_others_wrote() {
     let mut wanted = vm();
     (wanted.cpus, wanted.memory) = (2, ByteSize::from_gib(4));
     let Diff::Change(change) = diff(&wanted, known(TUNED, None)) else { panic!("it changes") };
-    let shown = format!("{:?} {:?} {}", change.fields, change.notes, change.what);
+    // As a saved plan and its JSON have it, steps and all.
+    let shown = serde_json::to_string(&change).unwrap();
     assert!(shown.contains("cpus") && shown.contains("4GiB"), "{shown}");
     for foreign in ["fw_cfg", "keep", "vbios", "setup.iso"] {
         assert!(!shown.contains(foreign), "{shown}");
@@ -393,7 +410,8 @@ fn the_uuid_of_the_vm_that_is_there_is_kept() {
 
 #[test]
 fn a_record_holds_nothing_that_others_wrote_for_themselves() {
-    let xml = TUNED.replace("<uuid>", "<title>canary</title>\n  <sysinfo type='smbios'><x>canary</x></sysinfo>\n  <uuid>");
+    let xml =
+        TUNED.replace("<uuid>", "<title>canary</title>\n  <sysinfo type='smbios'><x>canary</x></sysinfo>\n  <uuid>");
     let kept = without_private_parts(&xml);
     for foreign in ["canary", "fw_cfg", "other:thing", "pinned by hand"] {
         assert!(!kept.contains(foreign), "{foreign}: {kept}");
@@ -408,8 +426,32 @@ fn what_libvirt_hides_is_put_back_or_nothing_is_done() {
     let shown = xml("<graphics type='vnc' port='1'/><graphics type='spice'/>");
     let whole = xml("<graphics type='vnc' port='1' passwd='p&lt;' connected='keep'/><graphics type='spice'/>");
     let after = with_passwords(&shown.replace("port='1'", "port='2'"), &shown, &whole).unwrap();
-    assert_eq!(after, whole.replace("port='1' passwd='p&lt;' connected='keep'", "passwd='p&lt;' connected='keep' port='2'"));
+    assert_eq!(
+        after,
+        whole.replace("port='1' passwd='p&lt;' connected='keep'", "passwd='p&lt;' connected='keep' port='2'")
+    );
     assert_eq!(with_passwords(&shown, &shown, &shown), Some(shown.clone()));
     assert_eq!(with_passwords(&xml(""), &shown, &whole), None, "no place for it");
-    assert_eq!(with_passwords(&shown, &shown, &whole.replace("<domain>", "<domain secret='1'>")), None, "something else");
+    assert_eq!(
+        with_passwords(&shown, &shown, &whole.replace("<domain>", "<domain secret='1'>")),
+        None,
+        "something else"
+    );
+}
+
+#[test]
+fn a_kernel_that_is_not_there_is_found_before_anything_is_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("root/boot")).unwrap();
+    std::fs::write(dir.path().join("root/boot/vmlinuz"), "").unwrap();
+    crate::host::fixture::Record::default().save(&dir.path().join(crate::host::fixture::Record::NAME)).unwrap();
+    let host = crate::host::fixture::Fixture::open(dir.path()).unwrap();
+    let boots = |kernel: &str| {
+        let boot = Kernel { kernel: kernel.into(), initrd: None, cmdline: None };
+        let wanted = LibvirtDomain { boot: Some(boot), running: Some(true), ..vm() };
+        wanted.diff(&wanted.probe(&host).unwrap(), None, &facts())
+    };
+    assert!(matches!(boots("/boot/vmlinuz"), Diff::Waits { .. }));
+    let Diff::Blocked { why, .. } = boots("/boot/other") else { panic!("it is not there") };
+    assert!(why.contains("`/boot/other`"), "{why}");
 }

@@ -8,6 +8,11 @@ use crate::types::{ByteSize, PciAddress, xml_escape as e};
 /// The name space of gpuvm's mark in a definition's metadata.
 pub const MARK: &str = "urn:gpuvm:vm:1";
 
+/// gpuvm's mark.
+pub(super) fn mark() -> String {
+    format!("<gpuvm:vm xmlns:gpuvm='{MARK}'/>")
+}
+
 /// The CPU that goes with an accelerator.
 pub(super) const fn cpu_mode(accel: Accel) -> &'static str {
     match accel {
@@ -95,7 +100,7 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
     };
     writeln!(x, "<domain type='{}'>", vm.accel.name())?;
     writeln!(x, "  <name>{}</name>", e(vm.name.as_str()))?;
-    writeln!(x, "  <metadata>\n    <gpuvm:vm xmlns:gpuvm='{MARK}'/>\n  </metadata>")?;
+    writeln!(x, "  <metadata>\n    {}\n  </metadata>", mark())?;
     writeln!(x, "  <memory unit='KiB'>{}</memory>", vm.memory.kib())?;
     if let Some(size) = vm.huge_pages {
         writeln!(x, "  <memoryBacking>\n    {}\n  </memoryBacking>", huge_pages(size))?;

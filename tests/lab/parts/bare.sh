@@ -4,7 +4,7 @@
 #needs root driver guest
 root=$LAB/root image=$LAB/bare.img.new mount=$LAB/mnt
 kernel=$(basename "$(find "$root/lib/modules" -mindepth 1 -maxdepth 1 | sort -V | tail -n 1)")
-esp_start=2048 esp_size=262144 root_start=264192 root_size=24899584 # sectors
+esp_start=2048 esp_size=262144 # sectors
 
 loop='' mounted=''
 tidy() {
@@ -16,8 +16,8 @@ trap tidy EXIT
 rm -f "$image"
 truncate -s 12G "$image"
 printf 'label: gpt\nstart=%s,size=%s,type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\nstart=%s,size=%s,type=0FC63DAF-8483-4772-8E79-3D69D8477DE4\n' \
-  $esp_start $esp_size $root_start $root_size | sfdisk -q "$image"
-loop=$(losetup -f --show -o $((root_start * 512)) --sizelimit $((root_size * 512)) "$image")
+  "$esp_start" "$esp_size" "$ROOT_START" "$ROOT_SIZE" | sfdisk -q "$image"
+loop=$(losetup -f --show -o $((ROOT_START * 512)) --sizelimit $((ROOT_SIZE * 512)) "$image")
 mkfs.ext4 -q -L root "$loop"
 mkdir -p "$mount"
 mount "$loop" "$mount"
@@ -62,6 +62,8 @@ GRUB_CMDLINE_LINUX_DEFAULT="console=ttyS0,115200 quiet"
 GRUB_CMDLINE_LINUX="no_timer_check"
 GRUB_TERMINAL=console
 G
+# What this machine needs to boot, not what any might: an emulated update-initramfs takes a third of the time.
+printf 'MODULES=dep\nCOMPRESS=zstd\nCOMPRESSLEVEL=1\n' >"$mount/etc/initramfs-tools/conf.d/lab"
 echo 'LABEL=root / ext4 defaults 0 1' >"$mount/etc/fstab"
 mkdir -p "$mount/boot/grub"
 cat >"$mount/boot/grub/grub.cfg" <<G

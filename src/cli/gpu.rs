@@ -1,0 +1,349 @@
+//! `gpuvm gpu`, `gpuvm check`, `gpuvm topology`: facts → GPUs → judged or drawn → shown. Look only.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand, ValueEnum};
+use miette::{IntoDiagnostic, miette};
+use serde::Serialize;
+
+use super::{Output, code, host, print};
+use crate::apply::StateDir;
+use crate::check::{self, Asked, Explanation, Looked, NextBoot, Verdict};
+use crate::desire;
+use crate::facts::{self, HostFacts};
+use crate::gpu::identity::{self, Criterion};
+use crate::gpu::{self, Gpu, GpuKind, topology};
+use crate::host::{Probe, Snapshot};
+use crate::manifest::{self, DeviceUse, Loaded};
+use crate::plan::{Finding, Key, Past, Severity};
+use crate::report::{self, NamedGpu};
+use crate::resource::vfio_binding::VfioBinding;
+use crate::resource::{Resource, Wanted};
+use crate::types::PciSlot;
+
+/// Where to look, and how to answer.
+#[derive(Debug, Args)]
+pub struct LookArgs {
+    /// The manifest, for the names that it gives; without it, GPUs are named by what they are.
+    #[arg(short, long)]
+    file: Option<PathBuf>,
+    /// A recorded host (made by `gpuvm facts --record`) in place of this machine.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// How the answer is written to stdout.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+/// Arguments of `gpuvm gpu`.
+#[derive(Debug, Args)]
+pub struct GpuArgs {
+    #[command(subcommand)]
+    command: GpuCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum GpuCommand {
+    /// One line a GPU: address, model, driver, IOMMU group (`+2`: shared with two devices), and who uses it.
+    List {
+        #[command(flatten)]
+        look: LookArgs,
+    },
+    /// All that is known of a GPU, or of every GPU. A sleeping card is not woken.
+    Status {
+        /// Its name in the manifest, address, slot path, model, id or UUID.
+        gpu: Option<String>,
+        #[command(flatten)]
+        look: LookArgs,
+    },
+    /// Why this GPU can or cannot be given to a VM: every link of the chain, its evidence and its fix.
+    ///
+    /// Ends with 0 for PASS, 1 for FAIL, 3 for UNKNOWN. Run as root, it sees all; as another user, what it may not read
+    /// is `?`.
+    Explain {
+        /// Its name in the manifest, address, slot path, model, id or UUID.
+        gpu: String,
+        #[command(flatten)]
+        look: LookArgs,
+    },
+}
+
+/// Arguments of `gpuvm check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Judge what boots next: kernel, command line, modules, initramfs, and the drivers of GPUs that stay with the host.
+    #[arg(long)]
+    next_boot: bool,
+    /// Keep the verdict for `gpuvm status`; for the hooks of kernel and initramfs updates.
+    #[arg(long, hide = true, requires = "next_boot", conflicts_with = "root")]
+    record: bool,
+    #[command(flatten)]
+    look: LookArgs,
+}
+
+/// Arguments of `gpuvm topology`.
+#[derive(Debug, Args)]
+pub struct TopologyArgs {
+    /// A recorded host (made by `gpuvm facts --record`) in place of this machine.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Draw the chipset's small parts too.
+    #[arg(long)]
+    all: bool,
+    /// How it is drawn on stdout.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Drawing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Drawing {
+    /// A tree.
+    Text,
+    /// For programs.
+    Json,
+    /// For a browser: gpuvm topology --output svg > host.svg
+    Svg,
+}
+
+/// What was looked at, with the names of the manifest.
+struct Seen {
+    facts: HostFacts,
+    gpus: Vec<Gpu>,
+    looked: Looked,
+    manifest: Option<Loaded>,
+    /// What was bound before; empty where gpuvm's own state may not be read.
+    past: Past,
+}
+
+impl Seen {
+    /// The names that the manifest gives, with their slots and uses.
+    fn named(&self) -> Vec<(String, PciSlot, DeviceUse)> {
+        let gpus = self.manifest.iter().flat_map(|m| &m.manifest.gpus);
+        gpus.filter_map(|(n, e)| Some((n.to_string(), desire::resolve(e, true, &self.facts).ok()?, e.usage))).collect()
+    }
+
+    fn asked(&self, slot: PciSlot) -> Asked {
+        let named = self.named();
+        let Some(m) = self.manifest.as_ref().map(|m| &m.manifest) else { return Asked::default() };
+        let given = |usage: DeviceUse| usage != DeviceUse::Host;
+        let devices = m.devices.iter().filter(|(_, e)| given(e.usage));
+        let devices = devices.filter_map(|(_, e)| desire::resolve(e, false, &self.facts).ok());
+        let slot_of = |name: &str| named.iter().find(|(n, ..)| n == name).map(|(_, s, _)| *s);
+        let vms = m.vms.iter().filter(|(_, vm)| !vm.absent);
+        let vms = vms.map(|(n, vm)| {
+            (n.to_string(), vm.gpus.iter().filter_map(|g| slot_of(g.as_str())).collect::<BTreeSet<_>>())
+        });
+        let name = named.iter().find(|(_, s, _)| *s == slot).map(|(n, ..)| n.as_str());
+        Asked {
+            another: name.and_then(|name| self.another(name)),
+            name: named.iter().find(|(_, s, _)| *s == slot).map(|(n, ..)| n.clone()),
+            given: named.iter().filter(|(.., u)| given(*u)).map(|(_, s, _)| *s).chain(devices).collect(),
+            vms: vms.filter(|(_, slots)| slots.contains(&slot)).collect(),
+        }
+    }
+
+    /// Why the card that the manifest names may not be the one that was bound by that name.
+    fn another(&self, name: &str) -> Option<(String, String)> {
+        let key = Key::new(VfioBinding::KIND, name);
+        let wanted = desire::desire(self.manifest.as_ref()?, &self.facts).nodes.remove(&key)?.wanted;
+        match (wanted, self.past.owned.get(&key)?) {
+            (Wanted::VfioBinding(now), Wanted::VfioBinding(last)) => now.another(last, &self.facts),
+            _ => None,
+        }
+    }
+
+    fn named_gpu(&self, gpu: &Gpu) -> NamedGpu {
+        let first = self.facts.slot(gpu.slot).find(|f| f.is_gpu());
+        NamedGpu {
+            name: self.asked(gpu.slot).name,
+            matched_by: first.map_or(String::new(), |f| identity::shortest(f, true, &self.facts)),
+            gpu: gpu.clone(),
+        }
+    }
+
+    fn explain(&self, gpu: &Gpu) -> Explanation {
+        check::explain(&self.facts, &self.looked, &self.gpus, gpu, &self.asked(gpu.slot))
+    }
+
+    /// The GPU that a person means.
+    fn find(&self, text: &str) -> miette::Result<&Gpu> {
+        let entry = self.manifest.as_ref().and_then(|m| m.manifest.gpus.iter().find(|(n, _)| n.as_str() == text));
+        let slot = match entry {
+            Some((_, entry)) => desire::resolve(entry, true, &self.facts)
+                .map_err(|(why, help)| miette!(help = help, "`{text}`: {why}"))?,
+            None => {
+                let criterion = Criterion::guess(text);
+                let by_serial =
+                    |e| identity::find(&Criterion::Serial(text.to_owned()), true, &self.facts).map_err(|_| e);
+                let found = identity::find(&criterion, true, &self.facts);
+                let found = found.or_else(|e| if e.fitting == 0 { by_serial(e) } else { Err(e) });
+                found.map(|f| f.address.slot).map_err(|e| {
+                    let why = if e.fitting == 0 {
+                        format!("no GPU is `{text}`")
+                    } else {
+                        format!("{} GPUs are `{text}`", e.fitting)
+                    };
+                    miette!(help = format!("there are:\n      {}", e.lines()), "{why}")
+                })?
+            }
+        };
+        self.gpus.iter().find(|g| g.slot == slot).ok_or_else(|| miette!("{slot} has no display function"))
+    }
+}
+
+/// Opens the host, looks at everything once, and gives it to `show`.
+fn look(
+    root: Option<&PathBuf>,
+    file: Option<&PathBuf>,
+    show: impl FnOnce(&Seen, &dyn Probe) -> miette::Result<u8>,
+) -> miette::Result<u8> {
+    let live;
+    let recorded;
+    let (probe, state): (&dyn Probe, PathBuf) = match root {
+        Some(dir) => {
+            recorded = host::recorded(dir)?;
+            (&recorded, dir.join("root").join(host::STATE))
+        }
+        None => {
+            live = host::live();
+            (&live, Path::new("/").join(host::STATE))
+        }
+    };
+    // Another user than root may not read it, and is told of the rest.
+    let past = StateDir::open(state).and_then(|s| s.past()).unwrap_or_default();
+    let manifest = file.map(|f| manifest::load(f)).transpose()?;
+    if let Some(Err(other)) = manifest.as_ref().map(|m| host::is_meant(m, probe)) {
+        anstream::eprintln!("{other}");
+        return Ok(code::REFUSED);
+    }
+    let snapshot = Snapshot::new(probe);
+    let facts = facts::collect(&snapshot);
+    let gpus = gpu::collect(&snapshot, &facts);
+    let looked = Looked::look(&snapshot, &facts, &gpus);
+    show(&Seen { facts, gpus, looked, manifest, past }, &snapshot)
+}
+
+fn json(value: &impl Serialize) -> miette::Result<String> {
+    Ok(serde_json::to_string_pretty(value).into_diagnostic()? + "\n")
+}
+
+fn exit(verdict: Verdict) -> u8 {
+    match verdict {
+        Verdict::Pass => code::OK,
+        Verdict::Fail => code::ERROR,
+        Verdict::Unknown => code::WAITS,
+    }
+}
+
+pub(super) fn gpu(args: &GpuArgs, verbose: bool) -> miette::Result<u8> {
+    match &args.command {
+        GpuCommand::List { look: l } => look(l.root.as_ref(), l.file.as_ref(), |seen, _| {
+            let all: Vec<NamedGpu> = seen.gpus.iter().map(|g| seen.named_gpu(g)).collect();
+            print(&if l.output == Output::Json { json(&all)? } else { report::gpu_list(&all) })?;
+            Ok(code::OK)
+        }),
+        GpuCommand::Status { gpu, look: l } => look(l.root.as_ref(), l.file.as_ref(), |seen, _| {
+            let wanted = match gpu {
+                Some(text) => vec![seen.find(text)?],
+                None => seen.gpus.iter().collect(),
+            };
+            let all: Vec<NamedGpu> = wanted.into_iter().map(|g| seen.named_gpu(g)).collect();
+            let text = || all.iter().map(report::gpu_status).collect::<Vec<_>>().join("\n");
+            print(&if l.output == Output::Json { json(&all)? } else { text() })?;
+            Ok(code::OK)
+        }),
+        GpuCommand::Explain { gpu, look: l } => look(l.root.as_ref(), l.file.as_ref(), |seen, _| {
+            let explanation = seen.explain(seen.find(gpu)?);
+            print(&if l.output == Output::Json {
+                json(&explanation)?
+            } else {
+                report::explanation(&explanation, verbose)
+            })?;
+            Ok(exit(explanation.verdict))
+        }),
+    }
+}
+
+/// What `gpuvm check` answers.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Checked {
+    /// Mistakes of the manifest on this host.
+    findings: Vec<Finding>,
+    /// The GPUs that are to be given away; without a manifest, all.
+    gpus: Vec<Explanation>,
+    /// The worst of all; none where nothing is to be given away.
+    verdict: Option<Verdict>,
+}
+
+pub(super) fn check(args: &CheckArgs, verbose: bool, quiet: bool) -> miette::Result<u8> {
+    let l = &args.look;
+    if args.next_boot {
+        return look(l.root.as_ref(), l.file.as_ref(), |seen, probe| next_boot(args, seen, probe, verbose, quiet));
+    }
+    look(l.root.as_ref(), l.file.as_ref(), |seen, _| {
+        let given: BTreeSet<PciSlot> =
+            seen.named().into_iter().filter(|(.., u)| *u != DeviceUse::Host).map(|(_, s, _)| s).collect();
+        let wanted = seen.gpus.iter().filter(|g| match &seen.manifest {
+            Some(_) => given.contains(&g.slot),
+            None => g.kind == GpuKind::Gpu,
+        });
+        let gpus: Vec<Explanation> = wanted.map(|g| seen.explain(g)).collect();
+        let findings = seen.manifest.as_ref().map(|m| desire::desire(m, &seen.facts).findings).unwrap_or_default();
+        let wrong = findings.iter().any(|f| f.severity == Severity::Error);
+        let verdict = if wrong { Some(Verdict::Fail) } else { check::worst(&gpus) };
+        let checked = Checked { findings, gpus, verdict };
+        if l.output == Output::Json {
+            print(&json(&checked)?)?;
+        } else {
+            let mut parts: Vec<String> = checked.findings.iter().map(report::finding).collect();
+            parts.extend(checked.gpus.iter().map(|e| report::explanation(e, verbose)));
+            if parts.is_empty() {
+                parts.push("no GPU to judge\n".to_owned());
+            }
+            print(&parts.join("\n"))?;
+        }
+        Ok(verdict.map_or(code::OK, exit))
+    })
+}
+
+/// With `quiet`, only a FAIL is said, and only what fails.
+fn next_boot(args: &CheckArgs, seen: &Seen, probe: &dyn Probe, verbose: bool, quiet: bool) -> miette::Result<u8> {
+    let looked;
+    let next = match &seen.looked.next {
+        Some(next) => next,
+        None => {
+            looked = NextBoot::look(probe, &seen.facts);
+            &looked
+        }
+    };
+    let mut report = check::judge_next_boot(next, &seen.facts, &seen.gpus);
+    if args.record {
+        let state = StateDir::open(Path::new("/").join(host::STATE)).into_diagnostic()?;
+        super::next_boot::record(&state, &report).into_diagnostic()?;
+    }
+    let verdict = report.verdict;
+    if quiet {
+        report.links.retain(|l| l.status == check::Status::Fail);
+    }
+    if !quiet || verdict == Some(Verdict::Fail) {
+        print(&match args.look.output {
+            Output::Json => json(&report)?,
+            Output::Text => report::next_boot(&report, verbose),
+        })?;
+    }
+    Ok(verdict.map_or(code::OK, exit))
+}
+
+pub(super) fn topology(args: &TopologyArgs) -> miette::Result<u8> {
+    look(args.root.as_ref(), None, |seen, probe| {
+        let drawn = topology::topology(probe, &seen.facts, &seen.gpus, args.all);
+        print(&match args.output {
+            Drawing::Text => report::topology_text(&drawn),
+            Drawing::Json => json(&drawn)?,
+            Drawing::Svg => report::topology_svg(&drawn),
+        })?;
+        Ok(code::OK)
+    })
+}

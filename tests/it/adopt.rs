@@ -1,0 +1,431 @@
+//! `gpuvm adopt`: what people made by hand comes under management without a byte of it being lost, then or by a later
+//! edit of the manifest.
+
+use std::fs;
+
+use roxmltree::Document;
+
+use crate::foreign::{Foreign, Has, domains};
+use crate::machine::{copy_tree, tree};
+
+const ALL: [Has; 3] = [Has::Libvirt, Has::Bridge, Has::Vfio];
+
+/// A host with this VM, and its own manifest.
+fn host(name: &str, xml: &str) -> Foreign {
+    let host = Foreign::new(&ALL);
+    host.define(name, xml, name == "spice", name == "windows");
+    let (code, said) = host.run(&["init"]);
+    assert_eq!(code, 0, "{said}");
+    host
+}
+
+fn adopted(name: &str, xml: &str) -> Foreign {
+    let host = host(name, xml);
+    let (code, said) = host.run(&["adopt", "--save", "--yes", &format!("libvirt-domain/{name}")]);
+    assert_eq!(code, 0, "{name}: {said}\n{}", host.manifest());
+    host
+}
+
+/// A text as tags, text and white space: what differs between two lists of them differs in the bytes.
+fn tokens(xml: &str) -> Vec<&str> {
+    let mut all = Vec::new();
+    let mut rest = xml;
+    while !rest.is_empty() {
+        let end = match rest.strip_prefix('<') {
+            Some(_) => rest.find('>').map_or(rest.len(), |n| n + 1),
+            None => rest.find('<').unwrap_or(rest.len()),
+        };
+        all.push(&rest[..end]);
+        rest = &rest[end..];
+    }
+    all
+}
+
+/// What an edit took out and put in, in tokens.
+fn difference(before: &str, after: &str) -> (Vec<String>, Vec<String>) {
+    let (old, new) = (tokens(before), tokens(after));
+    let (mut out, mut inside) = (Vec::new(), Vec::new());
+    for op in similar::capture_diff_slices(similar::Algorithm::Myers, &old, &new) {
+        if op.tag() != similar::DiffTag::Equal {
+            out.extend(old[op.old_range()].iter().map(|t| (*t).to_owned()));
+            inside.extend(new[op.new_range()].iter().map(|t| (*t).to_owned()));
+        }
+    }
+    (out, inside)
+}
+
+fn tag(token: &str) -> &str {
+    let name = token.trim_start_matches(['<', '/']);
+    name.split(|c: char| c.is_whitespace() || "/>".contains(c)).next().unwrap_or_default()
+}
+
+/// The tokens that are of none of these elements. Their texts (numbers, white space) do not count.
+fn beside<'a>(tokens: &'a [String], elements: &[&str]) -> Vec<&'a String> {
+    tokens.iter().filter(|t| t.starts_with('<') && !elements.contains(&tag(t))).collect()
+}
+
+#[test]
+fn a_vm_is_taken_over_by_a_mark_alone() {
+    for (name, xml) in domains() {
+        let host = adopted(&name, &xml);
+        let marked = host.definition(&name);
+        let (out, inside) = difference(&xml, &marked);
+        assert!(out.is_empty(), "{name}: lost {out:?}");
+        assert!(beside(&inside, &["gpuvm:vm", "metadata"]).is_empty(), "{name}: {inside:?}");
+        Document::parse(&marked).unwrap();
+        let (code, said) = host.run(&["plan"]);
+        assert!(matches!(code, 0) && said.contains("nothing to do"), "{name}: {said}\n{}", host.manifest());
+        let (code, said) = host.run(&["adopt", "--yes", &format!("libvirt-domain/{name}")]);
+        assert!(code == 0 && host.definition(&name) == marked, "{name}: a second time is nothing: {said}");
+    }
+}
+
+/// An edit of the manifest's entry, as a person would write it; `None` where the VM has no such field.
+struct Edit {
+    what: &'static str,
+    edit: fn(&str, &str) -> Option<String>,
+    /// Elements that may be taken out or changed.
+    out: &'static [&'static str],
+    /// Elements that may be put in.
+    inside: &'static [&'static str],
+}
+
+/// The manifest with a line put behind the VM's own.
+fn with_line(manifest: &str, name: &str, line: &str) -> String {
+    manifest.replace(&format!("\n  {name}:\n"), &format!("\n  {name}:\n    {line}\n"))
+}
+/// The VM's entry, to its end.
+fn entry<'a>(manifest: &'a str, name: &str) -> &'a str {
+    manifest.split(&format!("\n  {name}:\n")).nth(1).unwrap()
+}
+/// The VM's entry with a line of it replaced; none where it has no such line.
+fn replaced(manifest: &str, name: &str, key: &str, with: &str) -> Option<String> {
+    let old = entry(manifest, name).lines().find(|l| l.starts_with(&format!("    {key}:")))?;
+    Some(manifest.replacen(&format!("{old}\n"), with, 1))
+}
+
+const EDITS: [Edit; 7] = [
+    Edit {
+        what: "cpus",
+        edit: |m, name| {
+            let now = if entry(m, name).contains("cpus: 6\n") { 5 } else { 6 };
+            replaced(m, name, "cpus", &format!("    cpus: {now}\n"))
+        },
+        out: &["vcpu"],
+        inside: &["vcpu"],
+    },
+    Edit {
+        what: "memory",
+        edit: |m, name| {
+            let huge = entry(m, name).contains("pages: 1GiB");
+            replaced(
+                m,
+                name,
+                "memory",
+                if huge { "    memory: { size: 40GiB, pages: 1GiB }\n" } else { "    memory: 7GiB\n" },
+            )
+        },
+        out: &["memory", "currentMemory"],
+        inside: &["memory", "currentMemory"],
+    },
+    Edit {
+        what: "disk added",
+        edit: |m, name| match replaced(m, name, "disks", "") {
+            Some(_) => {
+                let old = entry(m, name).lines().find(|l| l.starts_with("    disks:"))?;
+                Some(m.replacen(old, &old.replace(']', ", 5GiB]"), 1))
+            }
+            None => Some(with_line(m, name, "disks: [5GiB]")),
+        },
+        out: &[],
+        inside: &["disk", "driver", "source", "target"],
+    },
+    Edit {
+        what: "nic moved",
+        edit: |m, name| {
+            let old = entry(m, name).lines().find(|l| l.starts_with("    network:"))?.to_owned();
+            let to = if old.contains("br0") { old.replace("br0", "nat") } else { old.replace("default", "br0") };
+            let moved = m.replacen(&old, &to, 1);
+            Some(if to.contains("nat") {
+                moved.replacen("\nvms:", "\nnetworks: { nat: { libvirt: default } }\nvms:", 1)
+            } else {
+                moved
+            })
+        },
+        out: &["interface", "source"],
+        inside: &["interface", "source"],
+    },
+    Edit {
+        what: "nic removed",
+        edit: |m, name| replaced(m, name, "network", ""),
+        out: &[
+            "interface",
+            "mac",
+            "source",
+            "model",
+            "driver",
+            "mtu",
+            "vlan",
+            "tag",
+            "virtualport",
+            "parameters",
+            "filterref",
+        ],
+        inside: &[],
+    },
+    Edit {
+        what: "gpu added",
+        edit: |m, name| match entry(m, name).contains("    gpus:") {
+            true => None,
+            false => Some(with_line(m, name, "gpus: [gpu3]")),
+        },
+        out: &[],
+        inside: &["controller", "hostdev", "source", "address"],
+    },
+    Edit {
+        what: "gpu removed",
+        edit: |m, name| replaced(m, name, "gpus", ""),
+        out: &["hostdev", "driver", "source", "address", "rom"],
+        inside: &[],
+    },
+];
+
+#[test]
+fn after_that_one_field_changes_one_element_and_nothing_is_lost() {
+    let (mut edits, mut lost, mut strange) = (0, Vec::new(), Vec::new());
+    for (name, xml) in domains() {
+        let host = adopted(&name, &xml);
+        let (manifest, before) = (host.manifest(), host.definition(&name));
+        keep(&host);
+        for edit in &EDITS {
+            let Some(changed) = (edit.edit)(&manifest, &name) else { continue };
+            host.set_manifest(&changed);
+            let (code, said) = host.run(&["plan"]);
+            let of_vm =
+                said.lines().filter(|l| l.trim_start().starts_with("~ ") && !l.contains("libvirt-domain")).count();
+            assert!(code == 2 && of_vm == 0, "{name}, {}: {said}\n{changed}", edit.what);
+            let (code, said) = host.run(&["apply", "--yes"]);
+            assert!(matches!(code, 0 | 3), "{name}, {}: {said}", edit.what);
+            let after = host.definition(&name);
+            let (out, inside) = difference(&before, &after);
+            assert!(!out.is_empty() || !inside.is_empty(), "{name}, {}: nothing changed", edit.what);
+            edits += 1;
+            let gone = beside(&out, edit.out);
+            if !gone.is_empty() || (edit.out.is_empty() && !out.is_empty()) {
+                lost.push(format!("{name}, {}: {out:?}", edit.what));
+            }
+            // An element that is changed comes back; nothing else is put in.
+            if !beside(&inside, edit.inside).is_empty() {
+                strange.push(format!("{name}, {}: {inside:?}", edit.what));
+            }
+            Document::parse(&after).unwrap();
+            let (code, said) = host.run(&["plan"]);
+            assert!(matches!(code, 0 | 3), "{name}, {}: as wanted afterwards: {said}", edit.what);
+            restore(&host);
+        }
+    }
+    eprintln!(
+        "{} definitions, {edits} edits: {} lost something of others, {} put in more",
+        domains().len(),
+        lost.len(),
+        strange.len()
+    );
+    assert!(lost.is_empty() && strange.is_empty(), "{lost:#?}\n{strange:#?}");
+    assert!(edits >= 60, "{edits} edits were tried");
+}
+
+/// The record and gpuvm's state, to begin again from.
+fn keep(host: &Foreign) {
+    fs::copy(host.dir.path().join("host/gpuvm-record.json"), host.dir.path().join("record.kept")).unwrap();
+    copy_tree(&host.root("/var/lib/gpuvm"), &host.dir.path().join("state.kept"));
+}
+fn restore(host: &Foreign) {
+    fs::copy(host.dir.path().join("record.kept"), host.dir.path().join("host/gpuvm-record.json")).unwrap();
+    fs::remove_dir_all(host.root("/var/lib/gpuvm")).unwrap();
+    copy_tree(&host.dir.path().join("state.kept"), &host.root("/var/lib/gpuvm"));
+}
+
+#[test]
+fn without_save_it_prints_the_entry_and_changes_nothing() {
+    let (name, xml) = domains().into_iter().find(|(n, _)| n == "several").unwrap();
+    let host = host(&name, &xml);
+    let (before, manifest) = (tree(&host.dir.path().join("host")), host.manifest());
+    let (code, said) = host.run(&["adopt", "libvirt-domain/several"]);
+    assert_eq!(code, 0, "{said}");
+    for line in [
+        "vms:\n  several:\n    cpus: 2\n    memory: 2GiB\n    disks: [10GiB, 20GiB]\n",
+        "    network: { name: br0, mac: \"52:54:00:00:06:01\" }\n    firmware: bios\n",
+        "    #   network card 52:54:00:00:06:02 (direct)\n",
+        "    #   disk volume other/extra.qcow2\n",
+        "`host.yaml` does not have this yet",
+    ] {
+        assert!(said.contains(line), "{line}\n{said}");
+    }
+    assert!(host.manifest() == manifest && tree(&host.dir.path().join("host")) == before);
+    assert!(!host.root("/var/lib/gpuvm").exists());
+}
+
+#[test]
+fn what_differs_from_the_manifest_is_refused_with_the_difference() {
+    let (name, xml) = domains().into_iter().find(|(n, _)| n == "shared").unwrap();
+    let host = host(&name, &xml);
+    let manifest = host.manifest() + "\nvms:\n  shared: { cpus: 3, memory: 6GiB }\n";
+    host.set_manifest(&manifest);
+    let (code, said) = host.run(&["plan"]);
+    assert!(code == 1 && said.contains("gpuvm adopt libvirt-domain/shared"), "{said}");
+    let (code, said) = host.run(&["adopt", "--yes", "libvirt-domain/shared"]);
+    assert!(code == 1 && said.contains("cpus: it has 2, the manifest wants 3"), "{said}");
+    assert_eq!(host.definition("shared"), xml);
+    let (code, said) = host.run(&["adopt", "--yes", "libvirt-domain/none"]);
+    assert!(code == 1 && said.contains("it has shared"), "{said}");
+}
+
+#[test]
+fn a_disk_that_gpuvm_could_take_for_its_own_is_refused() {
+    let (_, xml) = domains().into_iter().find(|(n, _)| n == "spice").unwrap();
+    let host = host("spice", &xml);
+    host.record(|r| {
+        r["libvirt"]["known"]["pools"][0]["volumes"].as_array_mut().unwrap().retain(|v| v["name"] != "spice-0.qcow2")
+    });
+    let (code, said) = host.run(&["adopt", "--save", "--yes", "libvirt-domain/spice"]);
+    assert!(code == 1 && said.contains("that gpuvm gives to disks"), "{said}");
+}
+
+#[test]
+fn it_is_shown_and_journalled_like_any_apply() {
+    let (name, xml) = domains().into_iter().find(|(n, _)| n == "shared").unwrap();
+    let host = host(&name, &xml);
+    let (code, said) = host.run(&["adopt", "--save", "--yes", "libvirt-domain/shared"]);
+    assert_eq!(code, 0, "{said}");
+    for line in
+        ["+  shared:", "~ libvirt-domain[shared]", "nothing else of its definition changes", "1 change, 0 reboots"]
+    {
+        assert!(said.contains(line), "{line}\n{said}");
+    }
+    let journal = fs::read_to_string(host.root("/var/lib/gpuvm/runs/1/journal.jsonl")).unwrap();
+    assert!(journal.contains("markDomain"), "{journal}");
+    let without = host.manifest().split("\nvms:").next().unwrap().to_owned() + "\n";
+    host.set_manifest(&without);
+    let (code, said) = host.run(&["apply", "--yes"]);
+    assert!(code == 0 && host.definition("shared").contains("virtiofs"), "one that leaves the manifest stays: {said}");
+}
+
+#[test]
+fn save_keeps_comments_and_order_and_is_not_written_where_it_cannot_be() {
+    let (name, xml) = domains().into_iter().find(|(n, _)| n == "shared").unwrap();
+    let host = host(&name, &xml);
+    let manifest = "# mine\nversion: 1   # one\nbridge: { name: br0, existing: true }\n\nvms:\n    # first\n    other: { cpus: 1, memory: 1GiB, firmware: bios } # last\n\n# the end\nmodules: []\n";
+    host.set_manifest(manifest);
+    let (code, said) = host.run(&["adopt", "--save", "--yes", "libvirt-domain/shared"]);
+    assert_eq!(code, 0, "{said}");
+    let now = host.manifest();
+    let diff = similar::TextDiff::from_lines(manifest, now.as_str());
+    assert!(diff.iter_all_changes().all(|c| c.tag() != similar::ChangeTag::Delete), "{now}");
+    assert!(now.contains("# last\n    shared:\n      cpus: 2\n"), "{now}");
+
+    let flow = "version: 1\nvms: { other: { cpus: 1, memory: 1GiB } }\n";
+    let host = self::host(&name, &xml);
+    host.set_manifest(flow);
+    let (code, said) = host.run(&["adopt", "--save", "--yes", "libvirt-domain/shared"]);
+    assert!(code == 1 && said.contains("braces") && said.contains("cpus: 2"), "{said}");
+    assert!(host.manifest() == flow && host.definition("shared") == xml);
+}
+
+#[test]
+fn a_file_comes_under_management_as_it_is() {
+    let host = Foreign::new(&[]);
+    host.write("/etc/motd", "Welcome: # to\n  the \"host\"\n");
+    host.write("/etc/secret.conf", "password\n");
+    host.record(|r| r["stats"]["/etc/secret.conf"] = serde_json::json!({ "mode": "0640", "uid": 0, "gid": 0 }));
+    assert_eq!(host.run(&["init"]).0, 0);
+    let before = tree(&host.dir.path().join("host"));
+    let (code, said) = host.run(&["adopt", "--save", "--yes", "file//etc/motd", "file/etc/secret.conf"]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(tree(&host.dir.path().join("host")), before);
+    assert!(!said.contains("password") && !host.manifest().contains("password"), "{said}");
+    assert!(
+        host.manifest().contains("  /etc/motd:\n    content: |\n      Welcome: # to\n        the \"host\"\n"),
+        "{}",
+        host.manifest()
+    );
+    let copy = host.dir.path().join("files/etc_secret.conf");
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(host.run(&["plan"]).0, 0, "{}", host.run(&["plan"]).1);
+    // It is gpuvm's now: another content needs no `takeOver`.
+    host.set_manifest(&host.manifest().replace("Welcome: # to", "Welcome"));
+    let (code, said) = host.run(&["apply", "--yes"]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(fs::read_to_string(host.root("/etc/motd")).unwrap(), "Welcome\n  the \"host\"\n");
+
+    let host = Foreign::new(&[]);
+    host.write("/etc/motd", "theirs\n");
+    host.set_manifest("version: 1\nfiles: { /etc/motd: { content: \"mine\\n\" } }\n");
+    let (code, said) = host.run(&["adopt", "--yes", "file/etc/motd"]);
+    assert!(code == 1 && said.contains("adopting changes nothing"), "{said}");
+    for (name, why) in [("file/etc/none", "there is no"), ("file/etc", "no regular file"), ("file/etc/../x", "without")]
+    {
+        let (code, said) = host.run(&["adopt", "--yes", name]);
+        assert!(code == 1 && said.contains(why), "{name}: {said}");
+    }
+}
+
+#[test]
+fn a_bridge_that_is_there_is_used_and_never_touched() {
+    let host = Foreign::new(&[Has::Bridge]);
+    host.set_manifest("version: 1\n");
+    let before = tree(&host.dir.path().join("host"));
+    let (code, said) = host.run(&["adopt", "--save", "--yes", "bridge/br0"]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(host.manifest(), "version: 1\n\nbridge: { name: br0, existing: true }\n");
+    assert_eq!(host.run(&["plan"]).0, 0);
+    host.set_manifest("version: 1\n");
+    assert_eq!(host.run(&["apply", "--yes"]).0, 0);
+    assert_eq!(tree(&host.dir.path().join("host")), before);
+    let (code, said) = host.run(&["adopt", "--yes", "bridge/enp0s2"]);
+    assert!(code == 1 && said.contains("is no bridge"), "{said}");
+}
+
+#[test]
+fn a_binding_by_hand_is_explained_and_not_taken_over() {
+    let host = Foreign::new(&[Has::Vfio]);
+    assert_eq!(host.run(&["init"]).0, 0);
+    let before = tree(&host.dir.path().join("host"));
+    let (code, said) = host.run(&["adopt", "--yes", "vfio-binding/gpu3"]);
+    assert_eq!(code, 1, "{said}");
+    for line in [
+        "/etc/modprobe.d/vfio.conf:2\n",
+        "options vfio-pci ids=10de:2684,10de:22ba",
+        "goes by id: it takes 0000:01:00 too",
+        "the kernel's command line\n",
+        "+ vfio-binding[gpu3]",
+        "/etc/udev/rules.d/61-gpuvm-vfio-gpu3.rules",
+        "Nothing was changed",
+    ] {
+        assert!(said.contains(line), "{line}\n{said}");
+    }
+    assert_eq!(tree(&host.dir.path().join("host")), before);
+
+    // Written by gpuvm and forgotten by its ledger: that is taken over.
+    let host = Foreign::new(&[]);
+    host.set_manifest("version: 1\ngpus:\n  work: { match: \"0000:02:00\", use: vfio }\n");
+    assert_eq!(host.run(&["apply", "--yes", "--reboot"]).0, 0);
+    fs::remove_dir_all(host.root("/var/lib/gpuvm")).unwrap();
+    let before = tree(&host.dir.path().join("host"));
+    let (code, said) = host.run(&["adopt", "--yes", "vfio-binding/work"]);
+    assert!(code == 0 && said.contains("taken over as it is"), "{said}");
+    assert_eq!(tree(&host.dir.path().join("host")), before);
+    let ledger = fs::read_to_string(host.root("/var/lib/gpuvm/ledger.json")).unwrap();
+    assert!(ledger.contains("vfio-binding") && !ledger.contains("\"module\""), "{ledger}");
+}
+
+#[test]
+fn a_binding_that_is_said_to_be_there_has_to_be() {
+    let host = Foreign::new(&[]);
+    host.set_manifest("version: 1\ngpus:\n  work: { match: \"0000:02:00\", use: vfio, existing: true }\n");
+    let (code, said) = host.run(&["plan"]);
+    assert!(code == 1 && said.contains("0000:02:00.0 is on nvidia"), "{said}");
+    host.set_manifest("version: 1\ngpus:\n  work: { match: \"0000:02:00\", use: host, existing: true }\n");
+    let (code, said) = host.run(&["plan"]);
+    assert!(code == 1 && said.contains("only with `use: vfio`"), "{said}");
+}
