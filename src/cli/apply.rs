@@ -55,11 +55,11 @@ pub(super) enum Machine {
 impl Machine {
     /// The host that is meant, with gpuvm's own state on it.
     pub(super) fn open(root: Option<&Path>) -> miette::Result<(Self, StateDir)> {
-        let (machine, dir) = match root {
-            Some(dir) => (Machine::Recorded(Box::new(host::recorded(dir)?)), dir.join("root").join(host::STATE)),
-            None => (Machine::This, Path::new("/").join(host::STATE)),
+        let machine = match root {
+            Some(dir) => Machine::Recorded(Box::new(host::recorded(dir)?)),
+            None => Machine::This,
         };
-        Ok((machine, StateDir::open(dir).into_diagnostic()?))
+        Ok((machine, StateDir::open(host::state_of(root)).into_diagnostic()?))
     }
     /// The host, to look at.
     pub(super) fn probe<'a>(&'a self, live: &'a live::Live) -> &'a dyn Probe {

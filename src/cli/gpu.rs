@@ -198,18 +198,8 @@ fn look(
     file: Option<&PathBuf>,
     show: impl FnOnce(&Seen, &dyn Probe) -> miette::Result<u8>,
 ) -> miette::Result<u8> {
-    let live;
-    let recorded;
-    let (probe, state): (&dyn Probe, PathBuf) = match root {
-        Some(dir) => {
-            recorded = host::recorded(dir)?;
-            (&recorded, dir.join("root").join(host::STATE))
-        }
-        None => {
-            live = host::live();
-            (&live, Path::new("/").join(host::STATE))
-        }
-    };
+    let (probe, state) = host::open(root.map(PathBuf::as_path))?;
+    let probe = probe.as_ref();
     // Another user than root may not read it, and is told of the rest.
     let past = StateDir::open(state).and_then(|s| s.past()).unwrap_or_default();
     let manifest = file.map(|f| manifest::load(f)).transpose()?;

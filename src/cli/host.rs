@@ -30,6 +30,20 @@ pub fn recorded(dir: &Path) -> miette::Result<Fixture> {
     })
 }
 
+/// The host that is meant, to look at, and where gpuvm keeps its state on it.
+pub fn open(root: Option<&Path>) -> miette::Result<(Box<dyn Probe>, PathBuf)> {
+    let probe: Box<dyn Probe> = match root {
+        Some(dir) => Box::new(recorded(dir)?),
+        None => Box::new(live()),
+    };
+    Ok((probe, state_of(root)))
+}
+
+/// Where gpuvm keeps its state on this machine or a recorded one.
+pub fn state_of(root: Option<&Path>) -> PathBuf {
+    root.map_or(PathBuf::from("/"), |dir| dir.join("root")).join(STATE)
+}
+
 /// The host guard: a manifest for another host is refused.
 pub fn is_meant(manifest: &Loaded, probe: &dyn Probe) -> Result<(), String> {
     let hostname = facts::hostname(probe);

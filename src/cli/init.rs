@@ -9,7 +9,7 @@ use miette::{IntoDiagnostic, miette};
 use super::{code, host, plan::verdict, print};
 use crate::apply::StateDir;
 use crate::describe;
-use crate::host::{Probe, Snapshot};
+use crate::host::Snapshot;
 use crate::plan::{Diff, Past, Selection};
 use crate::{facts, manifest};
 
@@ -25,18 +25,8 @@ pub struct InitArgs {
 }
 
 pub(super) fn run(args: &InitArgs) -> miette::Result<u8> {
-    let live;
-    let recorded;
-    let (probe, state): (&dyn Probe, _) = match &args.root {
-        Some(dir) => {
-            recorded = host::recorded(dir)?;
-            (&recorded, dir.join("root").join(host::STATE))
-        }
-        None => {
-            live = host::live();
-            (&live, Path::new("/").join(host::STATE))
-        }
-    };
+    let (probe, state) = host::open(args.root.as_deref())?;
+    let probe = probe.as_ref();
     let stdout = args.out == Path::new("-");
     if !stdout && args.out.symlink_metadata().is_ok() {
         return Err(miette!(

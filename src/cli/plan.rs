@@ -8,7 +8,7 @@ use miette::IntoDiagnostic;
 use super::status::{Standing, cut_off, standing};
 use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, print, say, shell_word};
 use crate::apply::StateDir;
-use crate::host::{Probe, live};
+use crate::host::live;
 use crate::manifest;
 use crate::plan::{Diff, Item, Plan, SavedPlan};
 use crate::report::{self, Detail};
@@ -40,18 +40,8 @@ enum PlanOutput {
 pub(super) fn run(args: &PlanArgs, detail: Detail) -> miette::Result<u8> {
     let manifest = manifest::load(&args.target.file)?;
     let policies: Vec<_> = args.policy.read()?.into_iter().collect();
-    let this;
-    let recorded;
-    let (probe, state): (&dyn Probe, _) = match &args.target.root {
-        Some(dir) => {
-            recorded = host::recorded(dir)?;
-            (&recorded, dir.join("root").join(host::STATE))
-        }
-        None => {
-            this = host::live();
-            (&this, Path::new("/").join(host::STATE))
-        }
-    };
+    let (probe, state) = host::open(args.target.root.as_deref())?;
+    let probe = probe.as_ref();
     let state = StateDir::open(state).into_diagnostic()?;
     let past = state.past().into_diagnostic()?;
     if args.target.root.is_none() && !nix::unistd::geteuid().is_root() && detail != Detail::Summary {

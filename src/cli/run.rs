@@ -1,6 +1,7 @@
 //! The process of a run: reads what was approved from the run's directory and carries it out on this machine. Started
 //! by `gpuvm apply` in a unit of its own, and by the resume unit after a reboot; not for people.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -12,10 +13,9 @@ use super::progress::{Teller, Told};
 use super::status::cut_off;
 use super::stop::Stop;
 use super::{code, host, plan::verdict};
-use crate::apply::{Apply, ApplyError, Ending, Event, Order, Outcome, StateDir};
-use crate::host::{Host, live};
-use crate::plan::Item;
-use crate::undo::Back;
+use crate::apply::{Apply, ApplyError, Ending, Event, Order, Outcome, Planned, StateDir};
+use crate::host::{Host, Probe, live};
+use crate::plan::{Item, Past};
 use crate::{desire, facts, report};
 
 /// Arguments of `gpuvm run`.
@@ -102,6 +102,7 @@ pub(super) fn carry_out(
     Ok(ending)
 }
 
+/// What a run is to do: what a manifest says, or the way back from another run.
 fn steps(
     state: &mut StateDir,
     run: u64,
@@ -110,22 +111,50 @@ fn steps(
     around: Around<'_>,
     tell: &mut dyn FnMut(&Told),
 ) -> Result<Outcome, ApplyError> {
-    if let Some(back) = &order.undo {
-        return undo_steps(state, run, order, back, machine, around, tell);
-    }
-    let manifest =
-        host::restore(&order.saved.manifest).map_err(|e| ApplyError::Blocked(format!("the run's manifest: {e}")))?;
-    let selection = order.saved.selection.clone();
-    let secrets = desire::secrets(&manifest, &facts::hostname(machine));
+    let Some(back) = &order.undo else {
+        let manifest = host::restore(&order.saved.manifest)
+            .map_err(|e| ApplyError::Blocked(format!("the run's manifest: {e}")))?;
+        let selection = order.saved.selection.clone();
+        let source = Source {
+            plan: &|probe, past| host::plan_now(&manifest, &selection, probe, past),
+            secrets: &desire::secrets(&manifest, &facts::hostname(machine)),
+        };
+        return interpret(state, run, order, machine, around, tell, source);
+    };
+    // The same interpreter, with the contents that the run kept in place of a manifest's secrets.
+    let recorded = state.recorded(back.run)?;
+    let source =
+        Source { plan: &|probe, past| host::undo_now(back, &recorded, probe, past), secrets: &recorded.contents };
+    let outcome = interpret(state, run, order, machine, around, tell, source)?;
+    let keys = outcome.left.entries.iter().map(|e| e.key.clone()).collect();
+    state.own_as_before(&keys, &recorded.owned)?;
+    Ok(outcome)
+}
+
+/// Where the plans of a run come from, and the payloads that are not in them.
+struct Source<'a> {
+    plan: &'a dyn Fn(&dyn Probe, &Past) -> Planned,
+    secrets: &'a BTreeMap<String, Vec<u8>>,
+}
+
+fn interpret(
+    state: &mut StateDir,
+    run: u64,
+    order: &Order,
+    machine: &mut dyn Host,
+    around: Around<'_>,
+    tell: &mut dyn FnMut(&Told),
+    source: Source<'_>,
+) -> Result<Outcome, ApplyError> {
     let mut teller = Teller::default();
     let apply = Apply {
-        plan: &|probe, past| host::plan_now(&manifest, &selection, probe, past),
+        plan: source.plan,
         state,
         run,
         allowed: order.allowed,
         policies: &order.saved.policies,
         clock: around.clock,
-        secrets: &secrets,
+        secrets: source.secrets,
         stop: &|| around.stop.is_asked(),
         tell: &mut |event: Event<'_>| {
             around.stop.host_goes_down(matches!(event, Event::Rebooting));
@@ -133,38 +162,6 @@ fn steps(
         },
     };
     apply.run(machine, &order.saved.plan)
-}
-
-/// The steps of an undo: the same interpreter, with the contents that the run kept in place of a manifest's secrets.
-fn undo_steps(
-    state: &mut StateDir,
-    run: u64,
-    order: &Order,
-    back: &Back,
-    machine: &mut dyn Host,
-    around: Around<'_>,
-    tell: &mut dyn FnMut(&Told),
-) -> Result<Outcome, ApplyError> {
-    let recorded = state.recorded(back.run)?;
-    let mut teller = Teller::default();
-    let apply = Apply {
-        plan: &|probe, past| host::undo_now(back, &recorded, probe, past),
-        state,
-        run,
-        allowed: order.allowed,
-        policies: &order.saved.policies,
-        clock: around.clock,
-        secrets: &recorded.contents,
-        stop: &|| around.stop.is_asked(),
-        tell: &mut |event: Event<'_>| {
-            around.stop.host_goes_down(matches!(event, Event::Rebooting));
-            tell(&teller.told(&event));
-        },
-    };
-    let outcome = apply.run(machine, &order.saved.plan)?;
-    let keys = outcome.left.entries.iter().map(|e| e.key.clone()).collect();
-    state.own_as_before(&keys, &recorded.owned)?;
-    Ok(outcome)
 }
 
 fn ending(result: Result<Outcome, ApplyError>, run: u64, manifest: &Path) -> Ending {

@@ -449,22 +449,11 @@ mod tests {
         PciFunction {
             address: address.parse().unwrap(),
             path: String::new(),
-            parent: None,
-            virtual_of: None,
             class,
-            id: "10de:2684".parse().unwrap(),
-            subsystem: None,
             name: "a card".to_owned(),
-            driver: None,
-            driver_override: None,
             group: Some(9),
-            boot_display: false,
-            reset_methods: Vec::new(),
-            power_state: None,
-            numa_node: None,
-            serial: None,
-            uuid: None,
             carries: carries.iter().cloned().collect(),
+            ..crate::facts::tests::display()
         }
     }
 
