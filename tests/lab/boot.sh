@@ -4,12 +4,13 @@ set -euo pipefail
 # shellcheck source=tests/lab/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-topology='' base=bare fresh=
+topology='' base=bare fresh='' log=
 while [ $# -gt 0 ]; do
   case $1 in
     --disk) base=${2:?--disk needs a name}; shift ;;
     --ifupdown) base=ifupdown ;;
     --fresh) fresh=1 ;;
+    --log) log=1 ;;
     -*) die "unknown option $1" ;;
     *) topology=$1 ;;
   esac
@@ -108,13 +109,21 @@ in_qroot() {
     mount --bind "$0" "$0/qroot/lab"
     exec chroot "$0/qroot" "$@"' "$LAB" "$@"
 }
+# With --log every write and flush is kept in order beside the disk (see replay.py). The log counts what the host flushes;
+# whether the machine below writes it out is of no use.
+disk="driver=qcow2,file.driver=file,file.filename=$in_lab/disk.qcow2,cache=unsafe"
+if [ -n "$log" ]; then
+  : >"$DIR/writes.log"
+  disk="driver=blklogwrites,log.driver=file,log.filename=$in_lab/writes.log,cache=writeback"
+  disk+=",file.driver=qcow2,file.cache.no-flush=on,file.file.driver=file,file.file.filename=$in_lab/disk.qcow2"
+fi
 mem=${MEM:-4096}
 in_qroot qemu-system-x86_64 -name "labhost-$LAB_HOST" -nodefaults -display none \
   -machine q35,memory-backend=ram0 -object "memory-backend-memfd,id=ram0,size=${mem}M,share=on" \
   "${cpu[@]}" -smp 2 -m "$mem" "${iommu[@]}" "${smbios[@]}" \
   -drive if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd \
   -drive "if=pflash,format=raw,file=$in_lab/vars.fd" "${devices[@]}" \
-  -drive "id=d0,if=none,format=qcow2,cache=unsafe,discard=unmap,file=$in_lab/disk.qcow2" \
+  -drive "id=d0,if=none,discard=unmap,$disk" \
   -device "virtio-blk-pci,drive=d0,$disk_at" \
   -device "virtio-net-pci,netdev=n0,mac=52:54:00:4c:41:42,romfile=,$uplink_at" \
   -netdev "user,id=n0,hostfwd=tcp:127.0.0.1:$port-:22" \

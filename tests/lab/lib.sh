@@ -54,6 +54,7 @@ wait_back() {
   done
   echo "$id" >"$DIR/boot_id"
   BACK=$((SECONDS - t0))
+  echo "$BACK" >"$DIR/back"
   say "ssh after $BACK s"
 }
 
