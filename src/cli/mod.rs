@@ -226,6 +226,7 @@ pub fn run(cli: Cli) -> ExitCode {
     };
     let talk = apply::Talk { quiet: cli.quiet, detail, log: &log };
     let of_a_run = matches!(cli.command, Command::Run(_));
+    let of_a_change = matches!(cli.command, Command::Apply(_) | Command::Adopt(_));
     let result = match cli.command {
         Command::Plan(args) => plan::run(&args, detail),
         Command::Apply(args) => apply::run(&args, talk),
@@ -251,6 +252,9 @@ pub fn run(cli: Cli) -> ExitCode {
             match of_a_run {
                 true => tracing::error!("{report}"),
                 false => say(&format!("{report:?}")),
+            }
+            if of_a_change && report.is::<crate::manifest::LoadError>() {
+                say("nothing was changed\n");
             }
             ExitCode::from(code::ERROR)
         }
