@@ -12,10 +12,12 @@ mod plan;
 mod progress;
 mod run;
 mod schema;
+mod source;
 mod status;
 mod stop;
 mod undo;
 mod validate;
+mod vm;
 mod write_attribute;
 
 use std::path::PathBuf;
@@ -122,6 +124,8 @@ pub enum Command {
     Gpu(gpu::GpuArgs),
     /// Judge every GPU that is to be given to a VM, before the first reboot: PASS (0), FAIL (1) or UNKNOWN (3).
     Check(gpu::CheckArgs),
+    /// Use the VMs of this host: start them, …
+    Vm(vm::VmArgs),
     /// Draw the machine: NUMA nodes, ports, slots, IOMMU groups, GPUs, disks, network cards, VMs.
     Topology(gpu::TopologyArgs),
     /// Carry out an approved run; started by `apply` and after a reboot.
@@ -232,6 +236,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Schema(args) => schema::run(&args),
         Command::Facts(args) => facts::run(&args),
         Command::Status(args) => status::run(&args, cli.quiet),
+        Command::Vm(args) => vm::run(&args, talk),
         Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0),
         Command::Check(args) => gpu::check(&args, cli.verbose > 0, cli.quiet),
         Command::Topology(args) => gpu::topology(&args),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use miette::IntoDiagnostic;
+use miette::{IntoDiagnostic, miette};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
@@ -55,6 +55,19 @@ pub(super) fn standing(state: &StateDir, waits_for_boot: bool) -> Standing {
             None if waits_for_boot => Standing::WaitsForBoot(run),
             None => Standing::CutOff(run),
         },
+    }
+}
+
+/// Whether a new run can begin; else why not, and what to do about the one in its way.
+pub(super) fn free(state: &StateDir, waits_for_boot: bool) -> miette::Result<()> {
+    match standing(state, waits_for_boot) {
+        Standing::AtWork(run) => Err(miette!(help = "see what it does: gpuvm status --follow", "run {run} is at work")),
+        Standing::WaitsForBoot(run) => Err(miette!(
+            help = "boot it:     systemctl reboot\nor close it: gpuvm apply --abandon",
+            "run {run} waits for the host to boot, and goes on then"
+        )),
+        Standing::CutOff(run) => Err(miette!("{}", cut_off(state, run).trim_end())),
+        Standing::NoRun | Standing::Ended(..) => Ok(()),
     }
 }
 

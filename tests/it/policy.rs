@@ -104,9 +104,9 @@ fn apply_with_a_clock(host: &Foreign, minutes: i64) -> Result<(), ApplyError> {
     assert_eq!(policy.judge(&plan, now.get()), [], "it was fine when it was planned");
     let text = SavedManifest { path: loaded.path.clone(), text: loaded.text.clone(), files: BTreeMap::new() };
     let saved = SavedPlan::new(plan.clone(), selection.clone(), text);
-    let order = Order { saved, allowed: Allowed { reboot: true }, undo: None };
+    let order = Order { allowed: Allowed { reboot: true }, ..Order::from(saved) };
     let (at, asked) = (String::new(), String::new());
-    let about = About { format: ABOUT_FORMAT, at, asked, undo: None, plan: plan.clone() };
+    let about = About { format: ABOUT_FORMAT, at, asked, undo: None, verb: None, plan: plan.clone() };
     let run = state.new_run(&order, &about).unwrap();
     let clock = || {
         let at = now.get();
