@@ -85,12 +85,17 @@ pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
     }
     let Told { state: word, run: number, text, code } = told(&state, &standing, |run| state.run_dir(run).join("log"));
     let next_boot = super::next_boot::recorded(&dir).and_then(|r| r.warning());
+    let refused = crate::gpu::refused_starts(&host::live());
     match args.output {
-        super::Output::Text => print(&(text + next_boot.as_deref().unwrap_or_default()))?,
+        super::Output::Text => {
+            let refused: String = refused.iter().map(crate::report::refused_start).collect();
+            print(&(text + next_boot.as_deref().unwrap_or_default() + &refused))?;
+        }
         super::Output::Json => print(&format!(
             "{}\n",
             serde_json::json!({
-                "format": 1, "run": number, "state": word, "code": code, "text": text, "nextBoot": next_boot
+                "format": 1, "run": number, "state": word, "code": code, "text": text, "nextBoot": next_boot,
+                "refusedStarts": refused
             })
         ))?,
     }

@@ -87,6 +87,8 @@ pub enum Refresh {
     Initramfs,
     /// `update-grub`
     BootLoader,
+    /// libvirt's daemon looks for hooks when it starts and when it is told to reload (hooks.html).
+    LibvirtHooks,
     /// Restart a unit whose configuration changed.
     Restart(UnitName),
 }
@@ -99,6 +101,7 @@ impl Refresh {
             Refresh::Udev => "udev rules".to_owned(),
             Refresh::Initramfs => "initramfs".to_owned(),
             Refresh::BootLoader => "boot loader".to_owned(),
+            Refresh::LibvirtHooks => "libvirt's hooks".to_owned(),
             Refresh::Restart(unit) => format!("restart {unit}"),
         }
     }

@@ -85,7 +85,8 @@ fn phase(
         let early: Vec<Refresh> = due
             .iter()
             .filter(|(refresh, keys)| {
-                matches!(refresh, Refresh::DaemonReload | Refresh::Udev) && keys.iter().any(|k| entry.after.contains(k))
+                matches!(refresh, Refresh::DaemonReload | Refresh::Udev | Refresh::LibvirtHooks)
+                    && keys.iter().any(|k| entry.after.contains(k))
             })
             .map(|(refresh, _)| refresh.clone())
             .collect();
