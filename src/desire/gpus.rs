@@ -46,11 +46,12 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
             Err((message, help)) => desired.findings.push(error("no-device", &place, message, &help)),
         }
     }
-    if manifest.manifest.vms.values().any(|vm| !(vm.absent || vm.gpus.is_empty() && vm.devices.is_empty())) {
-        proof_at_start(&meant, facts, desired);
-    }
+    // What others bind is theirs to look after, as long as nothing here is gpuvm's.
     if kept.is_empty() {
         return;
+    }
+    if manifest.manifest.vms.values().any(|vm| !(vm.absent || vm.gpus.is_empty() && vm.devices.is_empty())) {
+        proof_at_start(&meant, facts, desired);
     }
     let slots: BTreeSet<PciSlot> = kept.iter().map(|(_, _, slot, _)| *slot).chain(existing).collect();
     for module in ["vfio", "vfio_iommu_type1", "vfio_pci"] {
