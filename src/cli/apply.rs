@@ -82,8 +82,7 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
         // The plan is shown all the same: that needs no rights.
         say("apply needs root: this shows the plan only\n");
     }
-    let waits = matches!(machine, Machine::This) && live::waits_for_boot();
-    match standing(&state, waits) {
+    match standing(&state, matches!(machine, Machine::This)) {
         Standing::AtWork(run) => {
             return Err(miette!(help = "see what it does: gpuvm status --follow", "run {run} is at work"));
         }

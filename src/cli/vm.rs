@@ -11,7 +11,6 @@ use super::host;
 use super::source::Source;
 use super::status::free;
 use crate::apply::{Order, Purpose, StateDir};
-use crate::host::live;
 use crate::types::DomainName;
 use crate::verb::Verb;
 
@@ -55,7 +54,7 @@ pub(super) fn perform(
     consent: Consent,
     talk: Talk<'_>,
 ) -> miette::Result<u8> {
-    free(&state, matches!(machine, Machine::This) && live::waits_for_boot())?;
+    free(&state, matches!(machine, Machine::This))?;
     let purpose = Purpose::Verb(verb);
     let source = Source::of(&purpose, &state).into_diagnostic()?;
     let this = host::live();

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use pci::write_attribute;
-pub use runner::{RESUME_UNIT, keep_program, launch, stay, waits_for_boot};
+pub use runner::{RESUME_UNIT, is_started, keep_program, launch, stay, waits_for_boot};
 
 use super::{
     Answer, DeviceUsers, FileKind, Host, HostError, Initramfs, Output, Probe, Program, Running, Stat, Virtualisation,

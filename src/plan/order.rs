@@ -63,7 +63,7 @@ pub fn order(entries: &[Entry], kinds: &[&str], pending: &BTreeSet<Refresh>) -> 
     let due: Vec<Key> =
         sorted.iter().filter(|&&i| needs_reboot(&entries[i])).map(|&i| entries[i].key.clone()).collect();
     if !due.is_empty() {
-        items.push(Item::Reboot { due });
+        items.push(Item::Reboot { due, shut_down: Vec::new(), running: Vec::new() });
     }
     phase(entries, &sorted, |i| late[i], &BTreeSet::new(), &mut items);
     Ok(items)

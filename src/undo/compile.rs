@@ -12,7 +12,8 @@ use crate::host::{Answer, HostError, Probe};
 use crate::net::netplan;
 use crate::plan::{
     Action, BindTarget, Change, Content, Diff, Entry, FieldDiff, FileWrite, Finding, Key, PLAN_FORMAT, Past, Place,
-    Plan, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, VolumeStep, WaitFor, host_line, order,
+    Plan, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, VolumeStep, WaitFor, host_line,
+    name_guests, order,
 };
 use crate::resource::{Resource, Wanted, bridge::Bridge, libvirt_domain};
 use crate::types::{ByteSize, Mode, sha256_hex};
@@ -132,7 +133,7 @@ pub fn plan(
         true => Wanted::KINDS.to_vec(),
         false => Wanted::KINDS.iter().rev().copied().collect(),
     };
-    let order = order(&ordered, &kinds, &past.pending).unwrap_or_else(|e| {
+    let mut order = order(&ordered, &kinds, &past.pending).unwrap_or_else(|e| {
         findings.push(Finding {
             severity: Severity::Error,
             code: "order".to_owned(),
@@ -142,6 +143,7 @@ pub fn plan(
         });
         Vec::new()
     });
+    name_guests(&mut order, &entries, probe);
     findings.sort();
     let wanted =
         recorded.owned.iter().filter(|(k, _)| known.contains(k)).map(|(k, w)| (k.clone(), w.clone())).collect();

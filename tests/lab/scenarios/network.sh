@@ -18,9 +18,10 @@ fresh() {
 netplan() {
   guest 'cat >/etc/netplan/50-cloud-init.yaml; systemd-run -q --on-active=1 netplan apply'
 }
+# reachable LINK ADDRESS: the host answers, and this address is on that link.
 reachable() {
   local t0=$SECONDS
-  until quick true; do
+  until quick "ip -o address show dev $1 | grep -q $2/"; do
     [ $((SECONDS - t0)) -lt "$LIMIT_S" ] || fail "the host is not reachable before anything was done"
   done
 }
@@ -112,7 +113,7 @@ network:
       nameservers: { addresses: [10.77.0.1] }
 Y
   rules 'vlan 10'
-  reachable
+  reachable vlan10 10.77.0.15
   go
   kept
 }
@@ -131,7 +132,7 @@ network:
       macaddress: 52:54:00:4c:41:42
       dhcp4: true
 Y
-  reachable
+  reachable bond0 10.77.0.15
   go
   kept
 }
@@ -148,7 +149,7 @@ network:
         - { to: default, via: "fd77::1" }
       nameservers: { addresses: ["fd77::1"] }
 Y
-  reachable
+  reachable enp0s2 fd77::15
   go
   kept
   expect_status 0 guest 'ip -6 -br address show dev br0; ip -6 route show default'
