@@ -287,8 +287,9 @@ fn carry_out(
             let dir = state.run_dir(number);
             live::keep_program(&dir).into_diagnostic()?;
             let seen = std::fs::metadata(dir.join(EVENTS)).map_or(0, |m| m.len());
+            let launched = live::launch(&dir, number, talk.log);
             state.unlock();
-            live::launch(&dir, number, talk.log).into_diagnostic()?;
+            launched.into_diagnostic()?;
             say(&format!("run {number}; it goes on without this terminal: gpuvm status --follow\n"));
             follow(&dir, seen, talk.quiet).into_diagnostic()?
         }
