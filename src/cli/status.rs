@@ -72,7 +72,7 @@ pub(super) fn free(state: &StateDir, waits_for_boot: bool) -> miette::Result<()>
 }
 
 pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
-    let dir = host::state_of(args.root.as_deref());
+    let dir = host::state_of(args.root.as_deref())?;
     let waits = || args.root.is_none() && live::waits_for_boot();
     let state = StateDir::open(&dir).into_diagnostic()?;
     let mut standing = self::standing(&state, waits());
