@@ -52,8 +52,14 @@ impl Journal {
         let failed = |source| StateError::File { path: path.to_owned(), source };
         read::<T>(path)?;
         let open = || {
-            let mut file =
-                OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;
+            let mut file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .read(true)
+                .write(true)
+                .mode(0o600)
+                .custom_flags(nix::libc::O_NOFOLLOW)
+                .open(path)?;
             let mut bytes = Vec::new();
             file.read_to_end(&mut bytes)?;
             let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);

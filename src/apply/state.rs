@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,14 @@ pub enum StateError {
         /// What is wrong with it.
         why: String,
     },
+    /// A folder of gpuvm's is something else.
+    #[error("`{path}` {why}; nothing was changed. Look at it: ls -ld {path}")]
+    NotOurs {
+        /// The folder.
+        path: PathBuf,
+        /// What it is.
+        why: &'static str,
+    },
     /// Another gpuvm is at work.
     #[error("another gpuvm is changing this host (lock `{0}`)")]
     Locked(PathBuf),
@@ -63,6 +71,22 @@ struct Ledger {
     kept: BTreeMap<PathBuf, Option<Kept>>,
     #[serde(default)]
     last_run: u64,
+}
+
+impl Ledger {
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Self, StateError> {
+        let corrupt = |why: String| StateError::Corrupt { path: path.to_owned(), why };
+        let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| corrupt(e.to_string()))?;
+        match value.get("format").and_then(serde_json::Value::as_u64) {
+            Some(n) if n == u64::from(LEDGER_FORMAT) => {}
+            Some(n) => {
+                let why = format!("its format is {n}, this gpuvm reads {LEDGER_FORMAT}: use the newer gpuvm");
+                return Err(corrupt(why));
+            }
+            None => return Err(corrupt("it has no format number".to_owned())),
+        }
+        serde_json::from_slice(bytes).map_err(|e| corrupt(e.to_string()))
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -168,22 +192,10 @@ impl StateDir {
     /// Reads the state below `dir`; a directory that is not there is an empty state.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, StateError> {
         let dir = dir.into();
+        [dir.clone(), dir.join("runs"), dir.join("kept")].iter().try_for_each(|folder| is_ours(folder))?;
         let path = dir.join("ledger.json");
         let ledger = match fs::read(&path) {
-            Ok(bytes) => {
-                let corrupt = |why: String| StateError::Corrupt { path: path.clone(), why };
-                let format = serde_json::from_slice::<serde_json::Value>(&bytes)
-                    .map_err(|e| corrupt(e.to_string()))?
-                    .get("format")
-                    .and_then(serde_json::Value::as_u64);
-                if format != Some(u64::from(LEDGER_FORMAT)) {
-                    return Err(corrupt(match format {
-                        Some(n) => format!("its format is {n}, this gpuvm reads {LEDGER_FORMAT}: use the newer gpuvm"),
-                        None => "it has no format number".to_owned(),
-                    }));
-                }
-                serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?
-            }
+            Ok(bytes) => Ledger::parse(&path, &bytes)?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ledger { format: LEDGER_FORMAT, ..Ledger::default() },
             Err(source) => return Err(StateError::File { path, source }),
         };
@@ -207,12 +219,14 @@ impl StateDir {
             return Ok(());
         }
         make_private(&self.dir)?;
+        keep_private(&self.dir)?;
         let path = self.dir.join("lock");
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
+            .custom_flags(nix::libc::O_NOFOLLOW)
             .open(&path)
             .map_err(|source| StateError::File { path: path.clone(), source })?;
         let begin = Instant::now();
@@ -279,6 +293,7 @@ impl StateDir {
     /// The numbers of the runs that are kept, in order.
     pub fn runs(&self) -> Vec<u64> {
         let names = fs::read_dir(self.dir.join("runs")).into_iter().flatten().flatten();
+        let names = names.filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
         let mut runs: Vec<u64> = names.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
         // One that was never written down as begun is none.
         runs.retain(|run| *run <= self.ledger.last_run);
@@ -307,8 +322,7 @@ impl StateDir {
     pub(super) fn owned_before(&self, run: u64) -> Result<BTreeMap<Key, Wanted>, StateError> {
         let path = self.run_dir(run).join("ledger.json");
         let bytes = fs::read(&path).map_err(|source| StateError::File { path: path.clone(), source })?;
-        let ledger: Ledger =
-            serde_json::from_slice(&bytes).map_err(|e| StateError::Corrupt { path, why: e.to_string() })?;
+        let ledger = Ledger::parse(&path, &bytes)?;
         Ok(ledger.owned.into_iter().collect())
     }
 
@@ -560,7 +574,33 @@ pub(super) fn make_private(dir: &Path) -> Result<(), StateError> {
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .map_err(|source| StateError::File { path: dir.to_owned(), source })
+        .map_err(|source| StateError::File { path: dir.to_owned(), source })?;
+    is_ours(dir)
+}
+
+/// A folder of ours is a folder that nobody else may write into: a link, or a name put there by someone else, would lead
+/// what root writes to another place. One that is not there yet, or may not be looked at, says so when it is used.
+fn is_ours(dir: &Path) -> Result<(), StateError> {
+    let Ok(meta) = fs::symlink_metadata(dir) else { return Ok(()) };
+    let why = if meta.is_symlink() {
+        "is a link, which gpuvm does not follow"
+    } else if !meta.is_dir() {
+        "is no folder"
+    } else if meta.uid() != 0 && meta.uid() != nix::unistd::geteuid().as_raw() {
+        "belongs to another user"
+    } else if meta.mode() & 0o022 != 0 {
+        "may be written by other users"
+    } else {
+        return Ok(());
+    };
+    Err(StateError::NotOurs { path: dir.to_owned(), why })
+}
+
+/// Someone else may have made it before us, for all to look into.
+fn keep_private(dir: &Path) -> Result<(), StateError> {
+    let failed = |source| StateError::File { path: dir.to_owned(), source };
+    let open = fs::symlink_metadata(dir).map_err(failed)?.mode() & 0o077 != 0;
+    if open { fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(failed) } else { Ok(()) }
 }
 
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StateError> {

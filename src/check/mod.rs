@@ -15,7 +15,7 @@ pub use next_boot::{NextBoot, NextBootReport, judge as judge_next_boot};
 
 use crate::facts::HostFacts;
 use crate::gpu::{Gpu, GpuKind};
-use crate::types::PciSlot;
+use crate::types::{PciSlot, without_userinfo};
 
 /// How one link stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -74,7 +74,9 @@ impl Link {
         Self { name, status, says: says.into(), evidence: Vec::new(), fix: Vec::new(), cured_by_early_binding: false }
     }
     fn seen(mut self, source: impl Into<String>, value: impl Into<String>) -> Self {
-        self.evidence.push(Evidence { source: source.into(), value: value.into() });
+        // A command line of the kernel's may have a URL with a password in it.
+        let value = without_userinfo(&value.into()).into_owned();
+        self.evidence.push(Evidence { source: source.into(), value });
         self
     }
     /// Early binding does away with it.

@@ -59,7 +59,7 @@ impl Machine {
             Some(dir) => Machine::Recorded(Box::new(host::recorded(dir)?)),
             None => Machine::This,
         };
-        Ok((machine, StateDir::open(host::state_of(root)).into_diagnostic()?))
+        Ok((machine, StateDir::open(host::state_of(root)?).into_diagnostic()?))
     }
     /// The host, to look at.
     pub(super) fn probe<'a>(&'a self, live: &'a live::Live) -> &'a dyn Probe {

@@ -113,10 +113,11 @@ pub(super) fn show(args: &ShowArgs) -> miette::Result<u8> {
     let l = line(&state, &last, run);
     let dir = state.run_dir(run);
     if args.output == Output::Json {
-        let value = serde_json::json!({
+        let mut value = serde_json::json!({
             "format": 1, "run": run, "at": about.at, "asked": about.asked, "undo": about.undo, "verb": about.verb,
             "state": l.state, "code": l.code, "plan": about.plan, "journal": journal, "done": done, "notDone": left, "directory": dir,
         });
+        without_others_words(&mut value);
         print(&format!("{value}\n"))?;
         return Ok(code::OK);
     }
@@ -145,4 +146,19 @@ pub(super) fn show(args: &ShowArgs) -> miette::Result<u8> {
     out += &format!("log: {}\n", place.display());
     print(&out)?;
     Ok(code::OK)
+}
+
+/// A VM that an undo makes anew gets back what others wrote into it, which may be secret: that is the run's to know.
+fn without_others_words(value: &mut serde_json::Value) {
+    use serde_json::Value;
+    match value {
+        Value::Object(map) => {
+            if let Some(Value::String(xml)) = map.get_mut("defineDomain").and_then(|step| step.get_mut("xml")) {
+                *xml = crate::resource::libvirt_domain::without_private_parts(xml);
+            }
+            map.values_mut().for_each(without_others_words);
+        }
+        Value::Array(all) => all.iter_mut().for_each(without_others_words),
+        _ => {}
+    }
 }

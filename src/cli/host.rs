@@ -24,6 +24,7 @@ pub fn live() -> Live {
 
 /// A recorded host.
 pub fn recorded(dir: &Path) -> miette::Result<Fixture> {
+    state_of(Some(dir))?;
     Fixture::open(dir).map_err(|e| {
         miette!(help = "record a host with `gpuvm facts --record DIR`", "`{}` is no recorded host: {e}", dir.display())
     })
@@ -35,12 +36,26 @@ pub fn open(root: Option<&Path>) -> miette::Result<(Box<dyn Probe>, PathBuf)> {
         Some(dir) => Box::new(recorded(dir)?),
         None => Box::new(live()),
     };
-    Ok((probe, state_of(root)))
+    Ok((probe, state_of(root)?))
 }
 
-/// Where gpuvm keeps its state on this machine or a recorded one.
-pub fn state_of(root: Option<&Path>) -> PathBuf {
-    root.map_or(PathBuf::from("/"), |dir| dir.join("root")).join(STATE)
+/// Where gpuvm keeps its state on this machine or a recorded one. A record comes from others: a link in it must not lead
+/// a rehearsal to this machine's own state.
+pub fn state_of(root: Option<&Path>) -> miette::Result<PathBuf> {
+    let Some(dir) = root else { return Ok(Path::new("/").join(STATE)) };
+    let mut at = dir.join("root");
+    let parts = Path::new(STATE).iter().map(Some).chain([None]);
+    for part in parts {
+        if at.is_symlink() {
+            return Err(miette!(
+                help = "a record of gpuvm's has a folder there",
+                "`{}` is a link; a rehearsal does not follow it",
+                at.display()
+            ));
+        }
+        at.extend(part);
+    }
+    Ok(at)
 }
 
 /// The host guard: a manifest for another host is refused.

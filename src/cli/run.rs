@@ -37,8 +37,13 @@ pub(super) fn run(args: &RunArgs, log: super::LogFormat) -> miette::Result<u8> {
     state.lock_within(HANDOVER).into_diagnostic()?;
     // Before anything else: a run that ends this process in some bad way must not be started at each boot.
     live::stay().into_diagnostic()?;
-    let mut events =
-        std::fs::File::options().create(true).append(true).mode(0o600).open(args.dir.join(EVENTS)).into_diagnostic()?;
+    let mut events = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(args.dir.join(EVENTS))
+        .into_diagnostic()?;
     let mut write = |told: &Told| {
         if let Ok(mut line) = serde_json::to_vec(told) {
             line.push(b'\n');

@@ -22,7 +22,7 @@ pub(crate) use os::arguments;
 pub use network::{Address, Lease, Link, LinkKind, Manager, NetplanFile, NetworkFacts, Route};
 
 use crate::host::{Answer, Probe};
-use crate::types::{ByteSize, PciAddress, PciId, PciSlot};
+use crate::types::{ByteSize, PciAddress, PciId, PciSlot, without_userinfo};
 
 /// A fact, or the reason why it is not known. What is not known counts as unsafe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -164,7 +164,14 @@ pub struct Kernel {
     /// `uname -r`.
     pub release: String,
     /// /proc/cmdline, cut into arguments; quotes kept together.
+    #[serde(serialize_with = "shown")]
     pub cmdline: Vec<String>,
+}
+
+/// Arguments of the kernel as they are shown: a URL among them (of an installer, of a root over the network) may hold a
+/// password.
+fn shown<S: serde::Serializer>(words: &[String], s: S) -> Result<S::Ok, S::Error> {
+    s.collect_seq(words.iter().map(|w| without_userinfo(w)))
 }
 
 /// What starts the kernel.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::fixture::{Record, RecordedLibvirt, RecordedQuery, RecordedStat};
 use super::{Answer, DeviceUsers, FileKind, HostError, Initramfs, Output, Probe, Program, Stat, Virtualisation};
 use crate::resource::libvirt_domain::{is_marked, without_private_parts};
-use crate::types::sha256_hex;
+use crate::types::{sha256_hex, without_userinfo};
 
 /// Remembers every answer of the probe below.
 pub struct Recorder<'a> {
@@ -24,6 +24,21 @@ pub struct Recorder<'a> {
 
 /// Never written down, whoever asked.
 const SECRET: [&str; 5] = ["/etc/shadow", "/etc/gshadow", "/etc/ssh", "/root/.ssh", "/etc/ssl/private"];
+
+/// Where facts read files that may be closed to others: of each, what identifies and what is secret is known, and left
+/// out when it is written down.
+const READ: [&str; 10] = [
+    "/proc",
+    "/sys",
+    "/dev",
+    "/run",
+    "/boot",
+    "/lib",
+    "/usr/lib",
+    "/etc/netplan",
+    "/var/lib/gpuvm/network",
+    "/var/lib/gpuvm/seen",
+];
 
 impl<'a> Recorder<'a> {
     /// An empty record of a host.
@@ -79,6 +94,11 @@ impl<'a> Recorder<'a> {
             at = self.real(&at.parent().unwrap_or(Path::new("/")).join(target))?;
         }
         Err(HostError::Refused(format!("`{}` goes through too many links", path.display())))
+    }
+
+    /// Whether everybody may read a file.
+    fn is_open(&self, path: &Path) -> Result<bool, HostError> {
+        Ok(self.below.stat(path)?.value().is_none_or(|stat| stat.mode.bits() & 0o004 != 0))
     }
 
     fn denied<T>(&self, path: &Path, answer: &Answer<T>) {
@@ -141,7 +161,9 @@ impl Probe for Recorder<'_> {
             && !SECRET.iter().any(|s| path.starts_with(s))
         {
             let real = self.followed(path)?;
-            self.files.borrow_mut().insert(real, bytes.clone());
+            // What only its owner may read (a file that a manifest names, say) is there, and no more is told of it.
+            let told = READ.iter().any(|folder| real.starts_with(folder)) || self.is_open(&real)?;
+            self.files.borrow_mut().insert(real, if told { bytes.clone() } else { Vec::new() });
         }
         Ok(answer)
     }
@@ -402,8 +424,9 @@ fn mount(line: &str) -> String {
 /// (RFC 5737), hosts of URLs become `host-….example`.
 fn stand_ins(text: &str) -> String {
     let is_word = |c: char| c.is_ascii_alphanumeric() || ":.-_/".contains(c);
+    let text = without_userinfo(text);
     let mut out = String::with_capacity(text.len());
-    let mut rest = text;
+    let mut rest: &str = &text;
     while !rest.is_empty() {
         let word = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
         if word == 0 {

@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::yaml_tree::{Node, Place, Problem, Span};
 use super::{Manifest, validate, yaml_de, yaml_tree};
+use crate::types::{safe, safe_in_place, safe_line};
 
 /// More than any manifest of one host needs.
 const MAX_MANIFEST: u64 = 1 << 20;
@@ -217,8 +218,10 @@ fn counted(problems: usize) -> String {
 
 impl Invalid {
     fn new(name: &str, source: &str, problems: Vec<Problem>) -> Self {
-        let findings = problems.into_iter().map(|problem| Finding(within(source, problem))).collect();
-        Invalid { source_code: NamedSource::new(name, source.to_owned()).with_language("yaml"), findings }
+        let findings = problems.into_iter().map(|problem| Finding(safe_problem(within(source, problem)))).collect();
+        // It is shown as it is written, by whom it is refused: the same places, without what steers a terminal.
+        let shown = NamedSource::new(safe_line(name), safe_in_place(source)).with_language("yaml");
+        Invalid { source_code: shown, findings }
     }
 
     /// Each problem with its place, in the order of the file.
@@ -252,6 +255,17 @@ fn within(source: &str, mut problem: Problem) -> Problem {
     for (span, _) in &mut problem.labels {
         let start = boundary(span.start);
         *span = start..boundary(span.end).max(start);
+    }
+    problem
+}
+
+/// Names and values of the manifest are quoted in what is said of it.
+fn safe_problem(mut problem: Problem) -> Problem {
+    problem.message = safe(&problem.message);
+    problem.path = safe_line(&problem.path);
+    problem.help = problem.help.map(|help| safe(&help));
+    for (_, label) in &mut problem.labels {
+        *label = safe(label);
     }
     problem
 }

@@ -2,13 +2,14 @@
 
 use std::fmt::Write;
 
+use super::safe;
 use crate::facts::{HostFacts, Iommu, Known, LinkKind, NetworkFacts};
 
 /// The facts that a person asks for first; `--output json` has all.
 pub fn facts_text(facts: &HostFacts) -> String {
     let mut out = String::new();
     let _ = render(facts, &mut out);
-    out
+    safe(&out)
 }
 
 fn render(facts: &HostFacts, out: &mut String) -> std::fmt::Result {

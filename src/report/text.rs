@@ -7,7 +7,12 @@ use owo_colors::OwoColorize;
 
 use crate::apply::Outcome;
 use crate::plan::{Action, Change, Diff, Entry, FieldDiff, Finding, Item, Plan, Severity, WaitFor};
+<<<<<<< HEAD
 use crate::types::DomainName;
+=======
+pub use crate::types::safe;
+use crate::types::safe_line;
+>>>>>>> hostile
 use crate::verb::Verb;
 
 /// How much is shown.
@@ -60,13 +65,6 @@ impl<'a> Wrapped<'a> {
     fn end(self) {
         self.out.push('\n');
     }
-}
-
-/// Text of others must not steer the terminal: control characters are shown as escapes.
-pub fn safe(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| if c.is_control() && c != '\n' && c != '\t' { c.escape_default().collect() } else { vec![c] })
-        .collect()
 }
 
 /// The whole plan.
@@ -254,7 +252,7 @@ fn change(entry: &Entry, wide: usize, detail: Detail, out: &mut String) -> std::
 const FEW_LINES: usize = 3;
 
 fn field_lines(field: &FieldDiff, whole: bool, out: &mut String) -> std::fmt::Result {
-    let name = safe(&field.field);
+    let name = safe_line(&field.field);
     if let Some(unified) = &field.unified {
         let lines: Vec<&str> = unified.lines().filter(|l| !l.starts_with("---") && !l.starts_with("+++")).collect();
         let new = lines.first().is_some_and(|l| l.starts_with("@@ -0,0 "));
@@ -276,9 +274,9 @@ fn field_lines(field: &FieldDiff, whole: bool, out: &mut String) -> std::fmt::Re
         return Ok(());
     }
     match (&field.before, &field.after) {
-        (Some(before), Some(after)) => writeln!(out, "      {name}: {} → {}", safe(before), safe(after)),
-        (None, Some(after)) => writeln!(out, "      {name}: {}", safe(after)),
-        (Some(before), None) => writeln!(out, "      {name}: {} → none", safe(before)),
+        (Some(before), Some(after)) => writeln!(out, "      {name}: {} → {}", safe_line(before), safe_line(after)),
+        (None, Some(after)) => writeln!(out, "      {name}: {}", safe_line(after)),
+        (Some(before), None) => writeln!(out, "      {name}: {} → none", safe_line(before)),
         (None, None) => writeln!(out, "      {name}"),
     }
 }

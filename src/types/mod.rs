@@ -5,6 +5,8 @@ mod name;
 mod pci;
 mod size;
 mod splice;
+mod text;
+mod url;
 mod version;
 mod xml;
 
@@ -12,6 +14,8 @@ pub use name::{DomainName, HostName, InterfaceName, MacAddress, NameError, Packa
 pub use pci::{CardId, PciAddress, PciError, PciId, PciSlot};
 pub use size::{ByteSize, Mode, SizeError};
 pub use splice::{Splice, SpliceError, inverse, splice};
+pub use text::{safe, safe_in_place, safe_line};
+pub use url::without_userinfo;
 pub use version::compare_versions;
 pub use xml::xml_escape;
 

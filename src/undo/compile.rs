@@ -12,11 +12,20 @@ use crate::host::{Answer, HostError, Probe};
 use crate::net::netplan;
 use crate::plan::{
     Action, BindTarget, Change, Content, Diff, Entry, FieldDiff, FileWrite, Finding, Key, PLAN_FORMAT, Past, Place,
+<<<<<<< HEAD
     Plan, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, VolumeStep, WaitFor, host_line,
     name_guests, order,
 };
 use crate::resource::{Resource, Wanted, bridge::Bridge, libvirt_domain};
 use crate::types::{ByteSize, Mode, sha256_hex};
+=======
+    Plan, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, TextEdit, VolumeStep, WaitFor, host_line,
+    order,
+};
+use crate::resource::libvirt_domain::without_private_parts;
+use crate::resource::{Resource, Wanted, bridge::Bridge};
+use crate::types::{ByteSize, Mode, Splice, sha256_hex};
+>>>>>>> hostile
 
 /// What is to be undone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -419,9 +428,17 @@ impl Thing<'_> {
             }
             (Seen::Domain { xml, autostart, active }, Seen::Domain { active: runs, xml: xml_now, .. }) => {
                 if !same(before, is) {
-                    change.fields.push(FieldDiff::text(place.to_string(), Some(xml_now), Some(xml)));
-                    let (name, xml) = (name.clone(), xml.clone());
-                    change.steps.push(Step::DefineDomain { name, xml, autostart: *autostart });
+                    // What others wrote into it may be secret: it is not shown, and an edit does not carry it.
+                    let [now, then] = [xml_now, xml].map(|xml| without_private_parts(xml));
+                    change.fields.push(FieldDiff::text(place.to_string(), Some(&now), Some(&then)));
+                    if now == then && xml_now != xml {
+                        change.notes.push("what differs is others' (a title, metadata, …) and is not shown".to_owned());
+                    }
+                    let (name, autostart) = (name.clone(), *autostart);
+                    change.steps.push(match TextEdit::new(xml_now, line_edits(xml_now, xml)) {
+                        Ok(edit) => Step::EditDomain { name, edit, autostart },
+                        Err(_) => Step::DefineDomain { name, xml: xml.clone(), autostart },
+                    });
                     if *runs && *active {
                         change.risks.insert(Risk::GuestRestart);
                         change.complete_after = Some(WaitFor::GuestRestart);
@@ -526,5 +543,51 @@ fn what(change: &Change, run: u64) -> String {
         Action::Remove => format!("taken away: it was not there before run {run}"),
         Action::Create => format!("comes back as it was before run {run}"),
         Action::Change => format!("back to how it was before run {run}"),
+    }
+}
+
+/// What turns one text into another, by whole lines: those that both have are not in it.
+fn line_edits(from: &str, to: &str) -> Vec<Splice> {
+    let mut at = 0;
+    let mut all: Vec<Splice> = Vec::new();
+    let diff = similar::TextDiff::from_lines(from, to);
+    for line in diff.iter_all_changes() {
+        let text: &str = line.value();
+        if line.tag() == similar::ChangeTag::Equal {
+            at += text.len();
+            continue;
+        }
+        if all.last().is_none_or(|last| last.at + last.remove != at) {
+            all.push(Splice { at, remove: 0, insert: String::new() });
+        }
+        let Some(last) = all.last_mut() else { continue };
+        if line.tag() == similar::ChangeTag::Delete {
+            last.remove += text.len();
+            at += text.len();
+        } else {
+            last.insert.push_str(text);
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_stay_are_in_no_edit() {
+        for (from, to) in [
+            ("a\nsecret\nb\n", "x\nsecret\ny\n"),
+            ("secret\nb", "secret\nc"),
+            ("", "a\n"),
+            ("a\n", ""),
+            ("a\nsecret\n", "a\nb\nc\nsecret\n"),
+            ("a\nb\nsecret\nc\n", "secret\n"),
+        ] {
+            let edits = line_edits(from, to);
+            assert!(edits.iter().all(|e| !e.insert.contains("secret")), "{edits:?}");
+            assert_eq!(crate::types::splice(from, &edits).as_deref(), Ok(to), "{from:?} {edits:?}");
+        }
     }
 }

@@ -1,11 +1,17 @@
 //! What a host can do to a run beside ending it: a full disk, a file system that cannot be written, another gpuvm, damage
 //! in gpuvm's own state, signals, a clock that jumps. Each has a clear error and loses nothing.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use gpuvm::apply::{ABOUT_FORMAT, About, Allowed, Apply, Order, StateDir};
+use gpuvm::host::fixture::Fixture;
+use gpuvm::host::{Answer, DeviceUsers, HostError, Initramfs, Probe, Program, Running, Stat, Virtualisation};
+use gpuvm::plan::{SavedPlan, Selection, Step};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -357,4 +363,123 @@ fn a_clock_that_jumps_does_not_matter() {
     assert!(child.wait_with_output().unwrap().status.success());
     touch(&host.root(), SystemTime::now() + hundred_years);
     host.is_as_undisturbed();
+}
+
+/// A recorded host whose libvirt answers so many times that something is changed, and then not any more.
+struct Frozen {
+    below: Fixture,
+    answers: usize,
+    fails: fn() -> HostError,
+}
+
+impl Frozen {
+    fn of_libvirt(step: &Step) -> bool {
+        matches!(
+            step,
+            Step::Pool { .. }
+                | Step::Volume(_)
+                | Step::Network { .. }
+                | Step::DefineDomain { .. }
+                | Step::StartDomain { .. }
+        )
+    }
+}
+
+impl Probe for Frozen {
+    fn read(&self, path: &Path) -> Result<Answer<Vec<u8>>, HostError> {
+        self.below.read(path)
+    }
+    fn stat(&self, path: &Path) -> Result<Answer<Stat>, HostError> {
+        self.below.stat(path)
+    }
+    fn list(&self, dir: &Path) -> Result<Answer<Vec<OsString>>, HostError> {
+        self.below.list(dir)
+    }
+    fn link(&self, path: &Path) -> Result<Answer<PathBuf>, HostError> {
+        self.below.link(path)
+    }
+    fn query(&self, program: Program, args: &[&str]) -> Result<Answer<gpuvm::host::Output>, HostError> {
+        self.below.query(program, args)
+    }
+    fn virtualisation(&self) -> Result<Answer<Arc<Virtualisation>>, HostError> {
+        if self.answers == 0 { Err((self.fails)()) } else { self.below.virtualisation() }
+    }
+    fn initramfs(&self, path: &Path) -> Result<Answer<Arc<Initramfs>>, HostError> {
+        self.below.initramfs(path)
+    }
+    fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
+        self.below.device_users()
+    }
+}
+
+impl gpuvm::host::Host for Frozen {
+    fn execute(&mut self, step: &Step, running: &mut Running<'_>) -> Result<(), HostError> {
+        if Self::of_libvirt(step) {
+            self.answers = self.answers.checked_sub(1).ok_or_else(self.fails)?;
+        }
+        self.below.execute(step, running)
+    }
+    fn tidy(&mut self, path: &Path) -> Result<(), HostError> {
+        self.below.tidy(path)
+    }
+}
+
+#[test]
+fn a_libvirt_that_stops_or_freezes_in_the_middle_ends_the_run_which_goes_on_later() {
+    let stopped = || HostError::Libvirt("Failed to connect socket to '/run/libvirt/libvirt-sock'".to_owned());
+    let frozen = || HostError::Timeout { what: "libvirt".to_owned(), limit: Duration::from_secs(120) };
+    let mut ended = 0;
+    for fails in [stopped as fn() -> HostError, frozen] {
+        for answers in 1..8 {
+            let host = Host::new();
+            assert_eq!(host.run(&["plan", "--out", "saved"]).status.code(), Some(2));
+            let saved = SavedPlan::read(&host.work.path().join("saved")).unwrap();
+            let (manifest, approved) = (saved.manifest.clone(), saved.plan.clone());
+            let loaded = gpuvm::manifest::reload(&manifest.path, manifest.text, Default::default()).unwrap();
+            let mut order: Order = saved.into();
+            order.allowed = Allowed { reboot: true };
+            let about = About {
+                format: ABOUT_FORMAT,
+                at: String::new(),
+                asked: "apply".to_owned(),
+                undo: None,
+                verb: None,
+                plan: approved.clone(),
+            };
+            let mut state = StateDir::open(host.state()).unwrap();
+            state.lock().unwrap();
+            let run = state.new_run(&order, &about).unwrap();
+            let mut below = Frozen { below: Fixture::open(&host.root()).unwrap(), answers, fails };
+            let apply = Apply {
+                plan: &|probe, past| gpuvm::cli::plan_now(&loaded, &Selection::default(), probe, past),
+                state: &mut state,
+                run,
+                allowed: order.allowed,
+                policies: &[],
+                clock: &jiff::Timestamp::now,
+                secrets: &Default::default(),
+                stop: &|| false,
+                tell: &mut |_| {},
+            };
+            let result = apply.run(&mut below, &approved);
+            let nothing_left = below.answers > 0;
+            drop((below, state));
+            let Err(error) = result else {
+                assert!(nothing_left, "it went on without libvirt");
+                break;
+            };
+            ended += 1;
+            let said = error.to_string();
+            assert!(said.contains("libvirt"), "{answers}: {said}");
+            // libvirt is back.
+            let plan = host.run(&["plan"]);
+            assert!(matches!(plan.status.code(), Some(0 | 2)), "{}", stderr(&plan));
+            assert!(stderr(&plan).contains("gpuvm apply --resume"), "{}", stderr(&plan));
+            let resumed = host.run(&["apply", "--resume"]);
+            assert_eq!(resumed.status.code(), Some(0), "{answers}: {}{}", stdout(&resumed), stderr(&resumed));
+            host.is_as_undisturbed();
+        }
+    }
+    assert!(ended >= 6, "{ended}");
+    eprintln!("libvirt stopped or frozen at {ended} places of a run: no loss");
 }

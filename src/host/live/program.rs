@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::host::{HostError, Output, Program};
+use crate::types::without_userinfo;
 
 /// Programs are looked for here and nowhere else, whatever PATH says.
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
@@ -98,7 +99,8 @@ pub(super) fn perform_at(
             let mut pipe = BufReader::new(pipe);
             let mut line = Vec::new();
             while pipe.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                // It is shown, logged and kept: a URL in it may hold a password.
+                let text = without_userinfo(String::from_utf8_lossy(&line).trim_end()).into_owned();
                 line.clear();
                 if sent.send(text).is_err() {
                     break;
@@ -159,6 +161,16 @@ mod tests {
         let mut seen = 0;
         perform_at(Path::new("/usr/bin/seq"), &["200000"], LIMIT, &mut |_| seen += 1).unwrap();
         assert_eq!(seen, 200_000);
+    }
+
+    #[test]
+    fn no_password_of_a_url_is_told() {
+        let script = "echo Err:1 http://me:canary@deb.example x; echo E: http://me:canary@deb.example >&2; exit 1";
+        let mut told = Vec::new();
+        let error = perform_at(Path::new("/bin/sh"), &["-c", script], LIMIT, &mut |l| told.push(l.to_owned()));
+        let HostError::Failed { said, .. } = error.unwrap_err() else { panic!("it did not fail") };
+        assert!(told.len() == 2 && said.contains("deb.example"), "{told:?}");
+        assert!(!told.iter().chain([&said]).any(|t| t.contains("canary")), "{told:?} {said}");
     }
 
     #[test]

@@ -177,21 +177,30 @@ pub fn with_mark(xml: &str, present: bool) -> Option<String> {
 /// QEMU, what the firmware tells the guest. It may hold passwords, and nothing of it is ever compared.
 pub fn without_private_parts(xml: &str) -> String {
     const PRIVATE: [&str; 3] = ["title", "description", "sysinfo"];
+    // libvirt does not tell passwords unless it is asked to; whoever gives one is not copied.
+    const PASSWORDS: [&str; 2] = ["passwd", "password"];
     let Ok(doc) = Document::parse(xml) else { return String::new() };
     let root = doc.root_element();
     let mut edits = Edits { xml, all: Vec::new() };
-    for node in root.children() {
-        let name = node.tag_name();
-        let private = name.namespace().is_some() || PRIVATE.contains(&name.name());
-        if node.is_comment() || node.is_pi() || (node.is_element() && private) {
+    for node in root.descendants().skip(1) {
+        // What goes, goes with all that is in it.
+        if edits.all.iter().any(|(gone, _)| gone.start <= node.range().start && node.range().end <= gone.end) {
+            continue;
+        }
+        let (name, parent) = (node.tag_name(), node.parent());
+        let of_root = parent == Some(root) && (name.namespace().is_some() || PRIVATE.contains(&name.name()));
+        let of_metadata = parent.is_some_and(|p| p.has_tag_name("metadata") && p.parent() == Some(root))
+            && name.namespace() != Some(write::MARK);
+        if node.is_comment() || node.is_pi() || (node.is_element() && (of_root || of_metadata)) {
             edits.remove(node);
+            continue;
+        }
+        for password in node.attributes().filter(|a| PASSWORDS.contains(&a.name())) {
+            edits.replace(password.range_value(), "");
         }
     }
-    let metadata = child(root, "metadata").into_iter().flat_map(|m| m.children());
-    for node in metadata.filter(|n| !n.is_text() && n.tag_name().namespace() != Some(write::MARK)) {
-        edits.remove(node);
-    }
-    edits.done()
+    // Nothing rather than all of it.
+    crate::types::splice(xml, &edits.splices()).unwrap_or_default()
 }
 
 /// What makes every managed field of a definition as wanted.
