@@ -75,13 +75,8 @@ pub(super) fn free(state: &StateDir, here: bool) -> miette::Result<()> {
 }
 
 pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
-<<<<<<< HEAD
-    let dir = host::state_of(args.root.as_deref());
-    let here = args.root.is_none();
-=======
     let dir = host::state_of(args.root.as_deref())?;
-    let waits = || args.root.is_none() && live::waits_for_boot();
->>>>>>> hostile
+    let here = args.root.is_none();
     let state = StateDir::open(&dir).into_diagnostic()?;
     let mut standing = self::standing(&state, here);
     if args.follow

@@ -7,12 +7,9 @@ use owo_colors::OwoColorize;
 
 use crate::apply::Outcome;
 use crate::plan::{Action, Change, Diff, Entry, FieldDiff, Finding, Item, Plan, Severity, WaitFor};
-<<<<<<< HEAD
 use crate::types::DomainName;
-=======
 pub use crate::types::safe;
 use crate::types::safe_line;
->>>>>>> hostile
 use crate::verb::Verb;
 
 /// How much is shown.

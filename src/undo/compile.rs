@@ -12,20 +12,12 @@ use crate::host::{Answer, HostError, Probe};
 use crate::net::netplan;
 use crate::plan::{
     Action, BindTarget, Change, Content, Diff, Entry, FieldDiff, FileWrite, Finding, Key, PLAN_FORMAT, Past, Place,
-<<<<<<< HEAD
-    Plan, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, VolumeStep, WaitFor, host_line,
+    Plan, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, TextEdit, VolumeStep, WaitFor, host_line,
     name_guests, order,
 };
-use crate::resource::{Resource, Wanted, bridge::Bridge, libvirt_domain};
-use crate::types::{ByteSize, Mode, sha256_hex};
-=======
-    Plan, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, TextEdit, VolumeStep, WaitFor, host_line,
-    order,
-};
 use crate::resource::libvirt_domain::without_private_parts;
-use crate::resource::{Resource, Wanted, bridge::Bridge};
+use crate::resource::{Resource, Wanted, bridge::Bridge, libvirt_domain};
 use crate::types::{ByteSize, Mode, Splice, sha256_hex};
->>>>>>> hostile
 
 /// What is to be undone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
