@@ -86,7 +86,7 @@ fn a_full_disk_stops_a_run_which_goes_on_when_there_is_room() {
         let host = Host::new();
         // gpuvm's own state on a disk of this size; then the same disk with room.
         let script = format!(
-            "mkdir -p host/root/var/lib/gpuvm; mount -t tmpfs -o size={kilobytes}k none host/root/var/lib/gpuvm
+            "mkdir -p host/root/var/lib/gpuvm; mount -t tmpfs -o mode=700,size={kilobytes}k none host/root/var/lib/gpuvm
              \"$1\" apply --yes --reboot --root host && code=0 || code=$?
              echo \"first $code\"
              [ $code = 0 ] || {{
@@ -148,7 +148,7 @@ fn a_state_folder_that_cannot_be_written_is_told_before_anything_is_changed() {
     let before = tree(&host.root());
     let out = in_namespace(
         &host,
-        "mkdir -p host/root/var/lib/gpuvm; mount -t tmpfs -o ro none host/root/var/lib/gpuvm
+        "mkdir -p host/root/var/lib/gpuvm; mount -t tmpfs -o mode=700,ro none host/root/var/lib/gpuvm
          \"$1\" apply --yes --reboot --root host",
     );
     let said = said_by(&out);
@@ -169,7 +169,7 @@ fn a_state_folder_that_cannot_be_written_is_told_before_anything_is_changed() {
         .unwrap();
     let said = said_by(&out);
     assert_eq!(out.status.code(), Some(1), "{said}");
-    assert!(said.contains("Permission denied") && said.contains("run gpuvm as root"), "{said}");
+    assert!(said.contains("not permitted") && said.contains("run gpuvm as root"), "{said}");
     assert_eq!(tree(&host.root()), before);
 }
 
