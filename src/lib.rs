@@ -19,6 +19,8 @@
 //! Beside the pipeline stands *describe*: a host as it is, in a manifest's words (`gpuvm init`, `gpuvm adopt`). What is
 //! adopted goes through a plan like everything else, one whose steps change a mark and the ledger alone.
 //!
+//! *Undo* and *verbs* (`gpuvm vm start`) are other sources of plans, for the same interpreter, journal and record.
+//!
 //! Dependencies point one way: `cli → stages → resource → plan types → host::Probe`. A kind never reads the manifest,
 //! nothing but `apply` changes a host, and nothing but `cli` opens the live one.
 
@@ -44,6 +46,7 @@ pub mod plan;
 
 pub mod describe;
 pub mod undo;
+pub mod verb;
 
 pub mod apply;
 

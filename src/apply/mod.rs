@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use envelope::Envelope;
 pub use journal::{JOURNAL_FORMAT, Line};
 pub use record::record_after;
-pub use state::{ABOUT_FORMAT, About, Ending, KEPT_RUNS, LEDGER_FORMAT, Order, StateDir, StateError};
+pub use state::{ABOUT_FORMAT, About, Ending, KEPT_RUNS, LEDGER_FORMAT, Order, Purpose, StateDir, StateError};
 
 use crate::fail_point::fail_point;
 use crate::host::{Host, HostError, Probe, Running};

@@ -12,10 +12,11 @@ use super::journal::{self, Journal, Line};
 use super::{Allowed, write_kept};
 use crate::host::whole::{self, Attributes};
 use crate::host::{Answer, HostError, Probe};
-use crate::plan::{Diff, Key, Past, Plan, Refresh, SavedPlan, Step};
+use crate::plan::{Diff, Key, Past, Plan, Policy, Refresh, SavedManifest, SavedPlan, Selection, Step};
 use crate::resource::Wanted;
 use crate::types::sha256_hex;
 use crate::undo::{Back, Recorded};
+use crate::verb::Verb;
 
 /// The number of the ledger's format; a newer one is refused.
 pub const LEDGER_FORMAT: u32 = 1;
@@ -72,17 +73,50 @@ struct Kept {
     gid: u32,
 }
 
+/// What a run is for: where its plans come from, in each round anew.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Purpose {
+    /// What a manifest says.
+    Manifest {
+        /// What of it.
+        selection: Selection,
+        /// The manifest, with the files that it refers to.
+        manifest: SavedManifest,
+    },
+    /// The way back from a run.
+    Undo(Back),
+    /// What a person asked for beside the manifest.
+    Verb(Verb),
+}
+
 /// What a run is to do: what was approved, and what was allowed with it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Order {
+    /// Where its plans come from.
+    pub purpose: Purpose,
     /// What was approved.
-    pub saved: SavedPlan,
+    pub plan: Plan,
+    /// What it may not do, whenever it is carried out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<Policy>,
     /// What was allowed.
     pub allowed: Allowed,
-    /// Set for an undo: the saved plan has no manifest then.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub undo: Option<Back>,
+}
+
+impl Order {
+    /// A plan for a purpose, of which nothing is allowed yet.
+    pub fn new(purpose: Purpose, plan: Plan) -> Self {
+        Self { purpose, plan, policies: Vec::new(), allowed: Allowed::default() }
+    }
+}
+
+impl From<SavedPlan> for Order {
+    fn from(saved: SavedPlan) -> Self {
+        let SavedPlan { plan, selection, policies, manifest, .. } = saved;
+        Self { policies, ..Self::new(Purpose::Manifest { selection, manifest }, plan) }
+    }
 }
 
 /// The number of the format of [`About`]; another one is refused.
@@ -101,6 +135,9 @@ pub struct About {
     /// The run that it undoes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<u64>,
+    /// What was asked for beside the manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verb: Option<Verb>,
     /// What was approved. Secrets are digests in it.
     pub plan: Plan,
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use miette::{IntoDiagnostic, miette};
 
 use super::apply::{Consent, Machine, Talk, approve, need_root};
-use super::status::{Standing, cut_off, standing};
+use super::status::free;
 use super::{Target, code, host, print};
 use crate::describe::{self, Entry, Refused};
 use crate::host::{Probe, Snapshot, live};
@@ -56,13 +56,7 @@ impl FromStr for Thing {
 pub(super) fn run(args: &AdoptArgs, talk: Talk<'_>) -> miette::Result<u8> {
     let (mut machine, mut state) = Machine::open(args.target.root.as_deref())?;
     let live = host::live();
-    match standing(&state, matches!(machine, Machine::This) && live::waits_for_boot()) {
-        Standing::AtWork(run) => {
-            return Err(miette!(help = "see what it does: gpuvm status --follow", "run {run} is at work"));
-        }
-        Standing::CutOff(run) => return Err(miette!("{}", cut_off(&state, run).trim_end())),
-        _ => {}
-    }
+    free(&state, matches!(machine, Machine::This) && live::waits_for_boot())?;
     let before = manifest::load(&args.target.file)?;
     if let Err(other) = host::is_meant(&before, machine.probe(&live)) {
         anstream::eprintln!("{other}");
@@ -108,7 +102,7 @@ pub(super) fn run(args: &AdoptArgs, talk: Talk<'_>) -> miette::Result<u8> {
         let diff = similar::TextDiff::from_lines(before.text.as_str(), loaded.text.as_str());
         print(&format!("{}:\n{}\n", args.target.file.display(), diff.unified_diff().context_radius(1)))?;
     }
-    approve(order, None, &mut machine, &mut state, Consent { yes: args.yes, reboot: false, at: None }, talk, || {
+    approve(order.into(), &mut machine, &mut state, Consent { yes: args.yes, reboot: false, at: None }, talk, || {
         for extra in missing.iter().filter_map(|e| e.extra.as_ref()) {
             let folder = args.target.file.parent().unwrap_or(Path::new(""));
             save(&folder.join(&extra.path), &extra.bytes, if extra.private { 0o600 } else { 0o644 }, false)?;

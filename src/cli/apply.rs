@@ -8,15 +8,15 @@ use miette::{IntoDiagnostic, miette};
 
 use super::progress::{Screen, Told};
 use super::run::{Around, EVENTS, carry_out as carry_out_here};
+use super::source::Source;
 use super::status::{Standing, cut_off, follow, standing};
 use super::stop::Stop;
 use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, plan::verdict, print, say};
-use crate::apply::{self, ABOUT_FORMAT, About, Allowed, Ending, Order, StateDir};
+use crate::apply::{self, ABOUT_FORMAT, About, Allowed, ApplyError, Ending, Order, Purpose, StateDir};
 use crate::host::{Host, Probe, live};
 use crate::manifest;
-use crate::plan::{Diff, Plan, SavedPlan, Severity};
+use crate::plan::{Plan, SavedPlan, Severity};
 use crate::report::{self, Detail};
-use crate::undo::Back;
 
 /// Arguments of `gpuvm apply`.
 #[derive(Debug, Args)]
@@ -102,7 +102,11 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
             if let Err(e) = apply::tidy(&state, run, host) {
                 say(&format!("what the step that was cut off left beside its files is not known: {e}\n"));
             }
-            if let Err(e) = settle(&mut state, run, host) {
+            let mut settled = || {
+                let source = Source::of(&state.order(run)?.purpose, &state)?;
+                Ok::<_, ApplyError>(source.abandoned(&mut state, host)?)
+            };
+            if let Err(e) = settled() {
                 say(&format!("what is gone stays in the ledger as gpuvm's: {e}\n"));
             }
             if let Err(e) = apply::record_after(&state, run, host) {
@@ -154,7 +158,7 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
     let mut order = order;
     order.policies.extend(args.policy.read()?);
     let consent = Consent { yes: args.yes, reboot: args.reboot, at: args.policy.at };
-    approve(order, None, &mut machine, &mut state, consent, talk, || Ok(()))
+    approve(order.into(), &mut machine, &mut state, consent, talk, || Ok(()))
 }
 
 /// How a command talks.
@@ -169,7 +173,7 @@ pub(super) struct Talk<'a> {
 }
 
 /// What was said beforehand.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Consent {
     /// Do not ask.
     pub yes: bool,
@@ -181,18 +185,32 @@ pub(super) struct Consent {
 
 /// Shows a plan, asks, does `before`, and carries it out.
 pub(super) fn approve(
-    saved: SavedPlan,
-    undo: Option<Back>,
+    mut order: Order,
     machine: &mut Machine,
     state: &mut StateDir,
     consent: Consent,
     talk: Talk<'_>,
     before: impl FnOnce() -> miette::Result<()>,
 ) -> miette::Result<u8> {
-    let approved = &saved.plan;
-    // What is asked about is shown, however quiet it is to be.
-    let detail = if talk.quiet && !consent.yes { Detail::Normal } else { talk.detail };
-    print(&report::plan_text(approved, detail))?;
+    let approved = &order.plan;
+    let plain = match &order.purpose {
+        Purpose::Verb(verb) if verb.manner().plain => Some(verb),
+        _ => None,
+    };
+    match (plain, verdict(approved)) {
+        // It does what it says: there is nothing to show and nothing to ask.
+        (Some(_), code::CHANGES) if talk.detail != Detail::Verbose => {}
+        (Some(verb), code::OK) => {
+            print(&format!("nothing to do: {}\n", verb.done()))?;
+            return Ok(code::OK);
+        }
+        (Some(_), code::ERROR) => say(&report::refused(approved)),
+        _ => {
+            // What is asked about is shown, however quiet it is to be.
+            let detail = if talk.quiet && !consent.yes { Detail::Normal } else { talk.detail };
+            print(&report::plan_text(approved, detail))?;
+        }
+    }
     match verdict(approved) {
         code::ERROR => return Ok(code::ERROR),
         code::OK => return Ok(code::OK),
@@ -200,14 +218,14 @@ pub(super) fn approve(
         _ => {}
     }
     let now = consent.at.unwrap_or_else(jiff::Timestamp::now);
-    if !keeps(&saved.policies, approved, now) {
+    if !keeps(&order.policies, approved, now) {
         return Ok(code::REFUSED);
     }
     need_root(machine)?;
     if !consent.reboot && !talk.quiet && boots(approved) {
         anstream::eprintln!("this stops before the reboot; with `--reboot` it goes on through it");
     }
-    if !consent.yes && !asked()? {
+    if !consent.yes && plain.is_none() && !asked()? {
         say("nothing was changed\n");
         return Ok(code::CHANGES);
     }
@@ -223,10 +241,11 @@ pub(super) fn approve(
         format: ABOUT_FORMAT,
         at: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
         asked: asked_for(),
-        undo: undo.as_ref().map(|back| back.run),
-        plan: saved.plan.clone(),
+        undo: if let Purpose::Undo(back) = &order.purpose { Some(back.run) } else { None },
+        verb: if let Purpose::Verb(verb) = &order.purpose { Some(verb.clone()) } else { None },
+        plan: order.plan.clone(),
     };
-    let order = Order { saved, allowed: Allowed { reboot: consent.reboot }, undo };
+    order.allowed = Allowed { reboot: consent.reboot };
     let number = state.new_run(&order, &about).into_diagnostic()?;
     carry_out(state, number, machine, &stop, consent.at, talk)
 }
@@ -242,21 +261,6 @@ fn watch(machine: &Machine) -> miette::Result<Stop> {
 /// The command line that began this, as it was typed.
 fn asked_for() -> String {
     std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
-}
-
-/// What a run was about to write into the ledger about things that it took away, or put back, is written now.
-fn settle(state: &mut StateDir, run: u64, host: &dyn Host) -> miette::Result<()> {
-    let order = state.order(run).into_diagnostic()?;
-    let past = state.past().into_diagnostic()?;
-    let Some(back) = &order.undo else {
-        let manifest = host::restore(&order.saved.manifest)?;
-        let (plan, wanted) = host::plan_now(&manifest, &order.saved.selection, host, &past);
-        return state.settle(&plan, &wanted).into_diagnostic();
-    };
-    let recorded = state.recorded(back.run).into_diagnostic()?;
-    let (plan, _) = host::undo_now(back, &recorded, host, &past);
-    let in_sync = plan.entries.iter().filter(|e| matches!(e.diff, Diff::InSync { .. }));
-    state.own_as_before(&in_sync.map(|e| e.key.clone()).collect(), &recorded.owned).into_diagnostic()
 }
 
 /// Carries a run out: a recorded host's here, this machine's in a process that outlives the terminal.

@@ -80,6 +80,7 @@ pub(super) fn history(args: &HistoryArgs) -> miette::Result<u8> {
                     "at": l.about.as_ref().map(|a| &a.at),
                     "asked": l.about.as_ref().map(|a| &a.asked),
                     "undo": l.about.as_ref().and_then(|a| a.undo),
+                    "verb": l.about.as_ref().and_then(|a| a.verb.as_ref()),
                     "state": l.state,
                     "code": l.code,
                     "done": l.done,
@@ -115,8 +116,8 @@ pub(super) fn show(args: &ShowArgs) -> miette::Result<u8> {
     let dir = state.run_dir(run);
     if args.output == Output::Json {
         let value = serde_json::json!({
-            "format": 1, "run": run, "at": about.at, "asked": about.asked, "undo": about.undo, "state": l.state,
-            "code": l.code, "plan": about.plan, "journal": journal, "done": done, "notDone": left, "directory": dir,
+            "format": 1, "run": run, "at": about.at, "asked": about.asked, "undo": about.undo, "verb": about.verb,
+            "state": l.state, "code": l.code, "plan": about.plan, "journal": journal, "done": done, "notDone": left, "directory": dir,
         });
         print(&format!("{value}\n"))?;
         return Ok(code::OK);

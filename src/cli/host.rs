@@ -13,7 +13,6 @@ use crate::host::{Probe, Snapshot};
 use crate::manifest::{self, Loaded};
 use crate::plan::{self, Key, Past, Plan, SavedManifest, Selection};
 use crate::resource::Wanted;
-use crate::undo::{self, Back, Recorded};
 
 /// Where gpuvm keeps its state on a host.
 pub const STATE: &str = "var/lib/gpuvm";
@@ -70,13 +69,6 @@ pub fn plan_now(
     selection.narrow(&mut desired, &mut past);
     let plan = plan::build(&desired, &past, &snapshot, &facts, &manifest.digest);
     (plan, desired.nodes.into_iter().map(|(key, node)| (key, node.wanted)).collect())
-}
-
-/// One planning pass towards the state before a run.
-pub fn undo_now(back: &Back, recorded: &Recorded, probe: &dyn Probe, past: &Past) -> (Plan, BTreeMap<Key, Wanted>) {
-    let snapshot = Snapshot::new(probe);
-    let facts = facts::collect(&snapshot);
-    undo::plan(back, recorded, past, &snapshot, &facts)
 }
 
 /// A manifest as a saved plan holds it.

@@ -12,10 +12,12 @@ mod plan;
 mod progress;
 mod run;
 mod schema;
+mod source;
 mod status;
 mod stop;
 mod undo;
 mod validate;
+mod vm;
 mod write_attribute;
 
 use std::path::PathBuf;
@@ -122,6 +124,8 @@ pub enum Command {
     Gpu(gpu::GpuArgs),
     /// Judge every GPU that is to be given to a VM, before the first reboot: PASS (0), FAIL (1) or UNKNOWN (3).
     Check(gpu::CheckArgs),
+    /// Use the VMs of this host: start them, …
+    Vm(vm::VmArgs),
     /// Draw the machine: NUMA nodes, ports, slots, IOMMU groups, GPUs, disks, network cards, VMs.
     Topology(gpu::TopologyArgs),
     /// Carry out an approved run; started by `apply` and after a reboot.
@@ -222,6 +226,7 @@ pub fn run(cli: Cli) -> ExitCode {
     };
     let talk = apply::Talk { quiet: cli.quiet, detail, log: &log };
     let of_a_run = matches!(cli.command, Command::Run(_));
+    let of_a_change = matches!(cli.command, Command::Apply(_) | Command::Adopt(_));
     let result = match cli.command {
         Command::Plan(args) => plan::run(&args, detail),
         Command::Apply(args) => apply::run(&args, talk),
@@ -231,6 +236,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Schema(args) => schema::run(&args),
         Command::Facts(args) => facts::run(&args),
         Command::Status(args) => status::run(&args, cli.quiet),
+        Command::Vm(args) => vm::run(&args, talk),
         Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0),
         Command::Check(args) => gpu::check(&args, cli.verbose > 0, cli.quiet),
         Command::Topology(args) => gpu::topology(&args),
@@ -246,6 +252,9 @@ pub fn run(cli: Cli) -> ExitCode {
             match of_a_run {
                 true => tracing::error!("{report}"),
                 false => say(&format!("{report:?}")),
+            }
+            if of_a_change && report.is::<crate::manifest::LoadError>() {
+                say("nothing was changed\n");
             }
             ExitCode::from(code::ERROR)
         }

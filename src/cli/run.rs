@@ -1,7 +1,6 @@
 //! The process of a run: reads what was approved from the run's directory and carries it out on this machine. Started
 //! by `gpuvm apply` in a unit of its own, and by the resume unit after a reboot; not for people.
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -10,13 +9,14 @@ use clap::Args;
 use miette::{IntoDiagnostic, miette};
 
 use super::progress::{Teller, Told};
+use super::source::Source;
 use super::status::cut_off;
 use super::stop::Stop;
-use super::{code, host, plan::verdict};
-use crate::apply::{Apply, ApplyError, Ending, Event, Order, Outcome, Planned, StateDir};
-use crate::host::{Host, Probe, live};
-use crate::plan::{Item, Past};
-use crate::{desire, facts, report};
+use super::{code, plan::verdict};
+use crate::apply::{Apply, ApplyError, Ending, Event, Order, Outcome, Purpose, StateDir};
+use crate::host::{Host, live};
+use crate::plan::Item;
+use crate::report;
 
 /// Arguments of `gpuvm run`.
 #[derive(Debug, Args)]
@@ -91,7 +91,7 @@ pub(super) fn carry_out(
         let text = format!("run {run} was {why}\n{}", cut_off(state, run));
         return Ok(Ending { code: code::ERROR, text });
     }
-    let ending = ending(result, run, &order.saved.manifest.path);
+    let ending = ending(result, run, &order.purpose);
     state.finish(run, &ending).map_err(|e| {
         miette!(
             help = "nothing that was done is lost; once that is mended: gpuvm apply --resume",
@@ -102,7 +102,7 @@ pub(super) fn carry_out(
     Ok(ending)
 }
 
-/// What a run is to do: what a manifest says, or the way back from another run.
+/// Carries the steps out, whatever the run is for.
 fn steps(
     state: &mut StateDir,
     run: u64,
@@ -111,71 +111,44 @@ fn steps(
     around: Around<'_>,
     tell: &mut dyn FnMut(&Told),
 ) -> Result<Outcome, ApplyError> {
-    let Some(back) = &order.undo else {
-        let manifest = host::restore(&order.saved.manifest)
-            .map_err(|e| ApplyError::Blocked(format!("the run's manifest: {e}")))?;
-        let selection = order.saved.selection.clone();
-        let source = Source {
-            plan: &|probe, past| host::plan_now(&manifest, &selection, probe, past),
-            secrets: &desire::secrets(&manifest, &facts::hostname(machine)),
-        };
-        return interpret(state, run, order, machine, around, tell, source);
-    };
-    // The same interpreter, with the contents that the run kept in place of a manifest's secrets.
-    let recorded = state.recorded(back.run)?;
-    let source =
-        Source { plan: &|probe, past| host::undo_now(back, &recorded, probe, past), secrets: &recorded.contents };
-    let outcome = interpret(state, run, order, machine, around, tell, source)?;
-    let keys = outcome.left.entries.iter().map(|e| e.key.clone()).collect();
-    state.own_as_before(&keys, &recorded.owned)?;
-    Ok(outcome)
-}
-
-/// Where the plans of a run come from, and the payloads that are not in them.
-struct Source<'a> {
-    plan: &'a dyn Fn(&dyn Probe, &Past) -> Planned,
-    secrets: &'a BTreeMap<String, Vec<u8>>,
-}
-
-fn interpret(
-    state: &mut StateDir,
-    run: u64,
-    order: &Order,
-    machine: &mut dyn Host,
-    around: Around<'_>,
-    tell: &mut dyn FnMut(&Told),
-    source: Source<'_>,
-) -> Result<Outcome, ApplyError> {
+    let source = Source::of(&order.purpose, state)?;
+    let secrets = source.secrets(machine);
     let mut teller = Teller::default();
     let apply = Apply {
-        plan: source.plan,
+        plan: &|probe, past| source.plan(probe, past),
         state,
         run,
         allowed: order.allowed,
-        policies: &order.saved.policies,
+        policies: &order.policies,
         clock: around.clock,
-        secrets: source.secrets,
+        secrets: &secrets,
         stop: &|| around.stop.is_asked(),
         tell: &mut |event: Event<'_>| {
             around.stop.host_goes_down(matches!(event, Event::Rebooting));
             tell(&teller.told(&event));
         },
     };
-    apply.run(machine, &order.saved.plan)
+    let outcome = apply.run(machine, &order.plan)?;
+    source.ended(state, &outcome)?;
+    Ok(outcome)
 }
 
-fn ending(result: Result<Outcome, ApplyError>, run: u64, manifest: &Path) -> Ending {
+fn ending(result: Result<Outcome, ApplyError>, run: u64, purpose: &Purpose) -> Ending {
+    let again = match purpose {
+        Purpose::Verb(verb) => format!("to try again: gpuvm {}", verb.words()),
+        _ => "`gpuvm plan` shows what is left, and the next apply goes on from there".to_owned(),
+    };
     match result {
         Ok(outcome) => {
             let boot = outcome.left.order.iter().any(|i| matches!(i, Item::Reboot { .. }));
-            let mut text = report::outcome(&outcome);
+            let mut text = match purpose {
+                Purpose::Verb(verb) => report::verb_outcome(&outcome, verb),
+                _ => report::outcome(&outcome),
+            };
             let code = match verdict(&outcome.left) {
                 // What is left comes after a boot that was not allowed.
                 code::CHANGES | code::WAITS if boot => {
-                    text += &format!(
-                        "go on, the reboot included: gpuvm apply -f {} --reboot\n",
-                        super::shell_word(&manifest.to_string_lossy())
-                    );
+                    text += &format!("go on, the reboot included: {}\n", with_reboot(purpose));
                     code::WAITS
                 }
                 // Nothing more could be done, and yet something differs.
@@ -186,20 +159,28 @@ fn ending(result: Result<Outcome, ApplyError>, run: u64, manifest: &Path) -> End
         }
         Err(refused @ (ApplyError::Stale(_) | ApplyError::BeyondApproved(_))) => Ending {
             code: code::REFUSED,
-            text: format!("run {run} refused: {refused}\nsee what it is now: gpuvm plan\n"),
+            text: match purpose {
+                Purpose::Verb(_) => format!("run {run} refused: {refused}\n{again}\n"),
+                _ => format!("run {run} refused: {refused}\nsee what it is now: gpuvm plan\n"),
+            },
         },
         Err(refused @ ApplyError::Policy(_)) => Ending {
             code: code::REFUSED,
-            text: format!(
-                "run {run} stopped by the policy: {refused}\nwhat was done stays done; `gpuvm plan` shows what is left\n"
-            ),
+            text: format!("run {run} stopped by the policy: {refused}\nwhat was done stays done; {again}\n"),
         },
-        Err(e) => Ending {
-            code: code::ERROR,
-            text: format!(
-                "run {run} failed: {e}\n\
-                 what was done stays done; `gpuvm plan` shows what is left, and the next apply goes on from there\n"
-            ),
-        },
+        Err(e) => {
+            Ending { code: code::ERROR, text: format!("run {run} failed: {e}\nwhat was done stays done; {again}\n") }
+        }
+    }
+}
+
+/// What to type to have the rest of it, after a boot.
+fn with_reboot(purpose: &Purpose) -> String {
+    match purpose {
+        Purpose::Manifest { manifest, .. } => {
+            format!("gpuvm apply -f {} --reboot", super::shell_word(&manifest.path.to_string_lossy()))
+        }
+        Purpose::Undo(back) => format!("gpuvm undo {} --reboot", back.run),
+        Purpose::Verb(verb) => format!("gpuvm {} --reboot", verb.words()),
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use miette::IntoDiagnostic;
+use miette::{IntoDiagnostic, miette};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
@@ -22,6 +22,9 @@ pub struct StatusArgs {
     /// Show what the run does until it ends.
     #[arg(long)]
     follow: bool,
+    /// A recorded host in place of this machine.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
     /// How it is written to stdout.
     #[arg(long, value_enum, default_value = "text")]
     output: super::Output,
@@ -55,16 +58,30 @@ pub(super) fn standing(state: &StateDir, waits_for_boot: bool) -> Standing {
     }
 }
 
+/// Whether a new run can begin; else why not, and what to do about the one in its way.
+pub(super) fn free(state: &StateDir, waits_for_boot: bool) -> miette::Result<()> {
+    match standing(state, waits_for_boot) {
+        Standing::AtWork(run) => Err(miette!(help = "see what it does: gpuvm status --follow", "run {run} is at work")),
+        Standing::WaitsForBoot(run) => Err(miette!(
+            help = "boot it:     systemctl reboot\nor close it: gpuvm apply --abandon",
+            "run {run} waits for the host to boot, and goes on then"
+        )),
+        Standing::CutOff(run) => Err(miette!("{}", cut_off(state, run).trim_end())),
+        Standing::NoRun | Standing::Ended(..) => Ok(()),
+    }
+}
+
 pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
-    let dir = Path::new("/").join(host::STATE);
+    let dir = host::state_of(args.root.as_deref());
+    let waits = || args.root.is_none() && live::waits_for_boot();
     let state = StateDir::open(&dir).into_diagnostic()?;
-    let mut standing = self::standing(&state, live::waits_for_boot());
+    let mut standing = self::standing(&state, waits());
     if args.follow
         && let Standing::AtWork(run) = standing
     {
         follow(&state.run_dir(run), 0, quiet).into_diagnostic()?;
         let state = StateDir::open(&dir).into_diagnostic()?;
-        standing = self::standing(&state, live::waits_for_boot());
+        standing = self::standing(&state, waits());
     }
     let Told { state: word, run: number, text, code } = told(&state, &standing, |run| state.run_dir(run).join("log"));
     let next_boot = super::next_boot::recorded(&dir).and_then(|r| r.warning());

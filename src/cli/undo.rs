@@ -7,10 +7,11 @@ use miette::{IntoDiagnostic, miette};
 
 use super::apply::{Consent, Machine, Talk, approve};
 use super::plan::verdict;
-use super::status::{Standing, cut_off, standing};
+use super::source::Source;
+use super::status::free;
 use super::{host, print};
+use crate::apply::{Order, Purpose};
 use crate::host::live;
-use crate::plan::{SavedManifest, SavedPlan, Selection};
 use crate::report::{self, Detail};
 use crate::undo::Back;
 
@@ -42,36 +43,24 @@ pub struct UndoArgs {
 pub(super) fn run(args: &UndoArgs, talk: Talk<'_>) -> miette::Result<u8> {
     let (mut machine, mut state) = Machine::open(args.root.as_deref())?;
     let waits = matches!(machine, Machine::This) && live::waits_for_boot();
-    match standing(&state, waits) {
-        Standing::AtWork(run) => {
-            return Err(miette!(help = "see what it does: gpuvm status --follow", "run {run} is at work"));
-        }
-        Standing::WaitsForBoot(run) => {
-            return Err(miette!(
-                help = "boot it:     systemctl reboot\nor close it: gpuvm apply --abandon",
-                "run {run} waits for the host to boot, and goes on then"
-            ));
-        }
-        Standing::CutOff(run) => return Err(miette!("{}", cut_off(&state, run).trim_end())),
-        Standing::NoRun => return Err(miette!("there was no run yet: nothing to undo")),
-        Standing::Ended(..) => {}
+    free(&state, waits)?;
+    if state.last_run() == 0 {
+        return Err(miette!("there was no run yet: nothing to undo"));
     }
     let run = args.run.unwrap_or_else(|| state.last_run());
     if !state.runs().contains(&run) {
         let kept = state.runs().iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
         return Err(miette!(help = format!("there is: {kept}"), "there is no record of a run {run}"));
     }
-    let recorded = state.recorded(run).into_diagnostic()?;
     let back = Back { run, with_data: args.with_data, skip: args.skip.clone() };
+    let purpose = Purpose::Undo(back);
+    let source = Source::of(&purpose, &state).into_diagnostic()?;
     let this = host::live();
-    let probe = machine.probe(&this);
-    let (plan, _) = host::undo_now(&back, &recorded, probe, &state.past().into_diagnostic()?);
+    let (plan, _) = source.plan(machine.probe(&this), &state.past().into_diagnostic()?);
     if args.plan {
         print(&report::plan_text(&plan, Detail::Normal))?;
         return Ok(verdict(&plan));
     }
-    let nothing = SavedManifest { path: PathBuf::new(), text: String::new(), files: Default::default() };
-    let saved = SavedPlan::new(plan, Selection::default(), nothing);
     let consent = Consent { yes: args.yes, reboot: args.reboot, at: None };
-    approve(saved, Some(back), &mut machine, &mut state, consent, talk, || Ok(()))
+    approve(Order::new(purpose, plan), &mut machine, &mut state, consent, talk, || Ok(()))
 }

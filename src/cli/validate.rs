@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{Output, code, print};
-use crate::manifest::{self, LoadError};
+use crate::manifest;
 
 /// Arguments of `gpuvm validate`.
 #[derive(Debug, Args)]
@@ -23,8 +23,8 @@ pub(super) fn run(args: &ValidateArgs) -> miette::Result<u8> {
             return Ok(code::OK);
         }
         Ok(_) => Vec::new(),
-        Err(LoadError::Invalid(invalid)) if args.output == Output::Json => invalid.problems(),
-        Err(other) => return Err(other.into()),
+        Err(error) if args.output == Output::Json => error.problems(),
+        Err(error) => return Err(error.into()),
     };
     let json = serde_json::json!({ "format": 1, "file": args.file, "problems": problems });
     print(&format!("{json:#}\n"))?;

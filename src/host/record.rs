@@ -261,6 +261,8 @@ fn names_of(pci_ids: &str, devices: &BTreeSet<(String, String)>) -> String {
     let wanted = |line: &&str| {
         let id = line.trim_start_matches('\t').get(..4).unwrap_or_default();
         match line.len() - line.trim_start_matches('\t').len() {
+            // Between the devices of a vendor too.
+            _ if line.starts_with('#') => false,
             0 => {
                 vendor = devices.iter().map(|(v, _)| v).find(|v| *v == id);
                 vendor.is_some()
@@ -358,6 +360,11 @@ fn redacted(path: &Path, bytes: &[u8]) -> Vec<u8> {
         let points = entries.filter_map(|l| l.split_whitespace().nth(1));
         return points.map(|p| format!("none {p} auto defaults 0 0\n")).collect::<String>().into_bytes();
     }
+    // Of mounts, what lies where is read; the options of network file systems name servers and users.
+    if path.ends_with("mountinfo") {
+        let text = String::from_utf8_lossy(bytes);
+        return text.lines().map(|l| mount(l) + "\n").collect::<String>().into_bytes();
+    }
     // Passwords of Wi-Fi, tunnels and 802.1X are in netplan's files.
     if path.parent().is_some_and(|folder| folder.ends_with("netplan")) {
         return stand_ins(&crate::net::netplan::redacted(&String::from_utf8_lossy(bytes))).into_bytes();
@@ -376,6 +383,19 @@ fn redacted(path: &Path, bytes: &[u8]) -> Vec<u8> {
         Ok(text) => stand_ins(text).into_bytes(),
         Err(_) => bytes.to_vec(),
     }
+}
+
+/// A line of mountinfo(5): the file system behind the dash, its source and options follow.
+fn mount(line: &str) -> String {
+    let Some((before, after)) = line.split_once(" - ") else { return String::new() };
+    let mut words = after.split(' ');
+    let (kind, source) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    // `server:/export`, `[2001:db8::1]:/export`, `//server/share`, `user@server:`.
+    let remote = source.starts_with("//") || source.contains(':') && !source.starts_with("/dev/");
+    if remote {
+        return format!("{before} - {kind} host-{}.example:/ rw", &sha256_hex(source.as_bytes())[..8]);
+    }
+    line.to_owned()
 }
 
 /// Stable stand-ins: MAC addresses keep their form (02 marks a local one), public addresses become documentation ones
@@ -463,7 +483,7 @@ mod tests {
 
     #[test]
     fn of_the_names_of_devices_only_those_that_are_there_are_written_down() {
-        let ids = "# a list\n10de  NVIDIA\n\t2684  AD102\n\t\t10de 16f4  sub\n\t2685  other\n8086  Intel\n\t2684  theirs\nC 03  Display\n";
+        let ids = "# a list\n10de  NVIDIA\n# Ada, retail\n\t2684  AD102\n\t\t10de 16f4  sub\n\t2685  other\n8086  Intel\n\t2684  theirs\nC 03  Display\n";
         let seen = BTreeSet::from([("10de".to_owned(), "2684".to_owned())]);
         assert_eq!(names_of(ids, &seen), "10de  NVIDIA\n\t2684  AD102\n");
     }
@@ -489,6 +509,18 @@ mod tests {
             b"# canary\nUUID=1 / ext4 defaults 0 1\n//canary/share /srv/vms cifs user=canary,password=canary 0 0\n";
         let text = String::from_utf8(redacted(Path::new("/etc/fstab"), fstab)).unwrap();
         assert_eq!(text, "none / auto defaults 0 0\nnone /srv/vms auto defaults 0 0\n");
+    }
+
+    #[test]
+    fn of_network_mounts_neither_servers_nor_users_are_written_down() {
+        let mounts = b"26 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+            40 26 0:50 / /srv/vms rw shared:9 - nfs4 canary.lan:/export rw,addr=192.0.2.7,clientaddr=canary\n\
+            41 26 0:51 / /srv/iso rw - cifs //canary/iso rw,username=canary\n\
+            42 26 0:52 / /srv/z rw - zfs tank/canary rw\n";
+        let text = String::from_utf8(redacted(Path::new("/proc/self/mountinfo"), mounts)).unwrap();
+        assert!(text.contains("26 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"), "{text}");
+        assert!(text.contains("40 26 0:50 / /srv/vms rw shared:9 - nfs4 host-"), "{text}");
+        assert!(text.contains("tank/canary") && text.matches("canary").count() == 1, "{text}");
     }
 
     #[test]

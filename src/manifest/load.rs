@@ -7,9 +7,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
 use miette::{Diagnostic, LabeledSpan, NamedSource};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, poll};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -20,6 +24,8 @@ use super::{Manifest, validate, yaml_de, yaml_tree};
 const MAX_MANIFEST: u64 = 1 << 20;
 /// Of one file that a manifest refers to: they are configuration, not images.
 const MAX_FILE: u64 = 16 << 20;
+/// How long whatever fills a pipe may take to begin.
+const WRITER_MS: u16 = 5_000;
 
 /// A manifest that was read and found valid.
 #[derive(Debug, Clone)]
@@ -99,6 +105,17 @@ pub enum LoadError {
     },
 }
 
+impl LoadError {
+    /// The same for programs. A file that could not be read at all is a problem of its first character.
+    pub fn problems(&self) -> Vec<InvalidProblem> {
+        if let Self::Invalid(invalid) = self {
+            return invalid.problems();
+        }
+        let why = std::error::Error::source(self).map(|why| format!(": {why}")).unwrap_or_default();
+        vec![InvalidProblem { path: String::new(), line: 1, column: 1, message: format!("{self}{why}"), help: None }]
+    }
+}
+
 /// Reads a manifest and the files that it refers to.
 pub fn load(path: &Path) -> Result<Loaded, LoadError> {
     let unreadable = |source| LoadError::Unreadable { path: path.to_owned(), source };
@@ -142,7 +159,7 @@ pub fn reload(path: &Path, text: String, files: BTreeMap<PathBuf, Vec<u8>>) -> R
 /// Reads a manifest from text. Files that it refers to are not looked at.
 pub fn parse(name: &str, source: &str) -> Result<Manifest, Invalid> {
     if source.len() as u64 > MAX_MANIFEST {
-        let problem = Problem::at(0..0, "larger than 1 MiB, which no manifest is", "here");
+        let problem = Problem::at(0..0, "larger than 1 MiB, which no manifest is", "");
         return Err(Invalid::new(name, source, vec![problem]));
     }
     check(source).finish(name, source)
@@ -257,10 +274,14 @@ impl std::error::Error for Finding {}
 
 impl Diagnostic for Finding {
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        Some(Box::new(self.0.labels.iter().enumerate().map(|(i, (span, text)): (usize, &(Span, String))| match i {
-            0 => LabeledSpan::new_primary_with_span(Some(text.clone()), span.clone()),
-            _ => LabeledSpan::new_with_span(Some(text.clone()), span.clone()),
-        })))
+        // Where the message says it all, the word is underlined and no more.
+        let said = |text: &String| Some(text.clone()).filter(|t| !t.is_empty());
+        Some(Box::new(self.0.labels.iter().enumerate().map(
+            move |(i, (span, text)): (usize, &(Span, String))| match i {
+                0 => LabeledSpan::new_primary_with_span(said(text), span.clone()),
+                _ => LabeledSpan::new_with_span(said(text), span.clone()),
+            },
+        )))
     }
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
         self.0.help.as_ref().map(|help| Box::new(help) as Box<dyn fmt::Display>)
@@ -320,10 +341,17 @@ fn read_beside(folder: &Path, file: &Path) -> Result<Vec<u8>, Refused> {
     read.ok_or_else(|| refused(format!("`{}` is larger than {} MiB", file.display(), MAX_FILE >> 20), None))
 }
 
-/// Nothing where there is more.
+/// Nothing where there is more. A pipe that nobody writes to is no reason to wait; `<(…)` and `/dev/stdin` are read.
 fn read_at_most(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    if file.metadata()?.file_type().is_fifo()
+        && poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLIN)], WRITER_MS)? == 0
+    {
+        return Err(io::Error::new(io::ErrorKind::TimedOut, "it is a pipe that nobody writes to"));
+    }
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
+    file.take(most + 1).read_to_end(&mut bytes)?;
     Ok((bytes.len() as u64 <= most).then_some(bytes))
 }
 

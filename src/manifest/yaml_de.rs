@@ -91,7 +91,7 @@ pub fn from_tree<T: de::DeserializeOwned>(root: &Node) -> (Option<T>, Vec<Proble
                 }
             }
             What::Other(message) => {
-                Problem { message: message.clone(), path, labels: vec![(span, "here".into())], help: None }
+                Problem { message: message.clone(), path, labels: vec![(span, String::new())], help: None }
             }
         };
         problems.push(problem);

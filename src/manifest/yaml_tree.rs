@@ -108,7 +108,7 @@ impl<'a> Builder<'a> {
             Some(Err(error)) => {
                 let at = error.marker().byte_offset().unwrap_or(self.source.len()).min(self.source.len());
                 let why = Some(error.info()).filter(|i| !i.is_empty()).map(|i| format!(": {i}")).unwrap_or_default();
-                let mut problem = Problem::at(at..at + 1, format!("not valid YAML{why}"), "here");
+                let mut problem = Problem::at(at..at + 1, format!("not valid YAML{why}"), "");
                 // The parser stops at the tab, somewhere behind it, or in the line above.
                 let bytes = self.source.as_bytes();
                 let blank = |b: &u8| matches!(b, b'\n' | b'\r' | b' ');
@@ -145,7 +145,7 @@ impl<'a> Builder<'a> {
             }
             Event::Alias(id) => {
                 let target = self.anchors.get(&id);
-                let missing = || Problem::at(span.clone(), "an alias inside its own anchor", "here");
+                let missing = || Problem::at(span.clone(), "an alias inside its own anchor", "");
                 let mut node = target.cloned().ok_or_else(missing)?;
                 self.count(size(&node), &span)?;
                 node.span = span;
@@ -153,7 +153,7 @@ impl<'a> Builder<'a> {
             }
             Event::SequenceStart(..) => self.sequence(span)?,
             Event::MappingStart(..) => self.mapping(span)?,
-            _ => return Err(Problem::at(span, "expected a value", "here")),
+            _ => return Err(Problem::at(span, "expected a value", "")),
         };
         let node = Node { span, kind, pruned: Cell::new(false), lacks: RefCell::default() };
         if let Some(id) = anchor {

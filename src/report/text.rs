@@ -7,6 +7,7 @@ use owo_colors::OwoColorize;
 
 use crate::apply::Outcome;
 use crate::plan::{Action, Change, Diff, Entry, FieldDiff, Finding, Item, Plan, Severity, WaitFor};
+use crate::verb::Verb;
 
 /// How much is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,23 +96,7 @@ fn render(plan: &Plan, detail: Detail, out: &mut String) -> std::fmt::Result {
         head.word(3, &part, str::to_owned);
     }
     head.end();
-    for found in &plan.findings {
-        write!(out, "\n{}", finding(found))?;
-    }
-    let unable: Vec<_> =
-        plan.entries.iter().filter(|e| matches!(e.diff, Diff::Blocked { .. } | Diff::Unknown { .. })).collect();
-    for entry in &unable {
-        match &entry.diff {
-            Diff::Blocked { why, help } => {
-                writeln!(out, "\n  {} {}   {}", "×".red(), entry.key.bold(), safe(why))?;
-                writeln!(out, "      {}", safe(help).dimmed())?;
-            }
-            Diff::Unknown { why } => {
-                writeln!(out, "\n  {} {}   not known: {}", "?".yellow(), entry.key.bold(), safe(why))?
-            }
-            _ => {}
-        }
-    }
+    problems(plan, out)?;
     if detail == Detail::Summary {
         return summary(plan, out);
     }
@@ -157,6 +142,34 @@ fn render(plan: &Plan, detail: Detail, out: &mut String) -> std::fmt::Result {
         in_sync(plan, out)?;
     }
     summary(plan, out)
+}
+
+/// Why nothing of a plan is done, without the rest of it.
+pub fn refused(plan: &Plan) -> String {
+    let mut out = String::new();
+    let _ = problems(plan, &mut out);
+    format!("{}nothing was changed\n", out.strip_prefix('\n').unwrap_or(&out))
+}
+
+fn problems(plan: &Plan, out: &mut String) -> std::fmt::Result {
+    for found in &plan.findings {
+        write!(out, "\n{}", finding(found))?;
+    }
+    let unable: Vec<_> =
+        plan.entries.iter().filter(|e| matches!(e.diff, Diff::Blocked { .. } | Diff::Unknown { .. })).collect();
+    for entry in &unable {
+        match &entry.diff {
+            Diff::Blocked { why, help } => {
+                writeln!(out, "\n  {} {}   {}", "×".red(), entry.key.bold(), safe(why))?;
+                writeln!(out, "      {}", safe(help).dimmed())?;
+            }
+            Diff::Unknown { why } => {
+                writeln!(out, "\n  {} {}   not known: {}", "?".yellow(), entry.key.bold(), safe(why))?
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// A finding with its place and what to do.
@@ -317,6 +330,28 @@ pub fn outcome(outcome: &Outcome) -> String {
     }
     if !outcome.done.is_empty() {
         let _ = writeln!(out, "go back: gpuvm undo {}", outcome.run);
+    }
+    out
+}
+
+/// What came of a verb, what waits, and how to go back.
+pub fn verb_outcome(outcome: &Outcome, verb: &Verb) -> String {
+    let mut out = String::new();
+    let mut waits = false;
+    for entry in &outcome.left.entries {
+        if let Diff::Waits { on, why, .. } = &entry.diff {
+            waits = true;
+            let _ = writeln!(out, "  … {} waits for {}: {}", entry.key, on.name(), safe(why));
+        }
+    }
+    if !waits {
+        let _ = writeln!(out, "{}", verb.done());
+    }
+    if !outcome.done.is_empty() {
+        let _ = match verb.manner().undoable {
+            true => writeln!(out, "go back: gpuvm undo {}", outcome.run),
+            false => writeln!(out, "run {}; it cannot be undone", outcome.run),
+        };
     }
     out
 }

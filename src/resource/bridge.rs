@@ -71,7 +71,7 @@ const MEMORY_FORMAT: u32 = 1;
 
 /// How long the guard waits for what answered before: spanning tree, LACP and a slow DHCP server need more than half a
 /// minute each.
-const PATIENCE_S: u32 = 90;
+const PATIENCE_S: u32 = 75;
 
 /// What turns cloud-init's network configuration off (cloud-init's documentation, "Network configuration").
 const CLOUD_INIT: &str = "/etc/cloud/cloud.cfg.d/99-gpuvm-network.cfg";

@@ -90,6 +90,13 @@ impl PackageSet {
             ));
         }
         let surprise: Vec<_> = remove.iter().filter(|n| !self.absent.contains(*n)).map(PackageName::as_str).collect();
+        // Nobody takes out what the same manifest needs: the sources offer two that do not go together.
+        if let Some(needed) = remove.iter().find(|n| self.wanted.contains_key(*n)) {
+            return Some((
+                format!("it would remove {}, and {needed} is needed itself", surprise.join(" ")),
+                format!("see which package asks for that: apt-get -s install {needed}"),
+            ));
+        }
         if !surprise.is_empty() {
             return Some((
                 format!("it would remove {}", surprise.join(" ")),

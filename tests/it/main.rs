@@ -20,4 +20,5 @@ mod policy;
 mod readme;
 mod talk;
 mod undo;
+mod verbs;
 mod vms;

@@ -16,11 +16,14 @@ ip link set lo up
 ip link add v0 type veth peer name v1
 unshare -n sleep 600 & neighbour=$!
 trap 'kill $neighbour' EXIT
-sleep 0.3
+until_true() { n=0; until "$@" >/dev/null 2>&1; do n=$((n+1)); [ $n -gt 300 ] && { echo "never: $*"; exit 9; }; sleep 0.1; done; }
+elsewhere() { there=$(readlink /proc/$neighbour/ns/net) && [ "$there" != "$(readlink /proc/self/ns/net)" ]; }
+until_true elsewhere
 ip link set v1 netns $neighbour
 nsenter -t $neighbour -n sh -c 'ip link set v1 up; ip address add 10.9.0.1/24 dev v1'
 netplan apply
-sleep 1
+answered() { ping 10.9.0.1; ip neighbour show to 10.9.0.1 dev v0 | grep -q REACHABLE; }
+until_true answered
 arm() { sh "$T/guard/guard.sh" "$T/guard" >>"$T/log" 2>&1 & guard=$!; }
 wait_for() { n=0; until [ -e "$T/guard/$1" ]; do n=$((n+1)); [ $n -gt 300 ] && { echo "no $1"; cat "$T/log"; exit 9; }; sleep 0.1; done; }
 switch() { printf '%s\n' "$1" >"$T/etc/conf"; echo ours >"$T/etc/ours"; : >"$T/guard/switched"; }
@@ -35,6 +38,7 @@ case $(cat "$T/etc/conf") in
 plain)
     ip link set v0 nomaster
     ip link set v0 up
+    [ -e "$T/no-lease" ] && exit 0
     ip address add 10.9.0.2/24 dev v0
     ip route replace default via 10.9.0.1 ;;
 bridge|broken)
@@ -48,7 +52,15 @@ esac
 "#;
 
 /// Nothing answers a real ping in every sandbox; a datagram makes the kernel look for its neighbour all the same.
-const PING: &str = "#!/bin/bash\nfor a; do :; done\necho >\"/dev/udp/$a/9\"\nsleep 0.3\nexit 1\n";
+const PING: &str = r#"#!/bin/bash
+for a; do :; done
+for _ in {1..20}; do
+    echo >"/dev/udp/$a/9"
+    case $(ip neighbour show to "$a") in *REACHABLE*) break ;; esac
+    sleep 0.1
+done
+exit 1
+"#;
 
 struct Place(tempfile::TempDir);
 
@@ -85,6 +97,12 @@ impl Place {
         guard("units", &format!("{}\n", t.join("unit").display()));
         fs::write(t.join("unit"), "").unwrap();
         place
+    }
+
+    /// A guard that keeps the change does so as soon as it may, and has to wait out a machine that is busy.
+    fn patient(self) -> Self {
+        fs::write(self.path().join("guard/patience"), "60\n").unwrap();
+        self
     }
 
     fn path(&self) -> &Path {
@@ -139,7 +157,7 @@ fn a_switch_stays_when_what_answered_answers_again() {
     if !may() {
         return;
     }
-    let place = Place::new(PROOFS);
+    let place = Place::new(PROOFS).patient();
     let said = place.run(
         "arm; wait_for ready; switch bridge; sleep 2; [ -e $T/guard/verdict ] && echo early\n\
          netplan apply; : >$T/guard/applied; wait_for verdict; wait $guard; ip -br address show dev br0",
@@ -168,6 +186,22 @@ fn a_switch_that_loses_the_address_goes_back_byte_for_byte() {
     assert_eq!(place.text("guard/verdict"), "reverted: address 10.9.0.2 did not answer\n");
     place.is_as_it_was();
     assert!(said.contains("10.9.0.2/24") && !said.contains("br0"), "{said}");
+}
+
+#[test]
+fn an_address_that_nobody_gives_back_is_put_back() {
+    if !may() {
+        return;
+    }
+    // The files are as before, and the DHCP server is gone.
+    let place = Place::new(PROOFS);
+    let said = place.run(
+        "arm; wait_for ready; switch broken; : >$T/no-lease; netplan apply; : >$T/guard/applied; wait_for verdict\n\
+         wait $guard; ip -br address show dev v0; ip route show default",
+    );
+    assert_eq!(place.text("guard/verdict"), "reverted: address 10.9.0.2 did not answer\n");
+    assert!(said.contains("10.9.0.2/24") && said.contains("default via 10.9.0.1 dev v0"), "{said}");
+    place.is_as_it_was();
 }
 
 #[test]
@@ -216,7 +250,7 @@ fn a_host_that_was_restarted_in_the_middle_decides_at_boot() {
     assert!(place.text("guard/verdict").starts_with("reverted: the host was restarted before"), "not switched");
     place.is_as_it_was();
 
-    let place = Place::new(PROOFS);
+    let place = Place::new(PROOFS).patient();
     place.run(
         "arm; wait_for ready; kill -9 $guard; switch bridge; echo another >$T/guard/boot; netplan apply\n\
          arm; wait_for verdict",

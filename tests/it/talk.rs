@@ -151,3 +151,71 @@ fn a_host_without_a_device_that_fits_says_what_to_look_at() {
     assert!(plan.code == 1 && plan.stdout.contains("this host has none"), "{}", plan.stdout);
     assert!(!plan.stdout.contains("there are:"), "{}", plan.stdout);
 }
+
+#[test]
+fn wrong_usage_is_told_apart_from_an_error() {
+    let desk = Desk::new();
+    for wrong in [&["plan", "--no-such-option"][..], &["no-such-command"], &["plan", "--output", "xml"]] {
+        let said = gpuvm(wrong, desk.0.path());
+        assert_eq!(said.status.code(), Some(64), "{wrong:?}");
+        assert!(said.stdout.is_empty() && !said.stderr.is_empty(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_manifest_that_is_wrong_changes_nothing_and_says_so() {
+    let desk = Desk::new();
+    fs::write(desk.path("host.yaml"), "version: 1\nvmz: {}\n").unwrap();
+    let before = tree(&desk.path("host"));
+    let said = desk.run(&["apply", "--yes", "--reboot"]);
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("did you mean `vms`?"), "{}", said.stderr);
+    assert!(said.stderr.contains("nothing was changed"), "{}", said.stderr);
+    assert_eq!(tree(&desk.path("host")), before);
+    assert_eq!(desk.run(&["status"]).stdout, "no run yet\n");
+}
+
+#[test]
+fn a_pipe_is_a_manifest_too_and_one_that_nobody_fills_is_not_waited_for() {
+    let desk = Desk::new();
+    let pipe = desk.path("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let silent = gpuvm(&["validate", "-f", "pipe", "--output", "json"], desk.0.path());
+    assert_eq!(silent.status.code(), Some(1));
+    let told: serde_json::Value = serde_json::from_slice(&silent.stdout).unwrap();
+    let message = told["problems"][0]["message"].as_str().unwrap();
+    assert!(message.contains("pipe") && message.contains("nobody writes to"), "{message}");
+
+    let writer = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || fs::write(pipe, MANIFEST).unwrap()
+    });
+    let filled = gpuvm(&["validate", "-f", "pipe"], desk.0.path());
+    assert_eq!(filled.status.code(), Some(0), "{}", String::from_utf8_lossy(&filled.stderr));
+    writer.join().unwrap();
+}
+
+#[test]
+fn colours_are_for_terminals_that_want_them() {
+    let desk = Desk::new();
+    fs::write(desk.path("host.yaml"), "version: 1\nvmz: {}\n").unwrap();
+    let on_terminal = |no_color: Option<&str>| {
+        // script(1) of util-linux gives it a terminal.
+        let mut script = std::process::Command::new("script");
+        script.args(["-qec", &format!("{} validate", env!("CARGO_BIN_EXE_gpuvm")), "/dev/null"]);
+        script.current_dir(desk.0.path()).env("TERM", "xterm").env_remove("NO_COLOR").env_remove("CI");
+        script.envs(no_color.map(|value| ("NO_COLOR", value)));
+        String::from_utf8_lossy(&script.stdin(std::process::Stdio::null()).output().unwrap().stdout).into_owned()
+    };
+    let coloured = on_terminal(None);
+    assert!(coloured.contains("\x1b[") && coloured.contains("vmz"), "{coloured:?}");
+    let plain = on_terminal(Some("1"));
+    assert!(!plain.contains("\x1b[") && plain.contains("vmz"), "{plain:?}");
+    let piped = std::process::Command::new(env!("CARGO_BIN_EXE_gpuvm"))
+        .arg("validate")
+        .current_dir(desk.0.path())
+        .env_remove("NO_COLOR")
+        .output()
+        .unwrap();
+    assert!(!String::from_utf8_lossy(&piped.stderr).contains('\x1b'));
+}

@@ -1,0 +1,138 @@
+//! Verbs: what a person asks for beside the manifest (`gpuvm vm start desktop`). A verb is data, kept with its run, and
+//! compiled to a plan from the host as it is: again in each round, after a boot, after a kill. So it says when it is
+//! done by itself, and goes through the lock, journal and record of any other run.
+//!
+//! A new verb is one variant of [`Verb`] with its words, and one arm of [`compile`] that says what it comes to on a host;
+//! the compiler points to both. Its steps are those of the one list; an effect that no step has yet is a new step.
+
+mod vm;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::facts::HostFacts;
+use crate::host::{HostError, Probe};
+use crate::plan::{Diff, Entry, Finding, Key, PLAN_FORMAT, Past, Plan, Severity, host_line, order};
+use crate::resource::Wanted;
+use crate::types::{DomainName, sha256_hex};
+
+/// What is asked for. Plain data: it lies in the run's order until it has ended, and in its record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Verb {
+    /// A VM runs.
+    StartVm {
+        /// Its name.
+        name: DomainName,
+    },
+}
+
+/// How a verb is spoken about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Manner {
+    /// It is done without a question: what it does is what its words say, and `gpuvm undo` takes it back.
+    pub plain: bool,
+    /// Whether `gpuvm undo` can take it back.
+    pub undoable: bool,
+}
+
+impl Verb {
+    /// As it is typed, without `gpuvm`.
+    pub fn words(&self) -> String {
+        match self {
+            Verb::StartVm { name } => format!("vm start {name}"),
+        }
+    }
+
+    /// How it is, once it is done.
+    pub fn done(&self) -> String {
+        match self {
+            Verb::StartVm { name } => format!("{name} runs"),
+        }
+    }
+
+    /// How it is spoken about.
+    pub fn manner(&self) -> Manner {
+        match self {
+            Verb::StartVm { .. } => Manner { plain: true, undoable: true },
+        }
+    }
+}
+
+/// What a verb comes to on a host.
+#[derive(Debug, Default)]
+struct Compiled {
+    /// The things that it changes, each compared with how it is to be. One that is as it is to be is in sync.
+    entries: Vec<Entry>,
+    /// What a person should know before.
+    findings: Vec<Finding>,
+    /// What becomes of the ledger's word on a thing once it is in sync: gpuvm's like this, or no longer. What is not
+    /// named here stays as it is.
+    ours: BTreeMap<Key, Option<Wanted>>,
+}
+
+/// What a verb is compiled from.
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    past: &'a Past,
+    probe: &'a dyn Probe,
+}
+
+/// The one place that knows them all.
+fn compile(verb: &Verb, look: Look<'_>) -> Result<Compiled, HostError> {
+    match verb {
+        Verb::StartVm { name } => vm::start(name, look),
+    }
+}
+
+/// The plan of a verb, with what stays gpuvm's of the things that it is about.
+pub fn plan(verb: &Verb, past: &Past, probe: &dyn Probe, facts: &HostFacts) -> (Plan, BTreeMap<Key, Wanted>) {
+    let from = verb.words();
+    let Compiled { mut entries, mut findings, ours } =
+        compile(verb, Look { past, probe }).unwrap_or_else(|e| Compiled {
+            findings: vec![Finding {
+                severity: Severity::Error,
+                code: "not-known".to_owned(),
+                place: String::new(),
+                message: format!("how the host is is not known: {e}"),
+                help: "mend that first, or run gpuvm as root".to_owned(),
+            }],
+            ..Compiled::default()
+        });
+    entries.sort_by(|a, b| a.key.cmp(&b.key));
+    // Refreshes that another run owes are for the next apply: who starts a VM does not wait for an initramfs.
+    let order = order(&entries, Wanted::KINDS, &BTreeSet::new()).unwrap_or_else(|e| {
+        findings.push(Finding {
+            severity: Severity::Error,
+            code: "order".to_owned(),
+            place: String::new(),
+            message: e.to_string(),
+            help: String::new(),
+        });
+        Vec::new()
+    });
+    let mut wanted: BTreeMap<Key, Wanted> =
+        entries.iter().filter_map(|e| Some((e.key.clone(), past.owned.get(&e.key)?.clone()))).collect();
+    for (key, becomes) in ours {
+        match becomes {
+            Some(becomes) => drop(wanted.insert(key, becomes)),
+            None => drop(wanted.remove(&key)),
+        }
+    }
+    let plan = Plan {
+        format: PLAN_FORMAT,
+        writer: env!("CARGO_PKG_VERSION").to_owned(),
+        host: host_line(probe, facts),
+        manifest: sha256_hex(format!("verb {from}").as_bytes()),
+        findings,
+        entries,
+        order,
+    };
+    (plan, wanted)
+}
+
+/// The entry of a verb about a thing.
+fn entry(key: Key, verb: &str, diff: Diff) -> Entry {
+    Entry { key, from: format!("gpuvm {verb}"), after: BTreeSet::new(), diff }
+}
