@@ -192,17 +192,18 @@ pub(super) fn approve(
     before: impl FnOnce() -> miette::Result<()>,
 ) -> miette::Result<u8> {
     let approved = &order.plan;
-    let plain = match &order.purpose {
-        Purpose::Verb(verb) if verb.manner().plain => Some(verb),
+    let verb = match &order.purpose {
+        Purpose::Verb(verb) => Some(verb),
         _ => None,
     };
+    let plain = verb.filter(|verb| verb.manner().plain);
+    if let (Some(verb), code::OK) = (verb, verdict(approved)) {
+        print(&format!("nothing to do: {}\n", verb.done()))?;
+        return Ok(code::OK);
+    }
     match (plain, verdict(approved)) {
         // It does what it says: there is nothing to show and nothing to ask.
         (Some(_), code::CHANGES) if talk.detail != Detail::Verbose => {}
-        (Some(verb), code::OK) => {
-            print(&format!("nothing to do: {}\n", verb.done()))?;
-            return Ok(code::OK);
-        }
         (Some(_), code::ERROR) => say(&report::refused(approved)),
         _ => {
             // What is asked about is shown, however quiet it is to be.

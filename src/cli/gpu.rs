@@ -1,4 +1,5 @@
-//! `gpuvm gpu`, `gpuvm check`, `gpuvm topology`: facts → GPUs → judged or drawn → shown. Look only.
+//! `gpuvm gpu`, `gpuvm check`, `gpuvm topology`: facts → GPUs → judged or drawn → shown. Look only, but for
+//! `attach` and `detach`, which are in a file of their own.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use miette::{IntoDiagnostic, miette};
 use serde::Serialize;
 
+use super::apply::Talk;
+use super::move_gpu::{self, MoveArgs};
 use super::{Output, code, host, print};
 use crate::apply::StateDir;
 use crate::check::{self, Asked, Explanation, Looked, NextBoot, Verdict};
@@ -67,6 +70,12 @@ enum GpuCommand {
         #[command(flatten)]
         look: LookArgs,
     },
+    /// Give a GPU to a VM: the whole slot or nothing, now where VM and host allow it, else from its next start on.
+    ///
+    /// Who uses the GPU is looked for first. `gpuvm undo` takes it back.
+    Attach(MoveArgs),
+    /// Take a GPU from a VM; its functions go back to their own drivers, or stay on vfio-pci where the manifest keeps it.
+    Detach(MoveArgs),
 }
 
 /// Arguments of `gpuvm check`.
@@ -168,28 +177,28 @@ impl Seen {
 
     /// The GPU that a person means.
     fn find(&self, text: &str) -> miette::Result<&Gpu> {
-        let entry = self.manifest.as_ref().and_then(|m| m.manifest.gpus.iter().find(|(n, _)| n.as_str() == text));
-        let slot = match entry {
-            Some((_, entry)) => desire::resolve(entry, true, &self.facts)
-                .map_err(|(why, help)| miette!(help = help, "`{text}`: {why}"))?,
-            None => {
-                let criterion = Criterion::guess(text);
-                let by_serial =
-                    |e| identity::find(&Criterion::Serial(text.to_owned()), true, &self.facts).map_err(|_| e);
-                let found = identity::find(&criterion, true, &self.facts);
-                let found = found.or_else(|e| if e.fitting == 0 { by_serial(e) } else { Err(e) });
-                found.map(|f| f.address.slot).map_err(|e| {
-                    let why = if e.fitting == 0 {
-                        format!("no GPU is `{text}`")
-                    } else {
-                        format!("{} GPUs are `{text}`", e.fitting)
-                    };
-                    miette!(help = format!("there are:\n      {}", e.lines()), "{why}")
-                })?
-            }
-        };
+        let slot = meant(text, self.manifest.as_ref(), &self.facts)?;
         self.gpus.iter().find(|g| g.slot == slot).ok_or_else(|| miette!("{slot} has no display function"))
     }
+}
+
+/// The slot of the GPU that a person means: by its name in the manifest, else by what it is.
+pub(super) fn meant(text: &str, manifest: Option<&Loaded>, facts: &HostFacts) -> miette::Result<PciSlot> {
+    let entry = manifest.and_then(|m| m.manifest.gpus.iter().find(|(n, _)| n.as_str() == text));
+    if let Some((_, entry)) = entry {
+        return desire::resolve(entry, true, facts).map_err(|(why, help)| miette!(help = help, "`{text}`: {why}"));
+    }
+    let criterion = Criterion::guess(text);
+    let by_serial = |e| identity::find(&Criterion::Serial(text.to_owned()), true, facts).map_err(|_| e);
+    let found = identity::find(&criterion, true, facts);
+    let found = found.or_else(|e| if e.fitting == 0 { by_serial(e) } else { Err(e) });
+    found.map(|f| f.address.slot).map_err(|e| {
+        let why = match e.fitting {
+            0 => format!("no GPU is `{text}`"),
+            n => format!("{n} GPUs are `{text}`"),
+        };
+        miette!(help = format!("there are:\n      {}", e.lines()), "{why}")
+    })
 }
 
 /// Opens the host, looks at everything once, and gives it to `show`.
@@ -226,8 +235,10 @@ fn exit(verdict: Verdict) -> u8 {
     }
 }
 
-pub(super) fn gpu(args: &GpuArgs, verbose: bool) -> miette::Result<u8> {
+pub(super) fn gpu(args: &GpuArgs, verbose: bool, talk: Talk<'_>) -> miette::Result<u8> {
     match &args.command {
+        GpuCommand::Attach(moved) => move_gpu::run(moved, true, talk),
+        GpuCommand::Detach(moved) => move_gpu::run(moved, false, talk),
         GpuCommand::List { look: l } => look(l.root.as_ref(), l.file.as_ref(), |seen, _| {
             let all: Vec<NamedGpu> = seen.gpus.iter().map(|g| seen.named_gpu(g)).collect();
             print(&if l.output == Output::Json { json(&all)? } else { report::gpu_list(&all) })?;

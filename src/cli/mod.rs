@@ -7,6 +7,7 @@ mod gpu;
 mod history;
 mod host;
 mod init;
+mod move_gpu;
 mod next_boot;
 mod plan;
 mod progress;
@@ -237,7 +238,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Facts(args) => facts::run(&args),
         Command::Status(args) => status::run(&args, cli.quiet),
         Command::Vm(args) => vm::run(&args, talk),
-        Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0),
+        Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0, talk),
         Command::Check(args) => gpu::check(&args, cli.verbose > 0, cli.quiet),
         Command::Topology(args) => gpu::topology(&args),
         Command::History(args) => history::history(&args),

@@ -70,7 +70,7 @@ fn append(text: &mut String, section: &str) {
 }
 
 /// Where a new entry of a mapping goes, at which depth, and what of the old text goes away for it (empty braces).
-fn place(text: &str, map: &Node) -> Option<(usize, String, Range<usize>)> {
+pub(super) fn place(text: &str, map: &Node) -> Option<(usize, String, Range<usize>)> {
     let line_end = |at: usize| text[at..].find('\n').map_or(text.len(), |n| at + n + 1);
     match &map.kind {
         Kind::Map(pairs) if !map.flow => {

@@ -5,12 +5,14 @@ mod binding;
 mod entry;
 mod file;
 mod init;
+mod given;
 mod insert;
 mod vm;
 pub mod words;
 
 pub use binding::{Source, sources};
 pub use entry::{Entry, Extra, describe};
+pub use given::{give, take};
 pub use init::init;
 
 /// Why a thing cannot be described, and what to do about it.

@@ -9,7 +9,7 @@ use crate::desire::{IMAGES, slot_of};
 use crate::facts::{HostFacts, Known, LinkKind};
 use crate::host::{Domain, Virtualisation};
 use crate::manifest::{
-    Accel, BridgeSection, CpuCount, DeviceUse, DirectBoot, DiskEntry, Firmware, Manifest, Memory, NetworkEntry,
+    Accel, BridgeSection, CpuCount, Cpus, DeviceUse, DirectBoot, DiskEntry, Firmware, Manifest, Memory, NetworkEntry,
     NicEntry, StartWhen, Uplink, VmEntry,
 };
 use crate::resource::libvirt_domain::{Projection, project};
@@ -79,7 +79,7 @@ pub(super) fn vm(
     let (gpus, devices) = devices(&is, manifest, facts, &mut rest);
     let boot = boot(&is, &mut rest);
     let entry = VmEntry {
-        cpus: CpuCount(is.cpus),
+        cpus: Cpus { count: CpuCount(is.cpus), pin: None, emulator: None },
         memory: Memory { size: is.memory, pages },
         disks,
         network: nic.entry,
@@ -235,7 +235,7 @@ fn boot(is: &Projection, rest: &mut Vec<String>) -> Option<DirectBoot> {
 
 /// The entry as lines of a block.
 pub(super) fn lines(entry: &VmEntry, rest: &[String]) -> Vec<String> {
-    let mut lines = vec![format!("cpus: {}", entry.cpus.0)];
+    let mut lines = vec![format!("cpus: {}", entry.cpus.count.0)];
     lines.push(match entry.memory.pages {
         Some(pages) => format!("memory: {{ size: {}, pages: {pages} }}", entry.memory.size),
         None => format!("memory: {}", entry.memory.size),

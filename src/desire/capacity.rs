@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use super::Desired;
 use crate::facts::HostFacts;
-use crate::manifest::{Manifest, StartWhen, VmEntry, VmState};
+use crate::manifest::{CpuSet, Manifest, StartWhen, VmEntry, VmState};
 use crate::plan::{Finding, Severity};
-use crate::types::ByteSize;
+use crate::types::{ByteSize, ResourceName, cpu_list_text};
 
 pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
     let mut find = |code: &str, place: String, message: String, help: String| {
@@ -19,11 +19,11 @@ pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
     let known = host.bytes() > 0;
     for (name, vm) in m.vms.iter().filter(|(_, vm)| !vm.absent) {
         let place = format!("vms.{name}");
-        if facts.cpu.count > 0 && vm.cpus.0 > facts.cpu.count {
+        if facts.cpu.count > 0 && vm.cpus.count.0 > facts.cpu.count {
             find(
                 "too-many-cpus",
                 place.clone(),
-                format!("{} CPUs, and the host has {}: they wait for each other", vm.cpus.0, facts.cpu.count),
+                format!("{} CPUs, and the host has {}: they wait for each other", vm.cpus.count.0, facts.cpu.count),
                 format!("write at most `cpus: {}`", facts.cpu.count),
             );
         }
@@ -58,6 +58,68 @@ pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
         );
     }
     huge_pages(m, facts, &mut find);
+    near(m, facts, &mut find);
+    pins(m, facts, desired);
+}
+
+/// What is locked in memory on one NUMA node by VMs that run at the same time, beside their GPUs.
+fn near(m: &Manifest, facts: &HostFacts, find: &mut impl FnMut(&str, String, String, String)) {
+    for node in &facts.cpu.nodes {
+        let on_node = |name: &ResourceName| {
+            let slot = m.gpus.get(name).and_then(|e| super::slot_of(e, true, facts));
+            slot.is_some_and(|slot| facts.slot(slot).any(|f| f.numa_node == Some(node.number)))
+        };
+        let there = || m.vms.iter().filter(|(_, vm)| runs(vm) && vm.gpus.first().is_some_and(on_node));
+        let all = there().fold(0u64, |sum, (_, vm)| sum.saturating_add(vm.memory.size.bytes()));
+        if node.memory.bytes() > 0 && all >= node.memory.bytes() && all < facts.cpu.memory.bytes() {
+            let names: Vec<String> = there().map(|(name, _)| format!("`{name}`")).collect();
+            find(
+                "numa",
+                "vms".to_owned(),
+                format!(
+                    "{} want {} on NUMA node {}, beside their GPUs, and it has {}: some of it is taken from another, \
+                     which is slower",
+                    names.join(", "),
+                    round(ByteSize::from_bytes(all)),
+                    node.number,
+                    round(node.memory)
+                ),
+                "give them less, or put a card into a slot of another node".to_owned(),
+            );
+        }
+    }
+}
+
+/// Pins on processors that are not there: QEMU does not start. Pins of two VMs on the same ones: they wait for each other.
+fn pins(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
+    let kept = || m.vms.iter().filter(|(_, vm)| !vm.absent);
+    for (name, vm) in kept() {
+        for (field, set) in [("pin", &vm.cpus.pin), ("emulator", &vm.cpus.emulator)] {
+            let over = set.iter().flat_map(|s| s.numbers()).find(|n| facts.cpu.count > 0 && *n >= facts.cpu.count);
+            let Some(over) = over else { continue };
+            desired.findings.push(Finding {
+                severity: Severity::Error,
+                code: "no-cpu".to_owned(),
+                place: format!("vms.{name}.cpus.{field}"),
+                message: format!("there is no processor {over}: the host has {}, from 0", facts.cpu.count),
+                help: format!("write numbers up to {}", facts.cpu.count - 1),
+            });
+        }
+    }
+    let pinned = |vm: &VmEntry| vm.cpus.pin.as_ref().map(CpuSet::numbers).filter(|_| runs(vm));
+    let all: Vec<_> = kept().filter_map(|(name, vm)| Some((name, pinned(vm)?))).collect();
+    for (n, (name, cpus)) in all.iter().enumerate() {
+        let other = all.iter().take(n).find(|(_, other)| !other.is_disjoint(cpus));
+        let Some((other, on)) = other else { continue };
+        let both = cpus.intersection(on).copied().collect();
+        desired.findings.push(Finding {
+            severity: Severity::Warning,
+            code: "same-cpus".to_owned(),
+            place: format!("vms.{name}.cpus.pin"),
+            message: format!("`{other}` runs at the same time and is pinned to CPUs {} too", cpu_list_text(&both)),
+            help: "pin each VM to processors of its own".to_owned(),
+        });
+    }
 }
 
 /// Whether the manifest makes a VM run.
@@ -161,6 +223,34 @@ mod tests {
         assert_eq!(said, ["Warning huge-pages vms: `a` needs 1024 pages of 2MiB, and the host keeps 512"]);
         assert!(findings(&vm("1GiB", "1GiB"))[0].contains("which this host does not have"));
         assert_eq!(findings(&(vm("2GiB", "2MiB") + "kernelArgs: [hugepages=1024]\n")), [""; 0]);
+    }
+
+    #[test]
+    fn pins_are_on_processors_that_are_there_and_on_each_once() {
+        let vm = |pin: &str| format!("{{ cpus: {{ count: 2, pin: \"{pin}\" }}, memory: 1GiB, start: boot }}");
+        assert_eq!(findings(&format!("vms: {{ a: {}, b: {} }}", vm("0-1"), vm("2,3"))), [""; 0]);
+        let said = findings(&format!("vms: {{ a: {} }}", vm("3-4")));
+        assert_eq!(said, ["Error no-cpu vms.a.cpus.pin: there is no processor 4: the host has 4, from 0"]);
+        let said = findings(&format!("vms: {{ a: {}, b: {} }}", vm("0-2"), vm("1-3")));
+        assert_eq!(said, ["Warning same-cpus vms.b.cpus.pin: `a` runs at the same time and is pinned to CPUs 1-2 too"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_on_the_node_of_its_gpu_is_said() {
+        let mut facts = crate::resource::tests::facts();
+        facts.cpu.memory = ByteSize::from_gib(64);
+        let node = |number| crate::facts::NumaNode {
+            number,
+            cpus: (number * 8..number * 8 + 8).collect(),
+            memory: ByteSize::from_gib(32),
+        };
+        facts.cpu.nodes = vec![node(0), node(1)];
+        let gpu = crate::facts::PciFunction { numa_node: Some(1), ..crate::facts::tests::display() };
+        facts.pci.insert(gpu.address, gpu);
+        let vm = |memory: &str| format!("vms: {{ a: {{ cpus: 2, memory: {memory}, gpus: [w], start: boot }} }}");
+        assert_eq!(found(&vm("16GiB"), &facts), [""; 0]);
+        let said = found(&vm("40GiB"), &facts);
+        assert!(said.len() == 1 && said[0].contains("`a` want 40GiB on NUMA node 1"), "{said:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `vms`, and what they imply: libvirt and QEMU, KVM, the pools and volumes of their disks, the networks that they are
 //! on. Pools and networks come from `storage`, `libvirt.pool` and `networks`, and are wanted where a VM uses them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::gpus::{proof, resolve};
@@ -8,9 +9,11 @@ use super::{Desired, Shared};
 use crate::facts::HostFacts;
 use crate::manifest::{self, DiskEntry, Loaded, Manifest, NicEntry, StartWhen, VmEntry, VmState};
 use crate::plan::{Finding, Key, Severity};
-use crate::resource::libvirt_domain::{Accel, Arch, Disk, Firmware, Kernel, LibvirtDomain, Nic, NicOn, PassedSlot};
+use crate::resource::libvirt_domain::{
+    Accel, Arch, Disk, Firmware, Kernel, LibvirtDomain, Near, Nic, NicOn, PassedSlot, Pins,
+};
 use crate::resource::{libvirt_network::LibvirtNetwork, pool::Pool, volume::Volume};
-use crate::types::{DomainName, MacAddress, ResourceName, sha256_hex};
+use crate::types::{DomainName, MacAddress, ResourceName, cpu_list_text, sha256_hex};
 
 /// Where libvirt's own packages put disks.
 pub const IMAGES: &str = "/var/lib/libvirt/images";
@@ -181,7 +184,9 @@ fn one(m: &Manifest, facts: &HostFacts, desired: &mut Desired, kvm: bool, name: 
     });
     let domain = LibvirtDomain {
         name: name.clone(),
-        cpus: vm.cpus.0,
+        cpus: vm.cpus.count.0,
+        pins: pins(&vm.cpus),
+        near: near(vm, &slots, facts),
         memory: vm.memory.size,
         huge_pages: vm.memory.pages,
         disks,
@@ -209,6 +214,29 @@ fn one(m: &Manifest, facts: &HostFacts, desired: &mut Desired, kvm: bool, name: 
         start_owed: false,
     };
     desired.want(&place, after, domain);
+}
+
+/// What of it is pinned: one processor of the host's each where there are as many, else all on all of them.
+fn pins(cpus: &manifest::Cpus) -> Option<Pins> {
+    let emulator = cpus.emulator.as_ref().map(|on| cpu_list_text(&on.numbers()));
+    let on = cpus.pin.as_ref().map(manifest::CpuSet::numbers).unwrap_or_default();
+    let count = cpus.count.0;
+    let pinned: BTreeMap<u32, String> = match on.len() == count as usize {
+        true => (0..count).zip(on.iter().map(u32::to_string)).collect(),
+        false if on.is_empty() => BTreeMap::new(),
+        false => (0..count).map(|cpu| (cpu, cpu_list_text(&on))).collect(),
+    };
+    (!pinned.is_empty() || emulator.is_some()).then_some(Pins { cpus: pinned, emulator })
+}
+
+/// The NUMA node of its first GPU that has one, unless the manifest itself says where it runs.
+fn near(vm: &VmEntry, slots: &[PassedSlot], facts: &HostFacts) -> Option<Near> {
+    if vm.cpus.pin.is_some() {
+        return None;
+    }
+    let number = slots.iter().flat_map(|s| &s.functions).find_map(|f| facts.pci.get(f)?.numa_node)?;
+    let node = facts.cpu.nodes.iter().find(|n| n.number == number && n.cpus.len() >= vm.cpus.count.0 as usize)?;
+    Some(Near { node: number, cpus: cpu_list_text(&node.cpus) })
 }
 
 /// The pools and volumes of a VM's disks.

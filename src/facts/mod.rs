@@ -145,6 +145,21 @@ pub struct Cpu {
     /// The sizes of huge pages that the kernel has, with how many it keeps.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub huge_pages: Vec<HugePages>,
+    /// Its NUMA nodes, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<NumaNode>,
+}
+
+/// Processors and memory that are near each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NumaNode {
+    /// Its number.
+    pub number: u32,
+    /// Its processors; none on a node of memory alone.
+    pub cpus: BTreeSet<u32>,
+    /// All of its memory.
+    pub memory: ByteSize,
 }
 
 /// Huge pages of one size.

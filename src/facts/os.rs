@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::{Cpu, HugePages, Kernel, Os};
+use super::{Cpu, HugePages, Kernel, NumaNode, Os};
 use crate::host::{Answer, Probe};
-use crate::types::ByteSize;
+use crate::types::{ByteSize, cpu_list};
 
 /// A file's text; empty where it is absent or may not be read.
 pub(super) fn text(probe: &dyn Probe, path: &str) -> String {
@@ -57,7 +57,27 @@ pub(super) fn cpu(probe: &dyn Probe) -> Cpu {
         kvm_device: exists(probe, "/dev/kvm"),
         memory: ByteSize::from_bytes(kib.unwrap_or_default() << 10),
         huge_pages: huge_pages(probe),
+        nodes: nodes(probe),
     }
+}
+
+/// /sys/devices/system/node (Documentation/ABI/stable/sysfs-devices-node in the kernel). A machine of one node has nothing
+/// to choose.
+fn nodes(probe: &dyn Probe) -> Vec<NumaNode> {
+    const DIR: &str = "/sys/devices/system/node";
+    let mut all: Vec<NumaNode> = names(probe, DIR)
+        .iter()
+        .filter_map(|name| {
+            let number = name.strip_prefix("node")?.parse().ok()?;
+            let memory = text(probe, &format!("{DIR}/{name}/meminfo"));
+            let total = memory.lines().find_map(|l| l.split_once("MemTotal:")?.1.trim().strip_suffix(" kB"));
+            let kib = total.and_then(|t| t.parse::<u64>().ok()).unwrap_or_default();
+            let cpus = cpu_list(&text(probe, &format!("{DIR}/{name}/cpulist")));
+            Some(NumaNode { number, cpus, memory: ByteSize::from_bytes(kib << 10) })
+        })
+        .collect();
+    all.sort_by_key(|n| n.number);
+    if all.len() > 1 { all } else { Vec::new() }
 }
 
 /// /sys/kernel/mm/hugepages (Documentation/admin-guide/mm/hugetlbpage.rst in the kernel).

@@ -177,7 +177,13 @@ impl Host for Live {
             | Step::EditDomain { .. }
             | Step::UndefineDomain { .. }
             | Step::StartDomain { .. }
-            | Step::StopDomain { .. } => libvirt::execute(step, progress),
+            | Step::StopDomain { .. }
+            | Step::DetachDevices { .. } => libvirt::execute(step, progress),
+            Step::AttachDevices { else_back, .. } => libvirt::execute(step, progress).inspect_err(|_| {
+                if let Some(Err(e)) = else_back.as_ref().map(|back| pci::bind(back, progress)) {
+                    tracing::error!("the slot could not be given back: {e}");
+                }
+            }),
         }
     }
     fn tidy(&mut self, path: &Path) -> Result<(), HostError> {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, read, reload};
 pub use schema::schema;
-pub use short::{CpuCount, FilePath, KernelArg, ModuleName, SlotOrFunction, UserName, WordError};
+pub use short::{CpuCount, CpuSet, FilePath, KernelArg, ModuleName, SlotOrFunction, UserName, WordError};
 
 use crate::types::{
     ByteSize, CardId, DomainName, HostName, InterfaceName, MacAddress, Mode, PackageName, PciId, ResourceName, UnitName,
@@ -281,8 +281,8 @@ pub struct StorageEntry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VmEntry {
-    /// Virtual processors.
-    pub cpus: CpuCount,
+    /// Virtual processors: a number, or `{ count: 8, pin: "4-11" }`.
+    pub cpus: Cpus,
     /// Memory: a size, or `{ size: 32GiB, pages: 1GiB }` for huge pages.
     pub memory: Memory,
     /// Disks in order: a size, or `{ size: 200GiB, pool: fast }`; each is the volume `VM-N.qcow2` of its pool, N from 0.
@@ -315,6 +315,21 @@ pub struct VmEntry {
     /// Take the VM's definition away; its disks stay.
     #[serde(default)]
     pub absent: bool,
+}
+
+/// Virtual processors of a VM.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cpus {
+    /// How many.
+    pub count: CpuCount,
+    /// The host's processors that they run on: one each where there are as many, else all of them on all. Where left out,
+    /// a VM with a GPU runs on those of its GPU's NUMA node, and any other on all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<CpuSet>,
+    /// The host's processors that QEMU's own work runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emulator: Option<CpuSet>,
 }
 
 /// Memory of a VM.

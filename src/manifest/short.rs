@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
-use super::{DeviceMatch, DiskEntry, Memory, NicEntry, PackageEntry, Uplink};
+use super::{Cpus, DeviceMatch, DiskEntry, Memory, NicEntry, PackageEntry, Uplink};
 use crate::types::{
     ByteSize, CardId, InterfaceName, MacAddress, PackageName, PciAddress, PciSlot, ResourceName, as_string,
 };
@@ -96,6 +96,24 @@ as_string!(
     "0000:02:00"
 );
 
+word!(
+    /// Processors of the host, by number: single ones and ranges.
+    CpuSet, "a list of processors, such as `4-11` or `0,2,4-7`", "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$", "4-11",
+    |t| t.len() < 512 && t.split(',').all(|part| {
+        let number = |n: &str| n.parse::<u32>().ok().filter(|n| *n < 4096);
+        match part.split_once('-') {
+            None => number(part).is_some(),
+            Some((first, last)) => number(first).zip(number(last)).is_some_and(|(first, last)| first <= last),
+        }
+    })
+);
+impl CpuSet {
+    /// Each of them once, in order.
+    pub fn numbers(&self) -> std::collections::BTreeSet<u32> {
+        crate::types::cpu_list(&self.0)
+    }
+}
+
 /// How many virtual processors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(transparent)]
@@ -135,6 +153,45 @@ macro_rules! short_or_mapping {
             }
         }
     };
+}
+
+const CPUS: &str = "a number of virtual processors, or `{ count, pin, emulator }`";
+
+impl<'de> Deserialize<'de> for Cpus {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        struct Full {
+            count: CpuCount,
+            #[serde(default)]
+            pin: Option<CpuSet>,
+            #[serde(default)]
+            emulator: Option<CpuSet>,
+        }
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Cpus;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(CPUS)
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Cpus, E> {
+                Err(E::custom(format_args!("expected {}, found `{text}`", CPUS)))
+            }
+            fn visit_u64<E: de::Error>(self, n: u64) -> Result<Cpus, E> {
+                let count = CpuCount::deserialize(de::value::U64Deserializer::<E>::new(n))?;
+                Ok(Cpus { count, pin: None, emulator: None })
+            }
+            fn visit_i64<E: de::Error>(self, n: i64) -> Result<Cpus, E> {
+                let count = CpuCount::deserialize(de::value::I64Deserializer::<E>::new(n))?;
+                Ok(Cpus { count, pin: None, emulator: None })
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Cpus, A::Error> {
+                let Full { count, pin, emulator } = Full::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Cpus { count, pin, emulator })
+            }
+        }
+        d.deserialize_any(Either)
+    }
 }
 
 short_or_mapping!(PackageEntry, "a package name, or `{ name, absent }`",

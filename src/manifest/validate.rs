@@ -281,6 +281,7 @@ impl<'a> Checks<'a> {
             let place = self.at(&["vms", name.as_str()]);
             self.vm_devices(vm, &place);
             self.memory(vm, &place);
+            self.pins(vm, &place);
             if let (Some(nic), Some(at)) = (&vm.network, place.get("network")) {
                 if networks_known {
                     let word = at.get("name").unwrap_or_else(|| at.clone());
@@ -328,6 +329,16 @@ impl<'a> Checks<'a> {
                     self.twice((usage, "kept for the host here"), again, message, Some(&help));
                 }
             }
+        }
+    }
+
+    fn pins(&mut self, vm: &VmEntry, place: &Place<'a>) {
+        let (Some(pin), Some(at)) = (&vm.cpus.pin, place.get("cpus").and_then(|c| c.get("pin"))) else { return };
+        let (count, on) = (vm.cpus.count.0, pin.numbers().len());
+        if on < count as usize {
+            let message = format!("{count} virtual processors are pinned to {on} of the host's");
+            let help = "name at least as many, or write a smaller `count`";
+            self.value(&at, message, "too few: they would wait for each other", Some(help));
         }
     }
 

@@ -167,7 +167,12 @@ pub fn touched(step: &Step) -> Vec<Place> {
         | Step::MarkDomain { name, .. }
         | Step::UndefineDomain { name }
         | Step::StartDomain { name }
-        | Step::StopDomain { name } => vec![Place::Domain(name.clone())],
+        | Step::StopDomain { name }
+        | Step::DetachDevices { name, .. } => vec![Place::Domain(name.clone())],
+        Step::AttachDevices { name, else_back, .. } => {
+            let functions = else_back.iter().flat_map(|b| &b.functions).map(|(a, _)| Place::Function(*a));
+            functions.chain([Place::Domain(name.clone())]).collect()
+        }
         // What they make (lists, caches, an initramfs, a boot) is made anew from what the other steps leave.
         Step::MakeDir { .. } | Step::AptIndex { .. } | Step::FinishPackages | Step::Refresh { .. } | Step::Reboot => {
             Vec::new()

@@ -403,6 +403,23 @@ pub enum Step {
         /// Its name.
         name: DomainName,
     },
+    /// Gives devices to a running VM: all of them, or none.
+    AttachDevices {
+        /// Its name.
+        name: DomainName,
+        /// Each as an element of a definition, with its place in the guest.
+        devices: Vec<String>,
+        /// Where the VM does not take them: to whom the slot goes back, as a whole.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        else_back: Option<SlotBinding>,
+    },
+    /// Takes devices from a running VM, whose guest is asked to let go of them, and waits until it did.
+    DetachDevices {
+        /// Its name.
+        name: DomainName,
+        /// Each as an element of its running definition.
+        devices: Vec<String>,
+    },
     /// What is done once after all changes that name it.
     Refresh {
         /// Which.
@@ -448,6 +465,8 @@ impl Step {
             Step::UndefineDomain { .. } => "undefine the VM",
             Step::StartDomain { .. } => "start the VM",
             Step::StopDomain { .. } => "shut the VM down",
+            Step::AttachDevices { .. } => "plug the devices into the VM",
+            Step::DetachDevices { .. } => "unplug the devices from the VM",
             Step::Reboot => "boot the host",
         };
         text.to_owned()

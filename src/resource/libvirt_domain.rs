@@ -5,14 +5,17 @@
 //! touched. A running VM is never powered off: its stored definition changes, and the rest waits for its next start.
 
 mod adopt;
+mod plug;
 mod read;
 mod splice;
 mod write;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use plug::{passed_function, plugs, unplugs, with_slot, without_slot};
 pub use read::{Projection, disk_files, is_marked, managed_functions, project, taps};
 pub use splice::{with_mark, with_passwords, with_uuid, without_private_parts};
 pub use write::MARK;
@@ -22,7 +25,9 @@ use super::libvirt::{Libvirt, ask, known};
 use crate::facts::HostFacts;
 use crate::host::{Answer, Domain, HostError, Probe, Virtualisation};
 use crate::plan::{Action, Change, Diff, FieldDiff, Risk, Step, TextEdit, WaitFor};
-use crate::types::{ByteSize, DomainName, InterfaceName, MacAddress, PciAddress, PciSlot, ResourceName};
+use crate::types::{
+    ByteSize, DomainName, InterfaceName, MacAddress, PciAddress, PciSlot, ResourceName, cpu_list, cpu_list_text,
+};
 
 /// A VM as it is wanted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +37,12 @@ pub struct LibvirtDomain {
     pub name: DomainName,
     /// Virtual processors.
     pub cpus: u32,
+    /// The host's processors that they run on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pins: Option<Pins>,
+    /// Where it is made, when it is made: near its GPU. In a definition that is there it stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub near: Option<Near>,
     /// Memory.
     pub memory: ByteSize,
     /// The size of the huge pages that its memory is taken from.
@@ -61,6 +72,35 @@ pub struct LibvirtDomain {
     /// In the ledger only: making it did not come to its end, so its first start is still owed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub start_owed: bool,
+}
+
+/// Which of the host's processors what runs on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pins {
+    /// Each virtual processor, with a list of the host's.
+    pub cpus: BTreeMap<u32, String>,
+    /// QEMU's own work.
+    pub emulator: Option<String>,
+}
+
+impl Pins {
+    /// In a line.
+    fn text(&self) -> String {
+        let mut parts: Vec<String> = self.cpus.iter().map(|(cpu, on)| format!("{cpu}→{on}")).collect();
+        parts.extend(self.emulator.iter().map(|on| format!("emulator→{on}")));
+        parts.join(" ")
+    }
+}
+
+/// The NUMA node that a VM is put on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Near {
+    /// Its number.
+    pub node: u32,
+    /// Its processors, as a list.
+    pub cpus: String,
 }
 
 /// A disk of a VM: a volume.
@@ -175,6 +215,10 @@ impl LibvirtDomain {
                 None => self.memory.to_string(),
             },
         ];
+        if let Some(pins) = self.pins.as_ref().filter(|p| !p.cpus.is_empty()) {
+            let on = pins.cpus.values().flat_map(|on| cpu_list(on)).collect();
+            parts.push(format!("pinned to {}", cpu_list_text(&on)));
+        }
         if self.accel == Accel::Tcg {
             parts.push("emulated".to_owned());
         }
@@ -191,6 +235,9 @@ impl LibvirtDomain {
 
     fn creation(&self) -> Change {
         let mut change = Change::new(Action::Create, self.summary());
+        if let Some(near) = &self.near {
+            change.notes.push(format!("on NUMA node {}, where its GPU is (CPUs {})", near.node, near.cpus));
+        }
         if self.autostart {
             change.notes.push("starts with the host".to_owned());
         }
@@ -211,6 +258,10 @@ impl LibvirtDomain {
         };
         field("accel", Some(is.accel.clone()), Some(self.accel.name().to_owned()));
         field("cpus", Some(is.cpus.to_string()), Some(self.cpus.to_string()));
+        if self.pins.is_some() || last.is_some_and(|l| l.pins.is_some()) {
+            let text = |pins: Option<&Pins>| pins.map(Pins::text).filter(|t| !t.is_empty());
+            field("pinned", text(Some(&is.pins)), text(self.pins.as_ref()));
+        }
         field("memory", Some(is.memory.to_string()), Some(self.memory.to_string()));
         if self.huge_pages.is_some() || last.is_some_and(|l| l.huge_pages.is_some()) {
             let size = |pages: Option<ByteSize>| pages.map(|p| p.to_string());

@@ -153,22 +153,28 @@ impl VfioBinding {
 
     /// Why the slot must not be given away, or `None`.
     fn forbidden(&self, functions: &[&PciFunction], facts: &HostFacts) -> Option<(String, String)> {
-        let blocked = |why: String, help: &str| Some((why, help.to_owned()));
-        match &facts.iommu {
-            Iommu::On { .. } => {}
-            Iommu::Off { why, help } => return blocked(format!("the IOMMU is off: {why}"), help),
-            Iommu::Missing { why, help } => return blocked(format!("there is no IOMMU: {why}"), help),
-            Iommu::Unknown(why) => {
-                return blocked(format!("it is not known whether the IOMMU is on: {why}"), "run it as root");
-            }
+        if let Some(off) = iommu_off(facts) {
+            return Some(off);
         }
         if facts.boot.initramfs == InitramfsTool::None {
-            return blocked(
+            return Some((
                 "neither initramfs-tools nor dracut is installed, and without an initramfs nothing binds early"
                     .to_owned(),
-                "install one of them: apt-get install initramfs-tools",
-            );
+                "install one of them: apt-get install initramfs-tools".to_owned(),
+            ));
         }
+        self.stays(functions, facts)
+    }
+
+    /// Why the slot must not be given away while the host runs, or `None`: as for early binding, but for what that needs.
+    pub fn forbidden_now(&self, facts: &HostFacts) -> Option<(String, String)> {
+        let functions: Vec<&PciFunction> = facts.slot(self.slot).collect();
+        iommu_off(facts).or_else(|| self.stays(&functions, facts))
+    }
+
+    /// What of the slot and its group belongs to the host.
+    fn stays(&self, functions: &[&PciFunction], facts: &HostFacts) -> Option<(String, String)> {
+        let blocked = |why: String, help: &str| Some((why, help.to_owned()));
         if let Some(f) = functions.iter().find(|f| f.is_bridge()) {
             return blocked(format!("{} is a bridge ({})", f.address, f.name), "name the slot of the card itself");
         }
@@ -228,6 +234,17 @@ pub(super) fn device_path(f: &PciFunction) -> Option<String> {
         path += &format!("/{domain}:{bus}:{device:02x}.{function}");
     }
     Some(path)
+}
+
+fn iommu_off(facts: &HostFacts) -> Option<(String, String)> {
+    match &facts.iommu {
+        Iommu::On { .. } => None,
+        Iommu::Off { why, help } => Some((format!("the IOMMU is off: {why}"), help.clone())),
+        Iommu::Missing { why, help } => Some((format!("there is no IOMMU: {why}"), help.clone())),
+        Iommu::Unknown(why) => {
+            Some((format!("it is not known whether the IOMMU is on: {why}"), "run it as root".to_owned()))
+        }
+    }
 }
 
 /// What to do about neighbours in the group: those that the host does not need may go along.

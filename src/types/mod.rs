@@ -1,6 +1,7 @@
 //! The newtypes that everything else speaks in: parsed once at the edge, so that inside no `String` is really an
 //! address, a size or a name. Each implements `FromStr`, `Display`, serde as a string, and `JsonSchema`.
 
+mod cpus;
 mod name;
 mod pci;
 mod size;
@@ -10,6 +11,7 @@ mod url;
 mod version;
 mod xml;
 
+pub use cpus::{cpu_list, cpu_list_text};
 pub use name::{DomainName, HostName, InterfaceName, MacAddress, NameError, PackageName, ResourceName, UnitName};
 pub use pci::{CardId, PciAddress, PciError, PciId, PciSlot};
 pub use size::{ByteSize, Mode, SizeError};

@@ -15,9 +15,9 @@ use crate::plan::{
     Plan, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, TextEdit, VolumeStep, WaitFor, host_line,
     name_guests, order,
 };
-use crate::resource::libvirt_domain::without_private_parts;
+use crate::resource::libvirt_domain::{project, without_private_parts};
 use crate::resource::{Resource, Wanted, bridge::Bridge, libvirt_domain};
-use crate::types::{ByteSize, Mode, Splice, sha256_hex};
+use crate::types::{ByteSize, Mode, PciAddress, Splice, sha256_hex};
 
 /// What is to be undone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -254,6 +254,16 @@ impl Thing<'_> {
             self.stays.push(format!("loaded until the next boot, since something may use them: {names}"));
         }
         self.slot(&mine, &mut change);
+        if change.steps.iter().any(|s| matches!(s, Step::BindSlot(_)))
+            && let Some(vm) = running_with(&mine, probe)?
+            && !self.stops(&vm)
+        {
+            // Unbinding it under a VM would sleep in the kernel until the VM ends.
+            return Ok(Diff::Blocked {
+                why: format!("VM `{vm}` runs with it"),
+                help: format!("take it from there first: gpuvm gpu detach {vm} {}", key.name),
+            });
+        }
         for (place, before, is) in &with_boot {
             change.fields.push(FieldDiff::new(place.to_string(), Some(word(is)), Some(word(before))));
         }
@@ -459,6 +469,14 @@ impl Thing<'_> {
         }
     }
 
+    /// Whether the same undo shuts a VM down, since it did not run before.
+    fn stops(&self, vm: &str) -> bool {
+        let ran = |seen: &Seen| matches!(seen, Seen::Domain { active: true, .. });
+        let mut of_vm =
+            self.recorded.before.iter().filter(|(_, p, _)| matches!(p, Place::Domain(n) if n.as_str() == vm));
+        of_vm.any(|(_, _, before)| !ran(before))
+    }
+
     /// A slot that was bound at once is bound back at once, as a whole.
     fn slot(&self, mine: &[(&Place, &Seen)], change: &mut Change) {
         let of = |place: &Place| self.now.seen.get(place).unwrap_or(&Seen::Nothing);
@@ -497,6 +515,17 @@ fn leaving(entries: &[Entry], probe: &dyn Probe) -> BTreeSet<String> {
         _ => None,
     });
     stopped.flat_map(libvirt_domain::taps).collect()
+}
+
+/// The running VM that has one of the functions that are to be bound.
+fn running_with(mine: &[(&Place, &Seen)], probe: &dyn Probe) -> Result<Option<String>, HostError> {
+    let bound = |f: &PciAddress| mine.iter().any(|(place, _)| matches!(place, Place::Function(a) if a == f));
+    let Answer::Value(known) = probe.virtualisation()? else { return Ok(None) };
+    let has = |d: &&crate::host::Domain| {
+        let live = d.live_xml.as_deref().filter(|_| d.active).and_then(|xml| project(xml).ok());
+        live.is_some_and(|p| p.functions.iter().any(bound))
+    };
+    Ok(known.domains.iter().find(has).map(|d| d.name.clone()))
 }
 
 /// As `--skip` takes it.

@@ -5,6 +5,7 @@
 //! A new verb is one variant of [`Verb`] with its words, and one arm of [`compile`] that says what it comes to on a host;
 //! the compiler points to both. Its steps are those of the one list; an effect that no step has yet is a new step.
 
+mod gpu;
 mod vm;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,8 @@ use crate::facts::HostFacts;
 use crate::host::{HostError, Probe};
 use crate::plan::{Diff, Entry, Finding, Key, PLAN_FORMAT, Past, Plan, Severity, host_line, name_guests, order};
 use crate::resource::Wanted;
-use crate::types::{DomainName, sha256_hex};
+use crate::resource::vfio_binding::Card;
+use crate::types::{DomainName, PciSlot, sha256_hex};
 
 /// What is asked for. Plain data: it lies in the run's order until it has ended, and in its record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +28,34 @@ pub enum Verb {
         /// Its name.
         name: DomainName,
     },
+    /// A VM has a GPU, now where that can be, else from its next start on.
+    AttachGpu(MovedGpu),
+    /// A VM does not have a GPU any more, and its functions are on their own drivers again.
+    DetachGpu(MovedGpu),
+}
+
+/// A GPU that goes to a VM or comes back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MovedGpu {
+    /// The VM.
+    pub vm: DomainName,
+    /// The GPU as it was named.
+    pub gpu: String,
+    /// Its slot.
+    pub slot: PciSlot,
+    /// The card in it: another one there is refused.
+    pub card: Card,
+    /// Whether the manifest keeps it for VMs, so that it stays on vfio-pci when it comes back.
+    pub kept: bool,
+}
+
+impl MovedGpu {
+    /// As it was named, with its slot.
+    fn named(&self) -> String {
+        let slot = self.slot.to_string();
+        if self.gpu == slot { slot } else { format!("{} ({slot})", self.gpu) }
+    }
 }
 
 /// How a verb is spoken about.
@@ -42,6 +72,8 @@ impl Verb {
     pub fn words(&self) -> String {
         match self {
             Verb::StartVm { name } => format!("vm start {name}"),
+            Verb::AttachGpu(m) => format!("gpu attach {} {}", m.vm, m.gpu),
+            Verb::DetachGpu(m) => format!("gpu detach {} {}", m.vm, m.gpu),
         }
     }
 
@@ -49,6 +81,8 @@ impl Verb {
     pub fn done(&self) -> String {
         match self {
             Verb::StartVm { name } => format!("{name} runs"),
+            Verb::AttachGpu(m) => format!("{} has {}", m.vm, m.named()),
+            Verb::DetachGpu(m) => format!("{} does not have {}", m.vm, m.named()),
         }
     }
 
@@ -56,6 +90,7 @@ impl Verb {
     pub fn manner(&self) -> Manner {
         match self {
             Verb::StartVm { .. } => Manner { plain: true, undoable: true },
+            Verb::AttachGpu(_) | Verb::DetachGpu(_) => Manner { plain: false, undoable: true },
         }
     }
 }
@@ -77,12 +112,15 @@ struct Compiled {
 struct Look<'a> {
     past: &'a Past,
     probe: &'a dyn Probe,
+    facts: &'a HostFacts,
 }
 
 /// The one place that knows them all.
 fn compile(verb: &Verb, look: Look<'_>) -> Result<Compiled, HostError> {
     match verb {
         Verb::StartVm { name } => vm::start(name, look),
+        Verb::AttachGpu(moved) => gpu::attach(moved, look),
+        Verb::DetachGpu(moved) => gpu::detach(moved, look),
     }
 }
 
@@ -90,7 +128,7 @@ fn compile(verb: &Verb, look: Look<'_>) -> Result<Compiled, HostError> {
 pub fn plan(verb: &Verb, past: &Past, probe: &dyn Probe, facts: &HostFacts) -> (Plan, BTreeMap<Key, Wanted>) {
     let from = verb.words();
     let Compiled { mut entries, mut findings, ours } =
-        compile(verb, Look { past, probe }).unwrap_or_else(|e| Compiled {
+        compile(verb, Look { past, probe, facts }).unwrap_or_else(|e| Compiled {
             findings: vec![Finding {
                 severity: Severity::Error,
                 code: "not-known".to_owned(),

@@ -35,12 +35,12 @@ fn starts(diff: &Diff) -> bool {
     matches!(diff, Diff::Change(_) | Diff::InSync { .. })
 }
 
-fn key(name: &DomainName) -> Key {
+pub(super) fn key(name: &DomainName) -> Key {
     Key::new(LibvirtDomain::KIND, name.as_str())
 }
 
 /// The VM, which is gpuvm's; else what to say in place of a change.
-fn find(
+pub(super) fn find(
     name: &DomainName,
     look: Look<'_>,
     word: &str,

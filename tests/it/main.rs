@@ -16,6 +16,7 @@ mod init;
 mod layers;
 mod machine;
 mod manifest;
+mod moves;
 mod network_guard;
 mod packages;
 mod policy;

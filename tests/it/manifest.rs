@@ -144,6 +144,14 @@ fn each_rule_names_the_thing_and_its_place() {
         ),
         // Sizes, life, addresses.
         (memory("16MiB"), "2:30 vms.a.memory: 16MiB of memory is too little"),
+        (
+            top("vms: { a: { cpus: { count: 4, pin: '0-1' }, memory: 1GiB } }\n"),
+            "2:36 vms.a.cpus.pin: 4 virtual processors are pinned to 2 of the host's",
+        ),
+        (
+            top("vms: { a: { cpus: { count: 4, pin: '4-' }, memory: 1GiB } }\n"),
+            "2:36 vms.a.cpus.pin: `4-` is not a list of processors, such as `4-11` or `0,2,4-7`",
+        ),
         (memory("{ size: 1GiB, pages: 4MiB }"), "2:51 vms.a.memory.pages: there are no huge pages of 4MiB"),
         (
             memory("{ size: 1536MiB, pages: 1GiB }"),
@@ -188,7 +196,7 @@ fn several_problems_are_told_at_once_and_none_twice() {
         problems(source),
         [
             "3:27 gpus.work.uze: unknown field `uze`",
-            "7:11 vms.a.cpus: expected a whole number, found `many`",
+            "7:11 vms.a.cpus: expected a number of virtual processors, or `{ count, pin, emulator }`, found `many`",
             "12:13 vms.b.memory: `16G` is ambiguous; write `16GiB`",
             "13:15 vms.b.firmware: unknown value `uefy`",
             "14:38 vms.c.gpus[0]: unknown GPU `worc`",
@@ -349,6 +357,9 @@ fn schema_and_reader_agree() {
         ("packages: [Vim!]", false),
         ("vms: { a: { cpus: 1, memory: 1GiB } }", true),
         ("vms: { a: { cpus: 1, memory: { size: 1GiB, pages: 2MiB } } }", true),
+        ("vms: { a: { cpus: { count: 8, pin: '4-11', emulator: '0,2' }, memory: 1GiB } }", true),
+        ("vms: { a: { cpus: { pin: '4-11' }, memory: 1GiB } }", false),
+        ("vms: { a: { cpus: { count: 8, pin: '4-' }, memory: 1GiB } }", false),
         ("vms: { a: { cpus: 1, memory: 1G } }", false),
         ("vms: { a: { cpus: 0, memory: 1GiB } }", false),
         ("vms: { a: { cpus: 1 } }", false),

@@ -3,6 +3,7 @@
 //! The library is opened at run time (virt-lazy), so that gpuvm starts where it is not installed yet. Everything is
 //! done in a thread that can be left behind: a daemon that hangs must not hang a plan.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Once, mpsc};
 use std::time::{Duration, Instant};
@@ -17,8 +18,10 @@ use virt::sys;
 
 use crate::host::{self, Answer, HostError, Virtualisation};
 use crate::plan::{Step, TextEdit, VolumeStep};
-use crate::resource::libvirt_domain::{MARK, disk_files, is_marked, with_passwords, with_uuid};
-use crate::types::{DomainName, xml_escape};
+use crate::resource::libvirt_domain::{
+    MARK, disk_files, is_marked, passed_function, project, with_passwords, with_uuid,
+};
+use crate::types::{DomainName, PciAddress, xml_escape};
 
 const SYSTEM: &str = "qemu:///system";
 
@@ -31,7 +34,9 @@ const CHANGE_LIMIT: Duration = Duration::from_secs(120);
 const START_LIMIT: Duration = Duration::from_secs(600);
 /// How long a guest may take to shut down.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(90);
-/// How often a guest that shuts down is looked at.
+/// How long a guest may take to let go of a device.
+const UNPLUG_LIMIT: Duration = Duration::from_secs(60);
+/// How often a guest that shuts down or lets go is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 fn said(error: &Error) -> HostError {
@@ -191,6 +196,11 @@ pub fn execute(step: &Step, progress: &mut dyn FnMut(&str)) -> Result<(), HostEr
             progress(&format!("{name} is asked to shut down, and waited for"));
             (format!("shutting VM `{name}` down"), SHUTDOWN_LIMIT + CHANGE_LIMIT)
         }
+        Step::AttachDevices { name, .. } => (format!("plugging devices into VM `{name}`"), START_LIMIT),
+        Step::DetachDevices { name, .. } => {
+            progress(&format!("the guest of {name} is asked to let go"));
+            (format!("unplugging devices from VM `{name}`"), UNPLUG_LIMIT + CHANGE_LIMIT)
+        }
         _ => ("libvirt".to_owned(), CHANGE_LIMIT),
     };
     let step = step.clone();
@@ -255,6 +265,8 @@ fn perform(connection: &Connect, step: &Step) -> Result<(), HostError> {
             None => Ok(()),
             Some(domain) => shut_down(&domain, name, SHUTDOWN_LIMIT),
         },
+        Step::AttachDevices { name, devices, .. } => attach(connection, name, devices),
+        Step::DetachDevices { name, devices } => detach(connection, name, devices, UNPLUG_LIMIT),
         other => Err(HostError::Refused(format!("this is no step of libvirt's: {other:?}"))),
     }
 }
@@ -415,6 +427,76 @@ fn undefine(connection: &Connect, name: &DomainName) -> Result<(), HostError> {
     }
 }
 
+/// The passed functions of a running VM.
+fn passed(domain: &Domain) -> Result<BTreeSet<PciAddress>, HostError> {
+    let xml = domain.get_xml_desc(0).map_err(|e| said(&e))?;
+    project(&xml).map(|p| p.functions).map_err(HostError::Libvirt)
+}
+
+/// The host function that an element passes.
+fn function_of(device: &str) -> Result<PciAddress, HostError> {
+    passed_function(device).ok_or_else(|| HostError::Refused(format!("this passes no device of the host: {device}")))
+}
+
+fn running(connection: &Connect, name: &DomainName) -> Result<Domain, HostError> {
+    let domain = lookup(connection, name)?.ok_or_else(|| HostError::Refused(format!("there is no VM `{name}`")))?;
+    ours(&domain, name)?;
+    Ok(domain)
+}
+
+/// One by one, since libvirt plugs whole guest slots only; what it took goes back where it refuses another.
+fn attach(connection: &Connect, name: &DomainName, devices: &[String]) -> Result<(), HostError> {
+    let domain = running(connection, name)?;
+    let there = passed(&domain)?;
+    let mut taken = Vec::new();
+    for device in devices {
+        if there.contains(&function_of(device)?) {
+            continue;
+        }
+        if let Err(e) = domain.attach_device_flags(device, sys::VIR_DOMAIN_AFFECT_LIVE) {
+            if let Err(e) = detach(connection, name, &taken, UNPLUG_LIMIT) {
+                tracing::error!("VM `{name}` keeps a part of the card: {e}");
+            }
+            return Err(said(&e));
+        }
+        taken.push(device.clone());
+    }
+    Ok(())
+}
+
+/// libvirt's call returns before the guest has let go: what counts is that the device has left the running definition.
+fn detach(connection: &Connect, name: &DomainName, devices: &[String], limit: Duration) -> Result<(), HostError> {
+    let domain = running(connection, name)?;
+    let there = passed(&domain)?;
+    let mut leaving = BTreeSet::new();
+    for device in devices {
+        let function = function_of(device)?;
+        if there.contains(&function) {
+            domain.detach_device_flags(device, sys::VIR_DOMAIN_AFFECT_LIVE).map_err(|e| said(&e))?;
+            leaving.insert(function);
+        }
+    }
+    let begun = Instant::now();
+    loop {
+        let there = passed(&domain)?;
+        let Some(left) = leaving.iter().find(|f| there.contains(f)) else { return Ok(()) };
+        if begun.elapsed() >= limit {
+            // The whole card or nothing: what the guest has let go of goes back into it.
+            let gone = devices.iter().filter(|d| function_of(d).is_ok_and(|f| !there.contains(&f)));
+            for device in gone {
+                if let Err(e) = domain.attach_device_flags(device, sys::VIR_DOMAIN_AFFECT_LIVE) {
+                    tracing::error!("VM `{name}` has a part of the card only: {}", e.message());
+                }
+            }
+            return Err(HostError::Refused(format!(
+                "the guest of VM `{name}` did not let go of {left} within {} s; stop what uses it there, and try again",
+                limit.as_secs()
+            )));
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
 /// Asks the guest, and waits. It is never powered off.
 fn shut_down(domain: &Domain, name: &DomainName, limit: Duration) -> Result<(), HostError> {
     let runs = || match unless_gone(domain.is_active()) {
@@ -441,7 +523,6 @@ fn shut_down(domain: &Domain, name: &DomainName, limit: Duration) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::libvirt_domain::project;
     use crate::types::{ByteSize, Splice};
 
     /// libvirt's own test driver: a hypervisor in memory, the same for all tests of the process. `None` where libvirt is
@@ -641,6 +722,8 @@ mod tests {
         let first = LibvirtDomain {
             name: "gpuvm-test".parse().unwrap(),
             cpus: 1,
+            pins: None,
+            near: None,
             memory: ByteSize::from_mib(128),
             huge_pages: None,
             disks: vec![disk(0)],

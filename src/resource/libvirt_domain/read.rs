@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use roxmltree::{Document, Node};
 
-use super::Disk;
 use super::write::MARK;
+use super::{Disk, Pins};
 use crate::plan::FieldDiff;
-use crate::types::{ByteSize, MacAddress, PciAddress, PciSlot};
+use crate::types::{ByteSize, MacAddress, PciAddress, PciSlot, cpu_list, cpu_list_text};
 
 /// What of a definition gpuvm compares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct Projection {
     pub accel: String,
     /// Virtual processors at most.
     pub cpus: u32,
+    /// Which of the host's processors they are pinned to.
+    pub pins: Pins,
     /// Memory at most.
     pub memory: ByteSize,
     /// The size of its huge pages; zero where it takes the host's usual ones.
@@ -168,6 +170,15 @@ pub(super) fn function(hostdev: Node<'_, '_>) -> Option<PciAddress> {
     Some(slot.function(u8::try_from(number("function")?).ok()?))
 }
 
+fn pins(tune: Node<'_, '_>) -> Pins {
+    let on = |n: Node<'_, '_>| n.attribute("cpuset").map(|c| cpu_list_text(&cpu_list(c)));
+    let cpu = |n: Node<'_, '_>| Some((n.attribute("vcpu")?.parse().ok()?, on(n)?));
+    Pins {
+        cpus: children(tune, "vcpupin").filter_map(cpu).collect(),
+        emulator: child(tune, "emulatorpin").and_then(on),
+    }
+}
+
 /// The host functions that libvirt itself takes from their drivers for a VM, and gives back (`managed='yes'`).
 pub fn managed_functions(xml: &str) -> Vec<PciAddress> {
     let Ok(doc) = Document::parse(xml) else { return Vec::new() };
@@ -206,6 +217,7 @@ pub fn project(xml: &str) -> Result<Projection, String> {
         marked: marks.is_some_and(|m| m.children().any(|c| c.is_element() && c.tag_name().namespace() == Some(MARK))),
         accel: root.attribute("type").unwrap_or_default().to_owned(),
         cpus: text(child(root, "vcpu")).map_or(Some(1), |t| t.parse().ok()).ok_or("its <vcpu> is no number")?,
+        pins: child(root, "cputune").map(pins).unwrap_or_default(),
         memory: memory.text().and_then(|t| size(memory, t)).ok_or("its <memory> is no size")?,
         huge_pages: page,
         uefi: os.attribute("firmware") == Some("efi")

@@ -7,8 +7,8 @@ use roxmltree::{Document, Node};
 
 use super::read::{Projection, child, children, devices, function, is_disk, nic, sources};
 use super::write::{self, cpu_mode};
-use super::{Accel, Firmware, LibvirtDomain};
-use crate::types::{Splice, xml_escape as e};
+use super::{Accel, Firmware, LibvirtDomain, PassedSlot};
+use crate::types::{PciSlot, Splice, xml_escape as e};
 
 /// Why a definition is not edited, and what to do about it.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,12 +22,16 @@ fn refused(why: impl Into<String>, help: impl Into<String>) -> Refused {
 }
 
 /// The edits of one text: each replaces a range, and none overlaps another.
-struct Edits<'x> {
+pub(super) struct Edits<'x> {
     xml: &'x str,
     all: Vec<(Range<usize>, String)>,
 }
 
 impl<'x> Edits<'x> {
+    pub(super) fn new(xml: &'x str) -> Self {
+        Self { xml, all: Vec::new() }
+    }
+
     fn replace(&mut self, range: Range<usize>, text: impl Into<String>) {
         self.all.push((range, text.into()));
     }
@@ -96,7 +100,7 @@ impl<'x> Edits<'x> {
     }
 
     /// The edits in order; what is inserted at one place keeps its order.
-    fn splices(mut self) -> Vec<Splice> {
+    pub(super) fn splices(mut self) -> Vec<Splice> {
         self.all.sort_by_key(|(range, _)| (range.start, range.end));
         self.all.into_iter().map(|(range, insert)| Splice { at: range.start, remove: range.len(), insert }).collect()
     }
@@ -223,6 +227,7 @@ pub(super) fn splice(
     }
     accel(vm, is, root, &mut edits);
     cpus(vm, is, root, &mut edits)?;
+    pins(vm, last, is, root, &mut edits)?;
     memory(vm, is, root, &mut edits)?;
     huge_pages(vm, last, is, root, &mut edits);
     boot(vm, last, is, root, &mut edits);
@@ -267,6 +272,36 @@ fn cpus(vm: &LibvirtDomain, is: &Projection, root: Node<'_, '_>, edits: &mut Edi
             }
         }
         None => edits.insert_into(root, "currentMemory", &[format!("<vcpu>{}</vcpu>", vm.cpus)]),
+    }
+    Ok(())
+}
+
+fn pins(
+    vm: &LibvirtDomain,
+    last: Option<&LibvirtDomain>,
+    is: &Projection,
+    root: Node<'_, '_>,
+    edits: &mut Edits<'_>,
+) -> Result<(), Refused> {
+    let wanted = vm.pins.clone().unwrap_or_default();
+    if is.pins == wanted || (vm.pins.is_none() && last.is_none_or(|l| l.pins.is_none())) {
+        return Ok(());
+    }
+    let Some(there) = child(root, "cputune") else {
+        let vcpu = child(root, "vcpu").ok_or_else(|| refused("its definition has no <vcpu>", "write `cpus` first"))?;
+        edits.insert_after(vcpu, &[write::pins(&wanted)]);
+        return Ok(());
+    };
+    let other = |n: &Node<'_, '_>| n.is_element() && !n.has_tag_name("vcpupin") && !n.has_tag_name("emulatorpin");
+    if let Some(other) = there.children().find(other) {
+        return Err(refused(
+            format!("its <cputune> has <{}>, which was written by hand", other.tag_name().name()),
+            format!("pin its processors there too: virsh edit {}", vm.name),
+        ));
+    }
+    match wanted == super::Pins::default() {
+        true => edits.remove(there),
+        false => edits.replace(there.range(), write::pins(&wanted)),
     }
     Ok(())
 }
@@ -432,6 +467,7 @@ fn nics(
     Ok(())
 }
 
+/// A slot goes in and out as a whole.
 fn slots(
     vm: &LibvirtDomain,
     last: Option<&LibvirtDomain>,
@@ -439,19 +475,27 @@ fn slots(
     doc: &Document<'_>,
     edits: &mut Edits<'_>,
 ) -> Result<(), Refused> {
-    let there = devices(doc, "hostdev");
     let incomplete: Vec<_> =
         vm.slots.iter().filter(|s| s.functions.iter().any(|f| !is.functions.contains(f))).collect();
-    // A slot goes in and out as a whole.
     let out: Vec<_> = vm.slots_to_drop(last).chain(incomplete.iter().map(|s| s.slot)).collect();
-    for node in there.iter().filter(|h| function(**h).is_some_and(|a| out.contains(&a.slot))) {
+    take_slots(&out, doc, edits);
+    put_slots(&incomplete, doc, edits).ok_or_else(|| no_devices(vm))
+}
+
+/// Takes everything of these slots out.
+pub(super) fn take_slots(out: &[PciSlot], doc: &Document<'_>, edits: &mut Edits<'_>) {
+    for node in devices(doc, "hostdev").iter().filter(|h| function(**h).is_some_and(|a| out.contains(&a.slot))) {
         edits.remove(*node);
     }
-    if incomplete.is_empty() {
-        return Ok(());
+}
+
+/// Puts slots in, each as one device of the guest behind a port of its own. `None` where there is no place for devices.
+pub(super) fn put_slots(slots: &[&PassedSlot], doc: &Document<'_>, edits: &mut Edits<'_>) -> Option<()> {
+    if slots.is_empty() {
+        return Some(());
     }
     let root = doc.root_element();
-    let parent = child(root, "devices").ok_or_else(|| no_devices(vm))?;
+    let parent = child(root, "devices")?;
     let machine = child(root, "os").and_then(|os| child(os, "type")).and_then(|t| t.attribute("machine"));
     // Ports are PCI Express; on an older machine libvirt finds the place.
     let express = machine.is_some_and(|m| m.contains("q35") || m.starts_with("virt"));
@@ -459,13 +503,18 @@ fn slots(
     let controllers = devices(doc, "controller");
     let pci = controllers.iter().filter(|c| c.attribute("type") == Some("pci"));
     let mut bus = pci.filter_map(index).max().unwrap_or(0);
+    // A port that a device left is used again, so that moving a card in and out adds none each time.
+    let mut free = free_ports(doc).into_iter();
     let (mut ports, mut hostdevs) = (Vec::new(), Vec::new());
-    for slot in incomplete {
-        bus += 1;
-        if express {
-            ports.push(write::root_port(bus));
-        }
-        hostdevs.extend(write::hostdevs(slot, express.then_some(bus)));
+    for slot in slots {
+        let port = free.next().filter(|_| express).unwrap_or_else(|| {
+            bus += 1;
+            if express {
+                ports.push(write::root_port(bus));
+            }
+            bus
+        });
+        hostdevs.extend(write::hostdevs(slot, express.then_some(port)));
     }
     if controllers.is_empty() || ports.is_empty() {
         ports.extend(hostdevs);
@@ -474,5 +523,29 @@ fn slots(
         edits.insert_into(parent, "controller", &ports);
         edits.insert_into(parent, "hostdev", &hostdevs);
     }
-    Ok(())
+    Some(())
+}
+
+/// The buses of PCI Express ports behind which nothing is, in a definition in which libvirt gave every device its place:
+/// one that lacks a place may get any of these.
+pub(super) fn free_ports(doc: &Document<'_>) -> Vec<u32> {
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    };
+    let all: Vec<_> = child(doc.root_element(), "devices").into_iter().flat_map(|d| d.children()).collect();
+    // The bus that a device sits on; `None` where libvirt has not given it a place on one.
+    let bus = |n: &Node<'_, '_>| {
+        let at = child(*n, "address").filter(|a| a.attribute("type") == Some("pci"))?;
+        number(at.attribute("bus")?)
+    };
+    let plugs = |n: &Node<'_, '_>| child(*n, "target").and_then(|t| t.attribute("hotplug")) != Some("off");
+    let is_port = |n: &&Node<'_, '_>| n.has_tag_name("controller") && n.attribute("model") == Some("pcie-root-port");
+    let ports: Vec<_> = all.iter().filter(is_port).collect();
+    if !ports.iter().all(|p| bus(p).is_some()) {
+        return Vec::new();
+    }
+    let used: Vec<u32> = all.iter().filter_map(bus).collect();
+    let open = ports.into_iter().filter(|p| plugs(p));
+    open.filter_map(|n| n.attribute("index").and_then(number)).filter(|bus| !used.contains(bus)).collect()
 }

@@ -10,6 +10,8 @@ fn vm() -> LibvirtDomain {
     LibvirtDomain {
         name: "desk".parse().unwrap(),
         cpus: 4,
+        pins: None,
+        near: None,
         memory: ByteSize::from_gib(8),
         huge_pages: None,
         disks: vec![disk(0)],
@@ -180,6 +182,43 @@ fn a_new_definition_is_what_was_wanted() {
         assert_eq!(wanted.differences(None, &is), [], "{xml}");
         assert!(is.marked && is.uefi == (wanted.firmware == Firmware::Uefi));
     }
+}
+
+#[test]
+fn a_new_vm_is_put_near_its_gpu_or_where_the_manifest_says() {
+    let near = Some(Near { node: 1, cpus: "8-15,24-31".to_owned() });
+    let xml = write::new(&LibvirtDomain { near, ..vm() });
+    assert!(xml.contains("<vcpu placement='static' cpuset='8-15,24-31'>4</vcpu>"), "{xml}");
+    assert!(xml.contains("<numatune>\n    <memory mode='preferred' nodeset='1'/>\n  </numatune>"), "{xml}");
+    let wanted = Pins { cpus: (0..4).map(|n| (n, (4 + n).to_string())).collect(), emulator: Some("0-1".to_owned()) };
+    let xml = write::new(&LibvirtDomain { pins: Some(wanted.clone()), ..vm() });
+    assert_eq!(project(&xml).unwrap().pins, wanted);
+    assert!(!write::new(&vm()).contains("numatune") && !write::new(&vm()).contains("cputune"));
+}
+
+#[test]
+fn pins_of_ours_change_and_what_else_tunes_processors_stays() {
+    let pinned = |cpus: &[(u32, &str)]| {
+        let cpus = cpus.iter().map(|(cpu, on)| (*cpu, (*on).to_owned())).collect();
+        LibvirtDomain { pins: Some(Pins { cpus, emulator: None }), ..vm() }
+    };
+    let s = |lines: &[&str]| lines.iter().map(|l| (*l).to_owned()).collect::<Vec<_>>();
+    let two = pinned(&[(0, "2"), (1, "3")]);
+    let (gone, new) = edit_from(&vm(), &two, TUNED);
+    assert_eq!((gone, new), (s(&[]), s(&["<vcpupin vcpu='1' cpuset='3'/>"])));
+    assert_eq!(edit_from(&two, &pinned(&[(0, "2")]), TUNED), (s(&[]), s(&[])), "as it is");
+    let (gone, new) = edit_from(&two, &vm(), TUNED);
+    assert_eq!((gone, new), (s(&["<cputune>", "<vcpupin vcpu='0' cpuset='2'/>", "</cputune>"]), s(&[])));
+    let quota = TUNED.replace("<vcpupin vcpu='0' cpuset='2'/>", "<quota>100</quota>");
+    let Diff::Blocked { why, .. } = diff(&two, known(&quota, None)) else { panic!("it is changed") };
+    assert!(why.contains("<quota>"), "{why}");
+    let bare = write::new(&vm());
+    let (gone, new) = edit_from(&vm(), &two, &bare);
+    assert_eq!(gone, s(&[]));
+    assert_eq!(
+        new,
+        s(&["<cputune>", "<vcpupin vcpu='0' cpuset='2'/>", "<vcpupin vcpu='1' cpuset='3'/>", "</cputune>"])
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Accel, Arch, Disk, Firmware, LibvirtDomain, Nic, NicOn, PassedSlot};
+use super::{Accel, Arch, Disk, Firmware, LibvirtDomain, Nic, NicOn, PassedSlot, Pins};
 use crate::types::{ByteSize, PciAddress, xml_escape as e};
 
 /// The name space of gpuvm's mark in a definition's metadata.
@@ -23,6 +23,12 @@ pub(super) const fn cpu_mode(accel: Accel) -> &'static str {
 
 pub(super) fn huge_pages(size: ByteSize) -> String {
     format!("<hugepages>\n      <page size='{}' unit='KiB'/>\n    </hugepages>", size.kib())
+}
+
+pub(super) fn pins(pins: &Pins) -> String {
+    let cpus = pins.cpus.iter().map(|(cpu, on)| format!("\n    <vcpupin vcpu='{cpu}' cpuset='{}'/>", e(on)));
+    let emulator = pins.emulator.iter().map(|on| format!("\n    <emulatorpin cpuset='{}'/>", e(on)));
+    format!("<cputune>{}\n  </cputune>", cpus.chain(emulator).collect::<String>())
 }
 
 /// The name of the n-th virtio disk, as the kernel's driver counts: vda … vdz, vdaa …
@@ -68,21 +74,28 @@ pub(super) fn root_port(index: u32) -> String {
 pub(super) fn hostdevs(slot: &PassedSlot, bus: Option<u32>) -> Vec<String> {
     // A device without a function 0 is not seen by the guest.
     let numbered = slot.functions.iter().any(|f| f.function == 0);
-    let many = slot.functions.len() > 1;
     let one = |(n, address): (usize, &PciAddress)| {
         let function = if numbered { usize::from(address.function) } else { n };
-        let place = bus.map_or(String::new(), |bus| {
-            let first = if many && function == 0 { " multifunction='on'" } else { "" };
-            format!("\n      <address type='pci' domain='0x0000' bus='{bus:#04x}' slot='0x00' function='{function:#x}'{first}/>")
-        });
-        let at = address.slot;
-        format!(
-            "<hostdev mode='subsystem' type='pci' managed='no'>\n      <source>\n        \
-             <address domain='{:#06x}' bus='{:#04x}' slot='{:#04x}' function='{:#x}'/>\n      </source>{place}\n    </hostdev>",
-            at.domain, at.bus, at.device, address.function
-        )
+        hostdev(slot, *address, bus.map(|bus| (bus, function)))
     };
     slot.functions.iter().enumerate().map(one).collect()
+}
+
+/// One function of a slot, with the bus and the function number that it has in the guest.
+pub(super) fn hostdev(slot: &PassedSlot, address: PciAddress, place: Option<(u32, usize)>) -> String {
+    let many = slot.functions.len() > 1;
+    let place = place.map_or(String::new(), |(bus, function)| {
+        let first = if many && function == 0 { " multifunction='on'" } else { "" };
+        format!(
+            "\n      <address type='pci' domain='0x0000' bus='{bus:#04x}' slot='0x00' function='{function:#x}'{first}/>"
+        )
+    });
+    let at = address.slot;
+    format!(
+        "<hostdev mode='subsystem' type='pci' managed='no'>\n      <source>\n        \
+         <address domain='{:#06x}' bus='{:#04x}' slot='{:#04x}' function='{:#x}'/>\n      </source>{place}\n    </hostdev>",
+        at.domain, at.bus, at.device, address.function
+    )
 }
 
 /// The whole definition of a new VM.
@@ -105,7 +118,15 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
     if let Some(size) = vm.huge_pages {
         writeln!(x, "  <memoryBacking>\n    {}\n  </memoryBacking>", huge_pages(size))?;
     }
-    writeln!(x, "  <vcpu placement='static'>{}</vcpu>", vm.cpus)?;
+    // Preferred, not strict: a VM that does not fit on the node starts all the same, a little slower.
+    let on = vm.near.as_ref().map_or(String::new(), |near| format!(" cpuset='{}'", e(&near.cpus)));
+    writeln!(x, "  <vcpu placement='static'{on}>{}</vcpu>", vm.cpus)?;
+    if let Some(wanted) = &vm.pins {
+        writeln!(x, "  {}", pins(wanted))?;
+    }
+    if let Some(near) = &vm.near {
+        writeln!(x, "  <numatune>\n    <memory mode='preferred' nodeset='{}'/>\n  </numatune>", near.node)?;
+    }
     match vm.firmware {
         Firmware::Uefi => writeln!(x, "  <os firmware='efi'>")?,
         Firmware::Bios => writeln!(x, "  <os>")?,

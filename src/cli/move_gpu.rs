@@ -1,0 +1,144 @@
+//! `gpuvm gpu attach` and `detach`: name → slot and card → a verb, carried out and recorded like any run; and what the
+//! manifest says about it.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use miette::{IntoDiagnostic, miette};
+
+use super::adopt::save;
+use super::apply::{Consent, Machine, Talk, approve, need_root};
+use super::gpu::meant;
+use super::source::Source;
+use super::status::free;
+use super::{code, host, print, say};
+use crate::apply::{Order, Purpose};
+use crate::describe;
+use crate::facts;
+use crate::host::{Snapshot, live};
+use crate::manifest::{self, DeviceUse, Loaded};
+use crate::resource::Wanted;
+use crate::resource::vfio_binding::Card;
+use crate::types::DomainName;
+use crate::verb::{MovedGpu, Verb};
+
+/// A GPU that goes to a VM, or comes back from it.
+#[derive(Debug, Args)]
+pub struct MoveArgs {
+    /// The VM.
+    vm: DomainName,
+    /// The GPU: its name in the manifest, address, slot path, model, id or UUID.
+    gpu: String,
+    /// The manifest, for the names that it gives; host.yaml where it is there.
+    #[arg(short, long)]
+    file: Option<PathBuf>,
+    /// Write it into the manifest too; comments and order are kept.
+    #[arg(long)]
+    save: bool,
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
+    /// A recorded host in place of this machine.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &MoveArgs, attach: bool, talk: Talk<'_>) -> miette::Result<u8> {
+    let (mut machine, mut state) = Machine::open(args.root.as_deref())?;
+    let this = host::live();
+    free(&state, matches!(machine, Machine::This) && live::waits_for_boot())?;
+    let usual = || Some(PathBuf::from("host.yaml")).filter(|p| p.is_file());
+    let manifest = args.file.clone().or_else(usual).map(|f| manifest::load(&f)).transpose()?;
+    let past = state.past().into_diagnostic()?;
+    let (slot, card) = {
+        let probe = machine.probe(&this);
+        if let Some(Err(other)) = manifest.as_ref().map(|m| host::is_meant(m, probe)) {
+            anstream::eprintln!("{other}");
+            return Ok(code::REFUSED);
+        }
+        let facts = facts::collect(&Snapshot::new(probe));
+        let slot = meant(&args.gpu, manifest.as_ref(), &facts)?;
+        let card = Card::of(&facts, slot).ok_or_else(|| miette!("there is no device at {slot}"))?;
+        (slot, card)
+    };
+    let named = manifest.as_ref().and_then(|m| m.manifest.gpus.iter().find(|(n, _)| n.as_str() == args.gpu));
+    if attach && !args.save && named.is_some_and(|(_, entry)| entry.usage == DeviceUse::Host) {
+        return Err(miette!(
+            help =
+                "`--save` gives it to VMs there too, with `use: vfio`; or name the card by its address, for now alone",
+            "the manifest keeps `{}` for the host",
+            args.gpu
+        ));
+    }
+    let text = manifest.as_ref().map(|m| rewritten(args, m, attach)).transpose()?.flatten();
+    let kept = match named {
+        Some((_, entry)) => entry.usage != DeviceUse::Host || (attach && args.save),
+        None => past.owned.values().any(|w| matches!(w, Wanted::VfioBinding(b) if b.slot == slot)),
+    };
+    let moved = MovedGpu { vm: args.vm.clone(), gpu: args.gpu.clone(), slot, card, kept };
+    let purpose = Purpose::Verb(if attach { Verb::AttachGpu(moved) } else { Verb::DetachGpu(moved) });
+    let source = Source::of(&purpose, &state).into_diagnostic()?;
+    let (plan, _) = source.plan(machine.probe(&this), &past);
+
+    let saved = Cell::new(false);
+    let write = |text: &(Loaded, PathBuf)| {
+        saved.set(true);
+        save(&text.1, text.0.text.as_bytes(), 0o644, true)
+    };
+    let to_save = text.as_ref().filter(|_| args.save);
+    if let (Some((new, path)), Some(old)) = (to_save, &manifest) {
+        need_root(&machine)?;
+        let diff = similar::TextDiff::from_lines(old.text.as_str(), new.text.as_str());
+        print(&format!("{}:\n{}\n", path.display(), diff.unified_diff().context_radius(1)))?;
+    }
+    let consent = Consent { yes: args.yes, ..Consent::default() };
+    let code =
+        approve(Order::new(purpose, plan), &mut machine, &mut state, consent, talk, || to_save.map_or(Ok(()), write))?;
+    match text.as_ref().filter(|_| matches!(code, code::OK | code::WAITS)) {
+        Some(text) if args.save && !saved.get() => write(text)?,
+        Some((_, path)) if !args.save => differs(path, args, attach),
+        _ => {}
+    }
+    Ok(code)
+}
+
+/// The manifest says something else, which an apply would bring about.
+fn differs(path: &Path, args: &MoveArgs, attach: bool) {
+    let (path, vm, gpu) = (path.display(), &args.vm, &args.gpu);
+    say(&match attach {
+        true => format!("`{path}` does not give `{gpu}` to `{vm}`; the same with `--save` writes it there\n"),
+        false => format!(
+            "`{path}` gives `{gpu}` to `{vm}`: the next apply gives it back; the same with `--save` takes it out there\n"
+        ),
+    });
+}
+
+/// The manifest that says the same, where it does not yet.
+fn rewritten(args: &MoveArgs, manifest: &Loaded, attach: bool) -> miette::Result<Option<(Loaded, PathBuf)>> {
+    let (vm, gpu) = (args.vm.as_str(), args.gpu.as_str());
+    let entry = manifest.manifest.vms.get(&args.vm);
+    let lists = entry.is_some_and(|vm| vm.gpus.iter().any(|g| g.as_str() == gpu));
+    let named = manifest.manifest.gpus.keys().any(|n| n.as_str() == gpu);
+    if lists == attach || (!named && !args.save) {
+        return Ok(None);
+    }
+    if !named {
+        return Err(miette!(
+            help = format!("name it under `gpus` in `{}`, and use that name", manifest.path.display()),
+            "the manifest has no GPU of the name `{gpu}`"
+        ));
+    }
+    let text = match attach {
+        true => describe::give(&manifest.text, vm, gpu),
+        false => describe::take(&manifest.text, vm, gpu),
+    };
+    let text = match text {
+        Ok(text) => text,
+        // It is said, and nothing else needs it.
+        Err(_) if !args.save => return Ok(Some((manifest.clone(), manifest.path.clone()))),
+        Err(e) => return Err(miette!(help = e.help, "{}", e.why)),
+    };
+    let loaded = manifest::reload(&manifest.path, text, manifest.files.clone())?;
+    Ok(Some((loaded, manifest.path.clone())))
+}

@@ -1,0 +1,270 @@
+//! A GPU into a VM and back, on copies of a recorded host with two equal cards: the whole slot or nothing, idempotent,
+//! killed at every place, with the manifest's word kept apart from the host's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::OnceLock;
+
+use crate::machine::{command, copy_tree, fast_folder, gpuvm, repository, stderr, stdout};
+
+const MANIFEST: &str = "version: 1
+networks:
+  nat: { libvirt: default }
+gpus:
+  render: { match: { address: \"0000:01:00\" }, use: host }   # draws the desktop
+  work: { match: { address: \"0000:02:00\" }, use: host }     # nobody's yet
+vms:
+  tiny: { cpus: 1, memory: 512MiB, disks: [1GiB], network: nat, start: manual }   # the first
+  other: { cpus: 1, memory: 512MiB, disks: [1GiB], network: nat, start: manual }
+";
+
+/// A host with two stopped VMs of gpuvm's.
+fn with_vms() -> &'static Path {
+    static MADE: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let made = MADE.get_or_init(|| {
+        let dir = fast_folder();
+        copy_tree(&repository().join("examples/hosts/twin-debian13"), &dir.path().join("host"));
+        fs::write(dir.path().join("host.yaml"), MANIFEST).unwrap();
+        let apply = gpuvm(&["apply", "--yes", "--reboot", "--root", "host"], dir.path());
+        assert_eq!(apply.status.code(), Some(0), "{}{}", stdout(&apply), stderr(&apply));
+        dir
+    });
+    made.path()
+}
+
+struct Host {
+    dir: tempfile::TempDir,
+}
+
+impl Host {
+    fn new() -> Self {
+        Self::copy(with_vms())
+    }
+    fn copy(from: &Path) -> Self {
+        let dir = fast_folder();
+        copy_tree(from, dir.path());
+        Self { dir }
+    }
+    fn at(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+    fn run(&self, words: &str) -> Output {
+        let words: Vec<&str> = words.split(' ').chain(["--root", "host"]).collect();
+        gpuvm(&words, self.dir.path())
+    }
+    fn says(&self, words: &str, code: i32) -> String {
+        let output = self.run(words);
+        let said = stdout(&output) + &stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{words}: {said}");
+        said
+    }
+    fn record(&self, change: impl FnOnce(&mut serde_json::Value)) -> serde_json::Value {
+        let path = self.at("host/gpuvm-record.json");
+        let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut record);
+        fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
+        record
+    }
+    fn domain(&self, name: &str) -> serde_json::Value {
+        let record = self.record(|_| {});
+        let all = record["libvirt"]["known"]["domains"].as_array().unwrap();
+        all.iter().find(|d| d["name"] == name).cloned().unwrap()
+    }
+    /// The VM runs, with this many free ports.
+    fn runs(&self, name: &str, ports: u32) {
+        self.record(|record| {
+            let all = record["libvirt"]["known"]["domains"].as_array_mut().unwrap();
+            let domain = all.iter_mut().find(|d| d["name"] == name).unwrap();
+            let port = |n: u32| {
+                format!(
+                    "<controller type='pci' index='{n}' model='pcie-root-port'>\n      <address type='pci' domain='0x0000' \
+                     bus='0x00' slot='0x02' function='{n:#x}'/>\n    </controller>\n    "
+                )
+            };
+            let ports: String = (1..=ports).map(port).collect();
+            let xml = domain["inactiveXml"].as_str().unwrap();
+            // What is stored already is passed as one device of the guest.
+            domain["liveXml"] = xml.replacen("<disk", &format!("{ports}<disk"), 1).into();
+            domain["active"] = true.into();
+        });
+    }
+    fn stops(&self, name: &str) {
+        self.record(|record| {
+            let all = record["libvirt"]["known"]["domains"].as_array_mut().unwrap();
+            let domain = all.iter_mut().find(|d| d["name"] == name).unwrap();
+            (domain["active"], domain["liveXml"]) = (false.into(), serde_json::Value::Null);
+        });
+    }
+    /// The drivers of the two functions of the card in slot 2.
+    fn drivers(&self) -> String {
+        let driver = |function: &str| {
+            let link = self.at(&format!("host/root/sys/bus/pci/devices/0000:02:00.{function}/driver"));
+            fs::read_link(link).map_or("none".to_owned(), |l| l.file_name().unwrap().to_str().unwrap().to_owned())
+        };
+        format!("{} {}", driver("0"), driver("1"))
+    }
+    fn passed(&self, name: &str, which: &str) -> usize {
+        self.domain(name)[which].as_str().unwrap_or_default().matches("<hostdev ").count()
+    }
+}
+
+const HOSTS: &str = "nvidia snd_hda_intel";
+const VFIO: &str = "vfio-pci vfio-pci";
+const ATTACH: &str = "gpu attach tiny 0000:02:00 --yes";
+const DETACH: &str = "gpu detach tiny 0000:02:00 --yes";
+
+#[test]
+fn a_card_goes_in_and_out_as_a_whole_twenty_times() {
+    let host = Host::new();
+    assert_eq!(host.drivers(), HOSTS);
+    for round in 0..20 {
+        let said = host.says(ATTACH, 0);
+        assert!(said.contains(".0: nvidia → vfio-pci") && said.contains("tiny has 0000:02:00"), "{said}");
+        assert_eq!((host.drivers().as_str(), host.passed("tiny", "inactiveXml")), (VFIO, 2), "round {round}");
+        let said = host.says(DETACH, 0);
+        assert!(said.contains("tiny does not have 0000:02:00"), "{said}");
+        assert_eq!((host.drivers().as_str(), host.passed("tiny", "inactiveXml")), (HOSTS, 0), "round {round}");
+    }
+    let said = host.says(DETACH, 0);
+    assert!(said.starts_with("nothing to do: tiny does not have 0000:02:00"), "{said}");
+    host.says(ATTACH, 0);
+    let said = host.says(ATTACH, 0);
+    assert!(said.starts_with("nothing to do: tiny has 0000:02:00"), "{said}");
+    host.says("plan", 0);
+    host.says("undo --yes", 0);
+    assert_eq!((host.drivers().as_str(), host.passed("tiny", "inactiveXml")), (HOSTS, 0));
+}
+
+#[test]
+fn a_running_vm_gets_it_at_once_where_it_has_a_port_for_each_function() {
+    let host = Host::new();
+    host.runs("tiny", 2);
+    let said = host.says(ATTACH, 0);
+    assert!(said.contains("plugged in while it runs"), "{said}");
+    assert_eq!((host.passed("tiny", "liveXml"), host.passed("tiny", "inactiveXml")), (2, 2));
+    let live = host.domain("tiny")["liveXml"].as_str().unwrap().to_owned();
+    for bus in ["0x01", "0x02"] {
+        let place = format!("<address type='pci' domain='0x0000' bus='{bus}' slot='0x00' function='0x0'/>");
+        assert!(live.contains(&place), "{live}");
+    }
+    assert!(host.says(ATTACH, 0).starts_with("nothing to do"));
+    let said = host.says("undo --yes", 1);
+    assert!(said.contains("VM `tiny` runs with it") && said.contains("gpuvm gpu detach tiny 0000:02:00"), "{said}");
+    let said = host.says(DETACH, 0);
+    assert!(said.contains("its guest is asked to let go"), "{said}");
+    assert_eq!((host.passed("tiny", "liveXml"), host.passed("tiny", "inactiveXml")), (0, 0));
+    assert_eq!(host.drivers(), HOSTS);
+}
+
+#[test]
+fn without_a_port_it_is_for_the_next_start_and_comes_back_after_the_vm_is_shut_down() {
+    let host = Host::new();
+    host.runs("tiny", 1);
+    let said = host.says(ATTACH, 3);
+    assert!(said.contains("no free PCI Express port for each of the 2"), "{said}");
+    assert_eq!((host.passed("tiny", "liveXml"), host.passed("tiny", "inactiveXml")), (0, 2));
+    assert_eq!(host.drivers(), VFIO);
+    host.stops("tiny");
+    assert!(host.says(ATTACH, 0).starts_with("nothing to do"));
+    // It runs with it now, as one device of two functions.
+    host.runs("tiny", 0);
+    let said = host.says(DETACH, 3);
+    assert!(said.contains("libvirt unplugs no device of several functions"), "{said}");
+    assert_eq!((host.passed("tiny", "inactiveXml"), host.drivers().as_str()), (0, VFIO), "the VM still has it");
+    host.stops("tiny");
+    host.says(DETACH, 0);
+    assert_eq!(host.drivers(), HOSTS);
+}
+
+#[test]
+fn whoever_uses_it_is_named_and_nothing_moves() {
+    let host = Host::new();
+    host.record(|record| {
+        record["deviceUsers"] = serde_json::json!({ "users": [
+            { "pid": 1330, "name": "ollama", "cgroup": "/system.slice/ollama.service", "nodes": ["/dev/vfio/9", "/dev/dri/card9"] },
+        ] });
+    });
+    let sys = host.at("host/root/sys/class/drm");
+    fs::create_dir_all(&sys).unwrap();
+    let _ = fs::remove_file(sys.join("card9"));
+    std::os::unix::fs::symlink("../../devices/pci0000:00/0000:00:12.0/0000:02:00.0/drm/card9", sys.join("card9"))
+        .unwrap();
+    let said = host.says(ATTACH, 1);
+    assert!(said.contains("ollama.service: ollama (pid 1330) uses it"), "{said}");
+    assert!(said.contains("systemctl stop ollama.service"), "{said}");
+    host.record(|record| record["deviceUsers"] = serde_json::json!({ "users": [], "hidden": "not root" }));
+    let said = host.says(ATTACH, 1);
+    assert!(said.contains("who uses it is not known: not root"), "{said}");
+    assert_eq!((host.drivers().as_str(), host.passed("tiny", "inactiveXml")), (HOSTS, 0));
+}
+
+#[test]
+fn a_card_that_another_vm_runs_with_is_refused_by_that_name() {
+    let host = Host::new();
+    host.says("gpu attach other 0000:02:00 --yes", 0);
+    host.runs("other", 0);
+    let said = host.says(ATTACH, 1);
+    assert!(said.contains("VM `other` has it, and runs") && said.contains("gpuvm gpu detach other"), "{said}");
+    assert_eq!(host.passed("tiny", "inactiveXml"), 0);
+    // Taken out of a VM that does not run with it, it stays where it is used.
+    assert!(host.says(DETACH, 0).starts_with("nothing to do"));
+    assert_eq!(host.drivers(), VFIO);
+}
+
+#[test]
+fn the_manifests_word_is_said_and_saved_when_asked() {
+    let host = Host::new();
+    let manifest = || fs::read_to_string(host.at("host.yaml")).unwrap();
+    let said = host.says("gpu attach tiny work --yes", 1);
+    assert!(said.contains("the manifest keeps `work` for the host") && said.contains("--save"), "{said}");
+    assert_eq!(host.drivers(), HOSTS);
+    let said = host.says("gpu attach tiny work --save --yes", 0);
+    assert!(said.contains("+  tiny: { cpus: 1"), "{said}");
+    let with = MANIFEST.replace("\"0000:02:00\" }, use: host }", "\"0000:02:00\" }, use: vfio }").replacen(
+        "start: manual }   # the first",
+        "start: manual, gpus: [work] }   # the first",
+        1,
+    );
+    assert_eq!(manifest(), with);
+    let said = host.says("gpu detach tiny work --yes", 0);
+    assert!(said.contains("the next apply gives it back"), "{said}");
+    assert_eq!((host.drivers().as_str(), host.passed("tiny", "inactiveXml")), (VFIO, 0), "it is kept for VMs");
+    host.says("gpu detach tiny work --save --yes", 0);
+    assert_eq!(manifest(), with.replace("gpus: [work]", "gpus: []"));
+    let said = host.says("gpu attach tiny 0000:02:00 --save --yes", 1);
+    assert!(said.contains("has no GPU of the name `0000:02:00`"), "{said}");
+}
+
+#[test]
+fn killed_anywhere_it_is_told_of_and_goes_on_and_the_slot_ends_whole() {
+    for (words, ports) in [(ATTACH, None), (ATTACH, Some(2)), (DETACH, Some(2))] {
+        let prepared = Host::new();
+        if let Some(ports) = ports {
+            prepared.runs("tiny", ports);
+        }
+        if words == DETACH {
+            prepared.says(ATTACH, 0);
+        }
+        let undisturbed = Host::copy(prepared.dir.path());
+        undisturbed.says(words, 0);
+        let end = (undisturbed.domain("tiny"), undisturbed.drivers());
+        let mut deaths = 0;
+        for place in 1.. {
+            let host = Host::copy(prepared.dir.path());
+            let asked: Vec<&str> = words.split(' ').chain(["--root", "host"]).collect();
+            let died = command(&asked, host.dir.path()).env("GPUVM_DIE_AT", place.to_string()).output().unwrap();
+            if died.status.success() {
+                break;
+            }
+            deaths += 1;
+            if stderr(&host.run("plan")).contains("was cut off") {
+                host.says("apply --resume", 0);
+            } else {
+                host.says(words, 0);
+            }
+            assert_eq!((host.domain("tiny"), host.drivers()), end, "{words}: killed at {place}");
+        }
+        assert!(deaths > 15, "{words}: {deaths}");
+    }
+}
