@@ -16,7 +16,8 @@ lane() { # HOST PORT SCENARIO…
   local host=$1 port=$2
   shift 2
   # Each looks for a free port from its own on: two that begin at once would find the same one.
-  LAB_HOST=$host SSH_PORT=$port "$HERE/scenario.sh" "$@" 2>&1 | sed -u "s/^/$host | /" | tee "$LAB/$host.log"
+  # Alone, a host has two minutes to answer again; two on the same cores have twice that.
+  BACK_S=${BACK_S:-240} LAB_HOST=$host SSH_PORT=$port "$HERE/scenario.sh" "$@" 2>&1 | sed -u "s/^/$host | /" | tee "$LAB/$host.log"
 }
 mkdir -p "$LAB"
 lane one 2230 "$long" &

@@ -131,7 +131,7 @@ across_reboot() { # SECONDS VERB…
   case $status in
     0) say "   done without a reboot" ;;
     3 | 255)
-      wait_back 120 || fail "the host did not come back"
+      wait_back "${BACK_S:-120}" || fail "the host did not come back"
       wait_run "$limit" ;;
     *) fail "$1 ended with $status" ;;
   esac
@@ -217,7 +217,7 @@ mode() { # RECORD PATH: mode and owner
 boot_with() {
   step "a boot with $1"
   guest "sed -i -E 's#(^|[[:space:]])(linux[[:space:]]+/.*)\$#\1\2 $1#' /boot/grub/grub.cfg && systemctl reboot" || true
-  wait_back 120 || fail "the host did not come back"
+  wait_back "${BACK_S:-120}" || fail "the host did not come back"
   guest cat /proc/cmdline | grep -qw "$1" || fail "the kernel was not booted with $1"
 }
 

@@ -57,7 +57,7 @@ done
 # What a plan with nothing to do asks of the system: no process for each thing.
 step "what a plan costs"
 guest 'update-grub >/dev/null 2>&1 && systemctl reboot' || true
-wait_back 120 || fail "the host did not come back"
+wait_back "${BACK_S:-120}" || fail "the host did not come back"
 guest 'apt-get install -y -qq --no-install-recommends strace >/dev/null'
 expect_status 0 guest 'strace -f -e trace=execve -o /tmp/started gpuvm plan -f host.yaml &&
   strace -f -c -o /tmp/calls gpuvm plan -f host.yaml >/dev/null && grep -h -o "execve(.*\]" /tmp/started; tail -n 1 /tmp/calls'
