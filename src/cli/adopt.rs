@@ -181,7 +181,7 @@ fn foreign_binding(thing: &Key, loaded: &Loaded, probe: &dyn Probe, past: &Past)
 }
 
 /// A file as a whole or not at all. One that is there keeps its mode and owner.
-fn save(path: &Path, bytes: &[u8], mode: u32, replace: bool) -> miette::Result<()> {
+pub(super) fn save(path: &Path, bytes: &[u8], mode: u32, replace: bool) -> miette::Result<()> {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
     // A link stays a link: what it leads to is written.
     let path = if replace { path.canonicalize().into_diagnostic()? } else { path.to_owned() };

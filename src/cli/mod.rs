@@ -2,10 +2,12 @@
 
 mod adopt;
 mod apply;
+mod create;
 mod facts;
 mod gpu;
 mod history;
 mod host;
+mod image;
 mod init;
 mod next_boot;
 mod plan;
@@ -106,6 +108,8 @@ pub enum Command {
     Init(init::InitArgs),
     /// Take a VM, a bridge, a file or a binding that is there under management, as it is.
     Adopt(adopt::AdoptArgs),
+    /// Write a new VM into the manifest, show its plan, and carry it out.
+    Create(create::CreateArgs),
     /// Show how the last run stands, or follow one that is at work.
     Status(status::StatusArgs),
     /// List the runs: when, what was asked for, how each ended.
@@ -124,6 +128,8 @@ pub enum Command {
     Gpu(gpu::GpuArgs),
     /// Judge every GPU that is to be given to a VM, before the first reboot: PASS (0), FAIL (1) or UNKNOWN (3).
     Check(gpu::CheckArgs),
+    /// List, fetch and delete the images that VMs' disks are made from.
+    Image(image::ImageArgs),
     /// Use the VMs of this host: start them, …
     Vm(vm::VmArgs),
     /// Draw the machine: NUMA nodes, ports, slots, IOMMU groups, GPUs, disks, network cards, VMs.
@@ -232,6 +238,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Apply(args) => apply::run(&args, talk),
         Command::Init(args) => init::run(&args),
         Command::Adopt(args) => adopt::run(&args, talk),
+        Command::Create(args) => create::run(&args, talk),
         Command::Validate(args) => validate::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Facts(args) => facts::run(&args),
@@ -239,6 +246,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Vm(args) => vm::run(&args, talk),
         Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0),
         Command::Check(args) => gpu::check(&args, cli.verbose > 0, cli.quiet),
+        Command::Image(args) => image::run(&args, talk),
         Command::Topology(args) => gpu::topology(&args),
         Command::History(args) => history::history(&args),
         Command::Show(args) => history::show(&args),

@@ -6,12 +6,14 @@ mod entry;
 mod file;
 mod init;
 mod insert;
+mod new_vm;
 mod vm;
 pub mod words;
 
 pub use binding::{Source, sources};
 pub use entry::{Entry, Extra, describe};
 pub use init::init;
+pub use new_vm::{NewVm, new_vm};
 
 /// Why a thing cannot be described, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

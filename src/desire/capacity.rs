@@ -19,11 +19,11 @@ pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
     let known = host.bytes() > 0;
     for (name, vm) in m.vms.iter().filter(|(_, vm)| !vm.absent) {
         let place = format!("vms.{name}");
-        if facts.cpu.count > 0 && vm.cpus.0 > facts.cpu.count {
+        if facts.cpu.count > 0 && vm.cpus.count.0 > facts.cpu.count {
             find(
                 "too-many-cpus",
                 place.clone(),
-                format!("{} CPUs, and the host has {}: they wait for each other", vm.cpus.0, facts.cpu.count),
+                format!("{} CPUs, and the host has {}: they wait for each other", vm.cpus.count.0, facts.cpu.count),
                 format!("write at most `cpus: {}`", facts.cpu.count),
             );
         }

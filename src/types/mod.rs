@@ -13,7 +13,7 @@ pub use pci::{CardId, PciAddress, PciError, PciId, PciSlot};
 pub use size::{ByteSize, Mode, SizeError};
 pub use splice::{Splice, SpliceError, inverse, splice};
 pub use version::compare_versions;
-pub use xml::xml_escape;
+pub use xml::{xml_escape, xml_fragment};
 
 /// Implements serde and `JsonSchema` for a type with `FromStr` and `Display`: it is written and read as a string.
 macro_rules! as_string {

@@ -9,6 +9,7 @@ mod composed;
 mod crash;
 mod faults;
 mod foreign;
+mod guests;
 mod hosts;
 mod init;
 mod layers;
