@@ -34,6 +34,10 @@ pub mod facts;
 
 pub mod net;
 
+pub mod image;
+
+pub mod guest;
+
 pub mod gpu;
 
 pub mod check;

@@ -342,6 +342,7 @@ fn still_waiting(plan: &Plan) -> String {
 fn replaced(step: &Step) -> Vec<&std::path::Path> {
     match step {
         Step::WriteFile(file) => vec![&file.path],
+        Step::Seed { path, .. } => vec![path],
         Step::RemoveFile { path } | Step::Link { path, .. } | Step::RestoreFile { path } => vec![path],
         Step::SwitchNetwork(switch) => switch.paths().map(|p| p.as_path()).collect(),
         _ => Vec::new(),

@@ -2,10 +2,12 @@
 
 mod adopt;
 mod apply;
+mod create;
 mod facts;
 mod gpu;
 mod history;
 mod host;
+mod image;
 mod init;
 mod move_gpu;
 mod next_boot;
@@ -107,6 +109,8 @@ pub enum Command {
     Init(init::InitArgs),
     /// Take a VM, a bridge, a file or a binding that is there under management, as it is.
     Adopt(adopt::AdoptArgs),
+    /// Write a new VM into the manifest, show its plan, and carry it out.
+    Create(create::CreateArgs),
     /// Show how the last run stands, or follow one that is at work.
     Status(status::StatusArgs),
     /// List the runs: when, what was asked for, how each ended.
@@ -125,6 +129,8 @@ pub enum Command {
     Gpu(gpu::GpuArgs),
     /// Judge every GPU that is to be given to a VM, before the first reboot: PASS (0), FAIL (1) or UNKNOWN (3).
     Check(gpu::CheckArgs),
+    /// List, fetch and delete the images that VMs' disks are made from.
+    Image(image::ImageArgs),
     /// Use the VMs of this host: start them, …
     Vm(vm::VmArgs),
     /// Draw the machine: NUMA nodes, ports, slots, IOMMU groups, GPUs, disks, network cards, VMs.
@@ -233,6 +239,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Apply(args) => apply::run(&args, talk),
         Command::Init(args) => init::run(&args),
         Command::Adopt(args) => adopt::run(&args, talk),
+        Command::Create(args) => create::run(&args, talk),
         Command::Validate(args) => validate::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Facts(args) => facts::run(&args),
@@ -240,6 +247,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Vm(args) => vm::run(&args, talk),
         Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0, talk),
         Command::Check(args) => gpu::check(&args, cli.verbose > 0, cli.quiet),
+        Command::Image(args) => image::run(&args, talk),
         Command::Topology(args) => gpu::topology(&args),
         Command::History(args) => history::history(&args),
         Command::Show(args) => history::show(&args),

@@ -4,9 +4,10 @@
 mod binding;
 mod entry;
 mod file;
-mod init;
 mod given;
+mod init;
 mod insert;
+mod new_vm;
 mod vm;
 pub mod words;
 
@@ -14,6 +15,7 @@ pub use binding::{Source, sources};
 pub use entry::{Entry, Extra, describe};
 pub use given::{give, take};
 pub use init::init;
+pub use new_vm::{NewVm, new_vm};
 
 /// Why a thing cannot be described, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

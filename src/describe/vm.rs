@@ -81,11 +81,21 @@ pub(super) fn vm(
     let entry = VmEntry {
         cpus: Cpus { count: CpuCount(is.cpus), pin: None, emulator: None },
         memory: Memory { size: is.memory, pages },
+        image: None,
         disks,
+        user: None,
+        cloud_init: None,
+        ubuntu: None,
         network: nic.entry,
         gpus,
         devices,
         firmware: if is.uefi { Firmware::Uefi } else { Firmware::Bios },
+        tpm: false,
+        display: crate::manifest::Display::None,
+        usb: Vec::new(),
+        folders: Vec::new(),
+        smbios: None,
+        xml: Vec::new(),
         boot,
         accel,
         start: if domain.autostart { StartWhen::Boot } else { StartWhen::Manual },
@@ -141,11 +151,12 @@ fn nic(
     rest: &mut Vec<String>,
 ) -> DescribedNic {
     let mut found = DescribedNic::default();
-    for (mac, on) in &is.nics {
-        let (kind, name) = on.split_once(' ').unwrap_or((on, ""));
+    for (mac, is_on) in &is.nics {
+        let (kind, name) = is_on.split_once(' ').unwrap_or((is_on, ""));
         let mut one = DescribedNic::default();
         let word: Option<ResourceName> = name.parse().ok();
         let fits = found.entry.is_none() && mac.0[0] & 1 == 0;
+        let on = |name, mac| NicEntry { name, mac: Some(mac), address: None, gateway: None, nameservers: Vec::new() };
         let entry = word.filter(|_| fits).and_then(|name| match kind {
             "bridge" => {
                 match &m.bridge {
@@ -156,17 +167,17 @@ fn nic(
                     }
                     _ => return None,
                 }
-                Some(NicEntry { name, mac: Some(*mac) })
+                Some(on(name, *mac))
             }
             // A network that is not started would be, which is no adoption.
             "network" if known.network(name.as_str()).is_some_and(|n| n.active && n.autostart) => {
                 match m.networks.iter().find(|(_, n)| n.libvirt == name) {
-                    Some((key, _)) => Some(NicEntry { name: key.clone(), mac: Some(*mac) }),
+                    Some((key, _)) => Some(on(key.clone(), *mac)),
                     None if m.networks.contains_key(&name) => None,
                     None if m.bridge.as_ref().is_some_and(|b| b.name.as_str() == name.as_str()) => None,
                     None => {
                         one.network = Some((name.clone(), NetworkEntry { libvirt: name.clone() }));
-                        Some(NicEntry { name, mac: Some(*mac) })
+                        Some(on(name, *mac))
                     }
                 }
             }
@@ -174,7 +185,7 @@ fn nic(
         });
         match entry {
             Some(entry) => found = DescribedNic { entry: Some(entry), ..one },
-            None => rest.push(format!("network card {mac} ({})", comment(on))),
+            None => rest.push(format!("network card {mac} ({})", comment(is_on))),
         }
     }
     found

@@ -154,8 +154,10 @@ fn content(manifest: &Loaded, entry: &FileEntry, host: &str) -> Result<String, S
     }
 }
 
-/// The payloads of secret files by their sha256, for the run that writes them.
+/// The payloads of secret files and of seeds by their sha256, for the run that writes them.
 pub fn secrets(manifest: &Loaded, host: &str) -> BTreeMap<String, Vec<u8>> {
     let secret = manifest.manifest.files.values().filter(|e| e.secret);
-    secret.filter_map(|e| content(manifest, e, host).ok()).map(|t| (sha256_hex(t.as_bytes()), t.into_bytes())).collect()
+    let files = secret.filter_map(|e| content(manifest, e, host).ok());
+    let files = files.map(|t| (sha256_hex(t.as_bytes()), t.into_bytes()));
+    files.chain(super::guests::secrets(manifest, host)).collect()
 }

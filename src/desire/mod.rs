@@ -4,7 +4,10 @@
 mod bridge;
 mod capacity;
 mod gpus;
+mod guests;
 mod host_basics;
+mod images;
+mod parts;
 mod vms;
 
 use std::collections::{BTreeMap, BTreeSet};

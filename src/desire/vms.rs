@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::gpus::{proof, resolve};
-use super::{Desired, Shared};
+use super::{Desired, Shared, guests, images, parts};
 use crate::facts::HostFacts;
 use crate::manifest::{self, DiskEntry, Loaded, Manifest, NicEntry, StartWhen, VmEntry, VmState};
 use crate::plan::{Finding, Key, Severity};
@@ -40,17 +40,19 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     let kvm = if kept { readiness(m, facts, desired, shared) } else { false };
     if kept {
         hypervisor(m, facts, desired, shared);
+        images::packages(m, facts, shared);
+        parts::packages(m, facts, shared);
     }
     for (name, vm) in &m.vms {
-        one(m, facts, desired, kvm, name, vm);
+        one(manifest, facts, desired, kvm, name, vm);
     }
 }
 
-fn want_package(shared: &mut Shared, name: &str, from: &str) {
+pub(super) fn want_package(shared: &mut Shared, name: &str, from: &str) {
     shared.packages.entry(name.to_owned()).or_default().insert(from.to_owned());
 }
 
-fn finding(severity: Severity, code: &str, place: &str, message: String, help: &str) -> Finding {
+pub(super) fn finding(severity: Severity, code: &str, place: &str, message: String, help: &str) -> Finding {
     Finding { severity, code: code.to_owned(), place: place.to_owned(), message, help: help.to_owned() }
 }
 
@@ -71,7 +73,7 @@ fn hypervisor(m: &Manifest, facts: &HostFacts, desired: &mut Desired, shared: &m
     };
     want_package(shared, qemu, "vms");
     want_package(shared, "qemu-utils", "vms");
-    if m.vms.values().any(|vm| !vm.absent && vm.firmware == manifest::Firmware::Uefi) {
+    if m.vms.values().any(|vm| !vm.absent && vm.firmware != manifest::Firmware::Bios) {
         want_package(shared, uefi, "vms");
     }
 }
@@ -117,10 +119,7 @@ fn readiness(m: &Manifest, facts: &HostFacts, desired: &mut Desired, shared: &mu
 fn pool_of(m: &Manifest, disk: &DiskEntry) -> Option<(ResourceName, PathBuf, bool)> {
     match &disk.pool {
         Some(name) => m.storage.get(name).map(|s| (name.clone(), s.dir.clone(), true)),
-        None => {
-            let path = m.libvirt.as_ref().and_then(|l| l.pool.clone()).unwrap_or_else(|| IMAGES.into());
-            Some((DEFAULT.parse().ok()?, path, false))
-        }
+        None => default_pool(m),
     }
 }
 
@@ -168,15 +167,27 @@ fn storage(m: &Manifest, desired: &mut Desired) {
     }
 }
 
-fn one(m: &Manifest, facts: &HostFacts, desired: &mut Desired, kvm: bool, name: &DomainName, vm: &VmEntry) {
+fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, name: &DomainName, vm: &VmEntry) {
+    let m = &manifest.manifest;
     let place = format!("vms.{name}");
     let mut after = vec![Key::new("package", "")];
+    let mut seed = None;
     let mut disks = Vec::new();
     let mut slots = Vec::new();
     if !vm.absent {
         after.push(Key::new("module", ""));
-        disks = self::disks(m, desired, name, vm, &mut after);
+        disks = self::disks(m, facts, desired, name, vm, &mut after);
         slots = self::slots(m, facts, desired, &place, vm, &mut after);
+        if guests::has_seed(vm)
+            && let Some((pool, path, existing)) = pool_of_seed(m, vm)
+        {
+            let packages = Key::new("package", "");
+            let pool = desired.want(&place, [packages.clone()], Pool { name: pool, path: path.clone(), existing });
+            let needs = vec![packages, pool];
+            let (at, key) = guests::want(manifest, desired, &facts.hostname, (name, vm), (&path, needs));
+            after.push(key);
+            seed = Some(at);
+        }
     }
     let nic = vm.network.as_ref().filter(|_| !vm.absent).and_then(|nic| {
         let on = network(m, desired, nic, &mut after)?;
@@ -192,8 +203,13 @@ fn one(m: &Manifest, facts: &HostFacts, desired: &mut Desired, kvm: bool, name: 
         disks,
         nic,
         slots,
+        seed,
+        extras: if vm.absent { Vec::new() } else { parts::extras(vm) },
+        smbios: vm.smbios.as_ref().map(manifest::Smbios::entries).unwrap_or_default(),
+        additions: parts::additions(manifest, desired, &place, vm),
         firmware: match vm.firmware {
             manifest::Firmware::Uefi => Firmware::Uefi,
+            manifest::Firmware::UefiSecure => Firmware::UefiSecure,
             manifest::Firmware::Bios => Firmware::Bios,
         },
         boot: vm.boot.as_ref().map(|b| Kernel {
@@ -213,7 +229,23 @@ fn one(m: &Manifest, facts: &HostFacts, desired: &mut Desired, kvm: bool, name: 
         absent: vm.absent,
         start_owed: false,
     };
-    desired.want(&place, after, domain);
+    let key = desired.want(&place, after, domain);
+    if let Some((_, path, _)) = pool_of_seed(m, vm).filter(|_| vm.absent && guests::has_seed(vm)) {
+        guests::want_gone(desired, name, &path, key);
+    }
+}
+
+/// The pool of a VM's seed: that of its first disk.
+fn pool_of_seed(m: &Manifest, vm: &VmEntry) -> Option<(ResourceName, PathBuf, bool)> {
+    match vm.disks.first() {
+        Some(disk) => pool_of(m, disk),
+        None => default_pool(m),
+    }
+}
+
+fn default_pool(m: &Manifest) -> Option<(ResourceName, PathBuf, bool)> {
+    let path = m.libvirt.as_ref().and_then(|l| l.pool.clone()).unwrap_or_else(|| IMAGES.into());
+    Some((DEFAULT.parse().ok()?, path, false))
 }
 
 /// What of it is pinned: one processor of the host's each where there are as many, else all on all of them.
@@ -240,7 +272,14 @@ fn near(vm: &VmEntry, slots: &[PassedSlot], facts: &HostFacts) -> Option<Near> {
 }
 
 /// The pools and volumes of a VM's disks.
-fn disks(m: &Manifest, desired: &mut Desired, name: &DomainName, vm: &VmEntry, after: &mut Vec<Key>) -> Vec<Disk> {
+fn disks(
+    m: &Manifest,
+    facts: &HostFacts,
+    desired: &mut Desired,
+    name: &DomainName,
+    vm: &VmEntry,
+    after: &mut Vec<Key>,
+) -> Vec<Disk> {
     let packages = Key::new("package", "");
     let place = format!("vms.{name}");
     let mut all = Vec::new();
@@ -249,14 +288,19 @@ fn disks(m: &Manifest, desired: &mut Desired, name: &DomainName, vm: &VmEntry, a
         let volume = format!("{name}-{n}.qcow2");
         let wanted = Pool { name: pool.clone(), path: path.clone(), existing };
         let pool_key = desired.want(&place, [packages.clone()], wanted);
+        let image = vm.image.as_ref().filter(|_| n == 0);
+        let image = image.and_then(|i| images::want(m, facts, desired, &place, i, (&pool, &path, &pool_key)));
+        let (image, image_key) = image.unzip();
         let wanted = Volume {
             pool: pool.clone(),
             name: volume.clone(),
             size: entry.size,
             vm: Some(name.clone()),
             take_over: entry.take_over,
+            image,
         };
-        let volume_key = desired.want(&place, [packages.clone(), pool_key.clone()], wanted);
+        let needs = [packages.clone(), pool_key.clone()].into_iter().chain(image_key);
+        let volume_key = desired.want(&place, needs, wanted);
         after.extend([pool_key, volume_key]);
         all.push(Disk { path: path.join(&volume), pool, volume });
     }
@@ -301,7 +345,7 @@ fn network(m: &Manifest, desired: &mut Desired, nic: &NicEntry, after: &mut Vec<
 }
 
 /// An address that stays the same for this VM on this host: QEMU's prefix, and three bytes of a digest.
-fn stable_mac(host: &str, vm: &DomainName, index: usize) -> MacAddress {
+pub(super) fn stable_mac(host: &str, vm: &DomainName, index: usize) -> MacAddress {
     let digest = sha256_hex(format!("{host}\n{vm}\n{index}").as_bytes());
     let byte = |n: usize| u8::from_str_radix(&digest[n * 2..n * 2 + 2], 16).unwrap_or_default();
     MacAddress([0x52, 0x54, 0x00, byte(0), byte(1), byte(2)])

@@ -6,12 +6,15 @@
 mod apt;
 mod device_users;
 mod files;
+mod images;
 mod initramfs;
 mod libvirt;
 mod network;
 mod pci;
 mod program;
 mod runner;
+mod seeds;
+mod web;
 
 use std::ffi::OsString;
 use std::fs;
@@ -167,6 +170,14 @@ impl Host for Live {
             Step::Refresh { refresh } => self.refresh(refresh, progress),
             Step::Reboot => runner::reboot(running.run_dir, progress),
             Step::Adopt => Ok(()),
+            Step::Fetch(fetch) => images::fetch(fetch, progress),
+            Step::RemoveImage { path } => images::remove(path),
+            Step::Seed { path, inputs } => {
+                let made_from = running.secrets.get(inputs).ok_or_else(|| {
+                    HostError::Refused(format!("what `{}` is made from is not in this run", path.display()))
+                })?;
+                seeds::make(path, inputs, made_from, progress)
+            }
             Step::Pool { .. }
             | Step::MarkDomain { .. }
             | Step::Volume(_)

@@ -100,12 +100,16 @@ pub enum Program {
     Dracut,
     /// gpasswd(1): adds to and removes from a group.
     Gpasswd,
+    /// gpgv(1)
+    Gpgv,
     /// ip(8)
     Ip,
     /// modprobe(8)
     Modprobe,
     /// netplan(8)
     Netplan,
+    /// sqv(1)
+    Sqv,
     /// systemctl(1)
     Systemctl,
     /// systemd-run(1)
@@ -126,9 +130,11 @@ impl Program {
             Program::Dpkg => "dpkg",
             Program::Dracut => "dracut",
             Program::Gpasswd => "gpasswd",
+            Program::Gpgv => "gpgv",
             Program::Ip => "ip",
             Program::Modprobe => "modprobe",
             Program::Netplan => "netplan",
+            Program::Sqv => "sqv",
             Program::Systemctl => "systemctl",
             Program::SystemdRun => "systemd-run",
             Program::Udevadm => "udevadm",

@@ -79,6 +79,9 @@ pub struct Volume {
     pub format: String,
     /// The size that a guest sees, in bytes.
     pub capacity: u64,
+    /// The file that it goes on in where nothing was written to it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backing: Option<PathBuf>,
 }
 
 impl Volume {

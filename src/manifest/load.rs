@@ -317,6 +317,31 @@ fn referred<'a>(manifest: &'a Manifest, root: &'a Node) -> Vec<(&'a Path, Place<
             }
         }
     }
+    let vms = Place::root(root).get("vms");
+    for (name, vm) in &manifest.vms {
+        let Some(place) = vms.as_ref().and_then(|vms| vms.get(name.as_str())) else { continue };
+        let keys = place.get("user").and_then(|user| user.get("sshKeys")).map(|keys| keys.items()).unwrap_or_default();
+        for (key, place) in vm.user.iter().flat_map(|user| &user.ssh_keys).zip(keys) {
+            if let Some(file) = key.beside().filter(|file| stays_inside(file)) {
+                found.push((file, place));
+            }
+        }
+        let xml = place.get("xml").map(|list| list.items()).unwrap_or_default();
+        for (entry, place) in vm.xml.iter().zip(xml) {
+            if let (Some(file), Some(place)) = (entry.beside().filter(|f| stays_inside(f)), place.get("add")) {
+                found.push((file, place));
+            }
+        }
+        let files = place.get("cloudInit").and_then(|more| more.get("files"));
+        for (path, entry) in vm.cloud_init.iter().flat_map(|more| &more.files) {
+            let place = files.as_ref().and_then(|files| files.get(path.as_str())?.get("source"));
+            if let (Some(file), Some(place)) = (&entry.source, place)
+                && stays_inside(file)
+            {
+                found.push((file.as_path(), place));
+            }
+        }
+    }
     found
 }
 

@@ -16,7 +16,10 @@ use serde::{Deserialize, Serialize};
 
 pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, read, reload};
 pub use schema::schema;
-pub use short::{CpuCount, CpuSet, FilePath, KernelArg, ModuleName, SlotOrFunction, UserName, WordError};
+pub use short::{
+    CpuCount, CpuSet, FilePath, Ip, IpWithPrefix, KernelArg, ModuleName, NvidiaBranch, Sha256Hex, Sha512Hex,
+    SlotOrFunction, SshKey, UserName, WebAddress, WordError,
+};
 
 use crate::types::{
     ByteSize, CardId, DomainName, HostName, InterfaceName, MacAddress, Mode, PackageName, PciId, ResourceName, UnitName,
@@ -67,6 +70,10 @@ pub struct Manifest {
     /// Storage for disks, by name: used, never made or formatted.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub storage: BTreeMap<ResourceName, StorageEntry>,
+    /// Disk images that VMs are made from, by name, beside those that have a name anyway: `ubuntu-24.04` and any other
+    /// release of Ubuntu's, `debian-12`, `debian-13`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub images: BTreeMap<ResourceName, ImageEntry>,
     /// Virtual machines, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub vms: BTreeMap<DomainName, VmEntry>,
@@ -277,6 +284,33 @@ pub struct StorageEntry {
     pub dir: PathBuf,
 }
 
+/// A disk image. One whose own name is not that of a built-in one says where it comes from: `from`, `url` or `path`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImageEntry {
+    /// A built-in image under another name, to have it in a version of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<ResourceName>,
+    /// Its address. What it has to add up to is said by `sha256` or `sha512`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<WebAddress>,
+    /// A file of the host's, which is copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<FilePath>,
+    /// For a built-in image: another server with the same tree (a mirror, one without a way out).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_url: Option<WebAddress>,
+    /// For a built-in image: this version of it (`20260814`, Debian: `20260811-2198`) in place of the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<ResourceName>,
+    /// What it has to add up to, whatever a list or its signature says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Sha256Hex>,
+    /// The same by the longer digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha512: Option<Sha512Hex>,
+}
+
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -285,9 +319,22 @@ pub struct VmEntry {
     pub cpus: Cpus,
     /// Memory: a size, or `{ size: 32GiB, pages: 1GiB }` for huge pages.
     pub memory: Memory,
+    /// What its first disk begins as: a built-in image or one of `images`. It is fetched once, and stays what the disk was
+    /// made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ResourceName>,
     /// Disks in order: a size, or `{ size: 200GiB, pool: fast }`; each is the volume `VM-N.qcow2` of its pool, N from 0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskEntry>,
+    /// The user of its guest who gets in, with the keys that let in. Nobody has a password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<GuestUserEntry>,
+    /// What is made of an Ubuntu: a desktop, a driver for its NVIDIA card.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ubuntu: Option<UbuntuEntry>,
+    /// What cloud-init does more at the guest's first boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<CloudInitEntry>,
     /// The bridge or one of `networks`; none where left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NicEntry>,
@@ -300,6 +347,25 @@ pub struct VmEntry {
     /// What the VM boots with.
     #[serde(default)]
     pub firmware: Firmware,
+    /// A TPM 2.0, emulated.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tpm: bool,
+    /// A screen for people, on the host's loopback: reach it through ssh, or with virt-manager.
+    #[serde(default)]
+    pub display: Display,
+    /// USB devices of the host's by vendor and product (`046d:c52b`), wherever they are plugged in. One that is missing
+    /// does not keep the VM from starting.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub usb: Vec<PciId>,
+    /// Folders of the host's, by virtiofs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub folders: Vec<FolderEntry>,
+    /// What the firmware tells the guest of its machine. Put in when the VM is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smbios: Option<Smbios>,
+    /// Elements of libvirt's that no field has. Put in when the VM is made, and never for secrets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub xml: Vec<XmlEntry>,
     /// Boot a kernel of the host's directly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<DirectBoot>,
@@ -317,6 +383,85 @@ pub struct VmEntry {
     pub absent: bool,
 }
 
+/// A user of a guest's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GuestUserEntry {
+    /// The name.
+    pub name: UserName,
+    /// Public keys of ssh's that let in: `file:alice.pub` beside the manifest, `file:/root/.ssh/id_ed25519.pub` on the
+    /// host, `gh:NAME` and `gl:NAME` as GitHub and GitLab show them when the seed is made, or a key itself.
+    pub ssh_keys: Vec<SshKey>,
+}
+
+/// What cloud-init does in a guest at its first boot, and only then.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CloudInitEntry {
+    /// The guest's host name; the VM's name where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<HostName>,
+    /// Packages, beside QEMU's guest agent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packages: Vec<PackageName>,
+    /// Files, by absolute path. No plan, log or record shows what is in them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<FilePath, GuestFileEntry>,
+    /// Commands for the shell, at the end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub commands: Vec<String>,
+    /// More of cloud-init's own words (`#cloud-config`), merged over all this: maps are merged, lists are joined.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub user_data: serde_json::Map<String, serde_json::Value>,
+    /// A higher one has cloud-init do it all once more in a guest that was set up already; 1 where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
+}
+
+/// What is made of an Ubuntu server image at its first boot.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UbuntuEntry {
+    /// Ubuntu's desktop: it takes half an hour and more, and ends with a reboot.
+    #[serde(default)]
+    pub desktop: bool,
+    /// NVIDIA's driver of this branch (`"580"`), from Ubuntu's own archive, signed for secure boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvidia: Option<NvidiaBranch>,
+    /// NVIDIA's kernel modules: `open` for cards from Turing on, and the only ones for Blackwell; `proprietary` for older.
+    #[serde(default)]
+    pub nvidia_modules: NvidiaModules,
+}
+
+/// Which of NVIDIA's kernel modules.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum NvidiaModules {
+    /// For cards from Turing on.
+    #[default]
+    Open,
+    /// For Maxwell to Volta, which end with branch 580.
+    Proprietary,
+}
+
+/// A file of a guest's: one of `content` and `source`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GuestFileEntry {
+    /// The content itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+    /// A file beside the manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<PathBuf>,
+    /// `user` or `user:group` of the guest's; `root` where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// Permission bits in octal and in quotes; "0644" where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+}
+
 /// Virtual processors of a VM.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -330,6 +475,85 @@ pub struct Cpus {
     /// The host's processors that QEMU's own work runs on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub emulator: Option<CpuSet>,
+}
+
+/// A screen for people.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Display {
+    /// None: there is always a serial console (`virsh console`).
+    #[default]
+    None,
+    /// VNC.
+    Vnc,
+    /// SPICE.
+    Spice,
+}
+
+/// A folder of the host's that a guest shares.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FolderEntry {
+    /// The folder on the host: used, never made.
+    pub path: FilePath,
+    /// What the guest mounts it by: `mount -t virtiofs TAG /mnt`.
+    pub tag: ResourceName,
+}
+
+/// What the firmware tells the guest of its machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Smbios {
+    /// The maker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manufacturer: Option<String>,
+    /// The model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub product: Option<String>,
+    /// Its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Its serial number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// The maker's number for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sku: Option<String>,
+    /// The family of models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<String>,
+}
+
+impl Smbios {
+    /// What is given, by libvirt's names.
+    pub fn entries(&self) -> BTreeMap<String, String> {
+        let all = [
+            ("manufacturer", &self.manufacturer),
+            ("product", &self.product),
+            ("version", &self.version),
+            ("serial", &self.serial),
+            ("sku", &self.sku),
+            ("family", &self.family),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?))).collect()
+    }
+}
+
+/// An element of libvirt's definition of a VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct XmlEntry {
+    /// The element that it goes into: `/domain`, `/domain/devices`.
+    pub at: String,
+    /// The element itself, or `file:NAME` beside the manifest.
+    pub add: String,
+}
+
+impl XmlEntry {
+    /// The file beside the manifest that it is in.
+    pub fn beside(&self) -> Option<&std::path::Path> {
+        self.add.strip_prefix("file:").map(std::path::Path::new)
+    }
 }
 
 /// Memory of a VM.
@@ -366,6 +590,16 @@ pub struct NicEntry {
     /// Its Ethernet address; made from host and VM name where left out, so that it stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddress>,
+    /// Its address with the length of the network's prefix (`192.168.1.50/24`), which cloud-init gives it; by DHCP where
+    /// left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpWithPrefix>,
+    /// With `address`: where packets go that are for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Ip>,
+    /// Name servers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nameservers: Vec<Ip>,
 }
 
 /// What a VM boots with.
@@ -375,6 +609,9 @@ pub enum Firmware {
     /// UEFI (OVMF), as passed GPUs need it.
     #[default]
     Uefi,
+    /// UEFI with secure boot and Microsoft's keys.
+    #[serde(rename = "uefi-secure")]
+    UefiSecure,
     /// SeaBIOS.
     Bios,
 }

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::Manifest;
 
-/// The types that may also be written as a string, and the definition of that string.
-const SHORT_FORMS: [(&str, &str); 5] = [
+/// The types that may also be written as a scalar, and the definition of that.
+const SHORT_FORMS: [(&str, &str); 6] = [
+    ("Cpus", "CpuCount"),
     ("PackageEntry", "PackageName"),
     ("Memory", "ByteSize"),
     ("DiskEntry", "ByteSize"),
@@ -54,7 +55,8 @@ mod tests {
             assert_eq!(definition["anyOf"][1]["type"], "object", "{name}");
             assert_eq!(definition["anyOf"][1]["additionalProperties"], false, "{name}");
             assert!(definition["description"].is_string(), "{name}");
-            assert_eq!(schema["definitions"][short]["type"], "string", "{short}");
+            let kind = if short == "CpuCount" { "integer" } else { "string" };
+            assert_eq!(schema["definitions"][short]["type"], kind, "{short}");
         }
     }
 }

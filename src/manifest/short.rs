@@ -75,6 +75,66 @@ word!(
         && t.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-')
 );
 
+word!(
+    /// An address of a server, without a name and a password in it.
+    WebAddress, "an address that begins with `https://` or `http://`, without a password", "^https?://[^@\\s]+$",
+    "https://mirror.example/images/",
+    |t| t.len() < 2048 && t.chars().all(|c| c.is_ascii_graphic() && !"\"'<>\\^`{|}@".contains(c))
+        && ["https://", "http://"].iter().any(|s| t.strip_prefix(s).is_some_and(|r| r.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')))
+);
+word!(
+    /// A sha256.
+    Sha256Hex, "a sha256: 64 characters of 0-9 and a-f", "^[0-9a-fA-F]{64}$",
+    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    |t| t.len() == 64 && t.bytes().all(|b| b.is_ascii_hexdigit())
+);
+word!(
+    /// A sha512.
+    Sha512Hex, "a sha512: 128 characters of 0-9 and a-f", "^[0-9a-fA-F]{128}$",
+    "cf83e1357eefb8bdf1542850d66d8007d620e4050b5715dc83f4a921d36ce9ce47d0d13c5d85f2b0ff8318d2877eec2f63b931bd47417a81a538327af927da3e",
+    |t| t.len() == 128 && t.bytes().all(|b| b.is_ascii_hexdigit())
+);
+
+word!(
+    /// An address.
+    Ip, "an IP address", "^[0-9a-fA-F.:]+$", "192.168.1.1",
+    |t| t.parse::<std::net::IpAddr>().is_ok()
+);
+word!(
+    /// An address in its network.
+    IpWithPrefix, "an IP address with the length of its network's prefix", "^[0-9a-fA-F.:]+/[0-9]{1,3}$", "192.168.1.50/24",
+    |t| t.split_once('/').is_some_and(|(ip, length)| {
+        let most = ip.parse().map_or(0, |ip: std::net::IpAddr| if ip.is_ipv4() { 32 } else { 128 });
+        most > 0 && length.len() <= 3 && length.bytes().all(|b| b.is_ascii_digit())
+            && length.parse::<u32>().is_ok_and(|n| (1..=most).contains(&n))
+    })
+);
+word!(
+    /// A public key of ssh's, or where it is.
+    SshKey, "a key of ssh's: `file:alice.pub`, `gh:NAME`, `gl:NAME`, or a public key itself",
+    "^(file:.+|g[hl]:[A-Za-z0-9][A-Za-z0-9._-]*|(ssh|sk|ecdsa)-.+)$", "file:alice.pub",
+    |t| match t.split_once(':') {
+        Some(("file", path)) if path.starts_with('/') => path.parse::<FilePath>().is_ok(),
+        Some(("file", path)) => !path.is_empty(),
+        Some(("gh" | "gl", name)) => name.len() <= 64 && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)),
+        _ => crate::guest::keys_in(t).is_ok_and(|keys| keys.len() == 1),
+    }
+);
+
+impl SshKey {
+    /// The file beside the manifest that it is in.
+    pub fn beside(&self) -> Option<&Path> {
+        self.as_str().strip_prefix("file:").filter(|p| !p.starts_with('/')).map(Path::new)
+    }
+}
+
+word!(
+    /// A branch of NVIDIA's driver.
+    NvidiaBranch, "a branch of NVIDIA's driver: three digits", "^[0-9]{3}$", "580",
+    |t| t.len() == 3 && t.bytes().all(|b| b.is_ascii_digit())
+);
+
 /// A slot, with or without one of its functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlotOrFunction(pub PciSlot);
@@ -203,9 +263,10 @@ short_or_mapping!(Memory, "a size such as `16GiB`, or `{ size, pages }`",
 short_or_mapping!(DiskEntry, "a size such as `100GiB`, or `{ size, pool }`",
     |t| Ok(DiskEntry { size: t.parse().map_err(E::custom)?, pool: None, take_over: false }),
     { size: ByteSize, #[serde(default)] pool: Option<ResourceName>, #[serde(default)] take_over: bool });
-short_or_mapping!(NicEntry, "a network's name, or `{ name, mac }`",
-    |t| Ok(NicEntry { name: t.parse().map_err(E::custom)?, mac: None }),
-    { name: ResourceName, #[serde(default)] mac: Option<MacAddress> });
+short_or_mapping!(NicEntry, "a network's name, or `{ name, mac, address, gateway, nameservers }`",
+    |t| Ok(NicEntry { name: t.parse().map_err(E::custom)?, mac: None, address: None, gateway: None, nameservers: Vec::new() }),
+    { name: ResourceName, #[serde(default)] mac: Option<MacAddress>, #[serde(default)] address: Option<IpWithPrefix>,
+      #[serde(default)] gateway: Option<Ip>, #[serde(default)] nameservers: Vec<Ip> });
 short_or_mapping!(DeviceMatch, "a slot such as `\"0000:02:00\"`, or one of `{ address }`, `{ slot }`, `{ model }`, `{ id }`, `{ serial }`, `{ uuid }`",
     |t| Ok(DeviceMatch { address: Some(t.parse().map_err(E::custom)?), ..DeviceMatch::default() }),
     { #[serde(default)] address: Option<SlotOrFunction>, #[serde(default)] slot: Option<String>, #[serde(default)] model: Option<String>,

@@ -11,6 +11,7 @@ use super::load::stays_inside;
 use super::yaml_de::closest;
 use super::yaml_tree::{Node, Place, Problem, Span};
 use super::{DeviceEntry, DeviceUse, Manifest, StartWhen, Uplink, VmEntry, VmState};
+use crate::image;
 use crate::types::{ByteSize, ResourceName};
 
 /// Every rule that a manifest breaks.
@@ -23,6 +24,7 @@ pub fn validate(manifest: &Manifest, root: &Node) -> Vec<Problem> {
     checks.devices();
     checks.networks();
     checks.paths();
+    checks.images();
     checks.vms();
     checks.shared_between_vms();
     checks.problems
@@ -232,6 +234,221 @@ impl<'a> Checks<'a> {
         }
     }
 
+    fn images(&mut self) {
+        let manifest = self.manifest;
+        for (name, entry) in &manifest.images {
+            let place = self.at(&["images", name.as_str()]);
+            let known = image::builtin(name.as_str()).is_some();
+            let given = ["from", "url", "path"].into_iter().filter_map(|f| Some((f, place.get(f)?)));
+            let given: Vec<_> = given.collect();
+            match &given[..] {
+                [] if known => {}
+                [] => {
+                    let help = "give one of `from`, `url` and `path`";
+                    let message = format!("`{name}` says not where it comes from, and is no built-in image");
+                    self.wrong(&place, place.key_span(), message, "from where?", Some(help.into()));
+                }
+                [_] => {}
+                [(first, at), (again, again_at), ..] => {
+                    let message = format!("`{name}` has both `{first}` and `{again}`");
+                    let (one, two) = ((at.key_span(), "one"), (again_at, again_at.key_span(), "another"));
+                    self.twice(one, two, message, Some("keep one of them"));
+                }
+            }
+            let built_in = match &entry.from {
+                Some(from) => {
+                    if let Some(at) = place.get("from") {
+                        self.built_in(&at, from.as_str());
+                    }
+                    true
+                }
+                None => known && given.is_empty(),
+            };
+            for field in ["baseUrl", "version"] {
+                if let Some(at) = place.get(field).filter(|_| !built_in) {
+                    let message = format!("`{name}` is no built-in image, so it has no `{field}`");
+                    self.value(&at, message, "of built-in images only", Some("take it out, or write `from`"));
+                }
+            }
+            if let (Some(one), Some(two)) = (place.get("sha256"), place.get("sha512")) {
+                let message = format!("`{name}` has two digests");
+                self.twice(
+                    (one.key_span(), "one"),
+                    (&two, two.key_span(), "another"),
+                    message,
+                    Some("keep one of them"),
+                );
+            }
+            let pinned = entry.sha256.is_some() || entry.sha512.is_some();
+            if let Some(at) = place.get("url").filter(|_| entry.url.is_some() && !pinned) {
+                let help = "write its `sha256` or `sha512` beside it";
+                let message = format!("nothing says what `{name}` has to be");
+                self.value(&at, message, "may be anything by the time it is fetched", Some(help));
+            }
+            for (field, address) in [("url", &entry.url), ("baseUrl", &entry.base_url)] {
+                let plain = address.as_ref().is_some_and(|a| a.as_str().starts_with("http://"));
+                if let Some(at) = place.get(field).filter(|_| plain && !pinned) {
+                    let message = format!("`{name}` comes over plain http");
+                    let help = "use https, or pin its `sha256` or `sha512`";
+                    self.value(&at, message, "anyone on the way can change it", Some(help));
+                }
+            }
+        }
+    }
+
+    fn built_in(&mut self, at: &Place<'_>, name: &str) {
+        if image::builtin(name).is_none() {
+            let names = image::names();
+            let label = match closest(name, names.iter().map(String::as_str)) {
+                Some(best) => format!("no built-in image has this name; did you mean `{best}`?"),
+                None => "no built-in image has this name".to_owned(),
+            };
+            let help = format!("there are {}, and Ubuntu's other releases by number", names.join(", "));
+            self.wrong(at, at.span(), format!("unknown image `{name}`"), &label, Some(help));
+        }
+    }
+
+    /// Devices of a VM's that are one element each, and elements of a person's own.
+    fn parts(&mut self, vm: &VmEntry, place: &Place<'a>) {
+        let items = |name: &str| place.get(name).map(|list| list.items()).unwrap_or_default();
+        let mut seen: HashMap<String, Span> = HashMap::new();
+        let usb = vm.usb.iter().map(|id| format!("USB device {id}")).zip(items("usb"));
+        let folders = vm.folders.iter().map(|f| format!("folder `{}`", f.tag)).zip(items("folders"));
+        for (what, at) in usb.chain(folders) {
+            match seen.get(&what) {
+                Some(first) => {
+                    let again = (&at, at.span(), "given again here");
+                    self.twice((first.clone(), "first given here"), again, format!("{what} is given twice"), None);
+                }
+                None => _ = seen.insert(what, at.span()),
+            }
+        }
+        for (entry, at) in vm.xml.iter().zip(items("xml")) {
+            let word = |name: &str| at.get(name).unwrap_or_else(|| at.clone());
+            let plain = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric());
+            let mut parts = entry.at.split('/');
+            if parts.next() != Some("") || parts.next() != Some("domain") || !parts.all(plain) {
+                let message = format!("`{}` is no place in a definition", entry.at);
+                let help = "write the element that it goes into, such as `/domain/devices`";
+                self.value(&word("at"), message, "from `/domain` on", Some(help));
+            }
+            match entry.beside() {
+                Some(path) if !stays_inside(path) => {
+                    let message = format!("`{}` does not lie beside the manifest", path.display());
+                    let help = "write a path below the manifest's folder, relative and without `..`";
+                    self.value(&word("add"), message, "leads elsewhere", Some(help));
+                }
+                Some(_) => {}
+                None => {
+                    if let Err(why) = crate::types::xml_fragment(&entry.add) {
+                        let help = "write one whole element, or `file:NAME` beside the manifest";
+                        self.value(
+                            &word("add"),
+                            format!("it cannot go into a definition: {why}"),
+                            "this element",
+                            Some(help),
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// What cloud-init is to do.
+    fn guest(&mut self, vm: &VmEntry, place: &Place<'a>) {
+        let outside = |path: &Path| !stays_inside(path);
+        let elsewhere = "write a path below the manifest's folder, relative and without `..`";
+        if let (Some(user), Some(at)) = (&vm.user, place.get("user")) {
+            if user.name.as_str() == "root"
+                && let Some(at) = at.get("name")
+            {
+                let help = "name another; it may do everything by sudo";
+                self.value(&at, "`root` does not log in".to_owned(), "no login for root", Some(help));
+            }
+            let keys = at.get("sshKeys");
+            if let Some(keys) = keys.as_ref().filter(|_| user.ssh_keys.is_empty()) {
+                let help = "write at least one, such as `file:alice.pub`";
+                let message = format!("nobody could log in as `{}`", user.name);
+                self.value(keys, message, "no key, and there is no password", Some(help));
+            }
+            for (key, at) in user.ssh_keys.iter().zip(keys.map(|keys| keys.items()).unwrap_or_default()) {
+                if let Some(path) = key.beside().filter(|p| outside(p)) {
+                    let message = format!("`{}` does not lie beside the manifest", path.display());
+                    self.value(&at, message, "leads elsewhere", Some(elsewhere));
+                }
+            }
+        }
+        if let (Some(_), Some(at)) = (&vm.ubuntu, place.get("ubuntu")) {
+            let of = vm
+                .image
+                .as_ref()
+                .map(|name| self.manifest.images.get(name).and_then(|i| i.from.as_ref()).unwrap_or(name));
+            let own = vm.image.as_ref().is_some_and(|name| {
+                self.manifest.images.get(name).is_some_and(|i| i.url.is_some() || i.path.is_some())
+            });
+            if !own && of.is_none_or(|name| !name.as_str().starts_with("ubuntu-")) && !place.lacks("image") {
+                let help = "write `image: ubuntu-24.04`, or take it out";
+                self.wrong(
+                    &at,
+                    at.key_span(),
+                    "`ubuntu` is for images of Ubuntu's".to_owned(),
+                    "not one here",
+                    Some(help.to_owned()),
+                );
+            }
+        }
+        let more = place.get("cloudInit");
+        for (path, entry) in vm.cloud_init.iter().flat_map(|more| &more.files) {
+            let Some(at) = more.as_ref().and_then(|m| m.get("files")?.get(path.as_str())) else { continue };
+            if entry.content.is_some() == entry.source.is_some() && !at.lacks("content") && !at.lacks("source") {
+                let message =
+                    format!("`{path}` has {}", if entry.content.is_some() { "two contents" } else { "no content" });
+                let help = "give one of `content` and `source`";
+                self.wrong(&at, at.key_span(), message, "what is to be in it?", Some(help.to_owned()));
+            }
+            if let (Some(source), Some(at)) = (entry.source.as_ref().filter(|p| outside(p)), at.get("source")) {
+                let message = format!("`{}` does not lie beside the manifest", source.display());
+                self.value(&at, message, "leads elsewhere", Some(elsewhere));
+            }
+        }
+        if let (Some(nic), Some(at)) = (&vm.network, place.get("network")) {
+            if let Some(at) = at.get("gateway").filter(|_| nic.address.is_none() && !at.lacks("address")) {
+                let help = "write `address` beside it, or take it out";
+                self.value(&at, "a gateway without an address".to_owned(), "DHCP gives one", Some(help));
+            }
+            let v4 = |text: &str| !text.contains(':');
+            if let (Some(gateway), Some(address), Some(at)) = (&nic.gateway, &nic.address, at.get("gateway"))
+                && v4(gateway.as_str()) != v4(address.as_str())
+            {
+                let message = format!("`{gateway}` is no gateway for `{address}`");
+                self.value(&at, message, "of the other family", Some("take one of the same kind of address"));
+            }
+        }
+    }
+
+    /// What a VM's first disk begins as.
+    fn image(&mut self, vm: &VmEntry, place: &Place<'a>) {
+        let (Some(name), Some(at)) = (&vm.image, place.get("image")) else { return };
+        let declared = self.names("images");
+        if !declared.contains(&name.as_str()) && image::builtin(name.as_str()).is_none() && !self.unreadable("images") {
+            let built_in = image::names();
+            let all = declared.iter().copied().chain(built_in.iter().map(String::as_str));
+            let label = match closest(name.as_str(), all) {
+                Some(best) => format!("no image has this name; did you mean `{best}`?"),
+                None => "no image has this name".to_owned(),
+            };
+            let help = format!(
+                "name it under `images`; built in: {}, and Ubuntu's other releases by number",
+                built_in.join(", ")
+            );
+            self.wrong(&at, at.span(), format!("unknown image `{name}`"), &label, Some(help));
+        }
+        if vm.disks.is_empty() && !vm.absent && place.get("disks").is_none_or(|d| d.items().is_empty()) {
+            let message = format!("`image: {name}` has no disk to go to");
+            self.value(&at, message, "the first disk begins as it", Some("write `disks: [20GiB]`"));
+        }
+    }
+
     /// The names that a section has, also those whose entry has a problem.
     fn names(&self, section: &str) -> Vec<&'a str> {
         self.root.get(section).map(|place| place.keys().collect()).unwrap_or_default()
@@ -239,7 +456,7 @@ impl<'a> Checks<'a> {
 
     /// Whether a section is there but could not be read, or under a misspelt name: then its names are not known.
     fn unreadable(&self, section: &str) -> bool {
-        const NAMING: [&str; 5] = ["gpus", "devices", "bridge", "networks", "storage"];
+        const NAMING: [&str; 6] = ["gpus", "devices", "bridge", "networks", "storage", "images"];
         match self.root.get(section) {
             Some(place) => place.is_pruned(),
             None => self.root.entries().any(|(key, at)| at.is_pruned() && closest(key, NAMING) == Some(section)),
@@ -282,6 +499,9 @@ impl<'a> Checks<'a> {
             self.vm_devices(vm, &place);
             self.memory(vm, &place);
             self.pins(vm, &place);
+            self.image(vm, &place);
+            self.guest(vm, &place);
+            self.parts(vm, &place);
             if let (Some(nic), Some(at)) = (&vm.network, place.get("network")) {
                 if networks_known {
                     let word = at.get("name").unwrap_or_else(|| at.clone());
@@ -380,6 +600,7 @@ impl<'a> Checks<'a> {
         let manifest = self.manifest;
         let mut owners: HashMap<(&str, &str), (&str, Span)> = HashMap::new();
         let mut macs: HashMap<[u8; 6], (&str, Span)> = HashMap::new();
+        let mut addresses: HashMap<String, (&str, Span)> = HashMap::new();
         for (vm_name, vm) in manifest.vms.iter().filter(|(_, vm)| !vm.absent) {
             let vm_name = vm_name.as_str();
             let place = self.at(&["vms", vm_name]);
@@ -400,6 +621,18 @@ impl<'a> Checks<'a> {
                     } else {
                         owners.insert((section, name), (vm_name, at.span()));
                     }
+                }
+            }
+            let address_at = place.get("network").and_then(|network| network.get("address"));
+            let address = vm.network.as_ref().and_then(|nic| nic.address.as_ref());
+            if let (Some(address), Some(at)) = (address, address_at) {
+                let ip = address.as_str().split('/').next().unwrap_or_default().to_ascii_lowercase();
+                if let Some((other, first)) = addresses.get(&ip) {
+                    let message = format!("VMs `{other}` and `{vm_name}` have the same address `{ip}`");
+                    let again = (&at, at.span(), "and here");
+                    self.twice((first.clone(), "first given here"), again, message, Some("give each its own"));
+                } else {
+                    addresses.insert(ip, (vm_name, at.span()));
                 }
             }
             let mac_at = place.get("network").and_then(|network| network.get("mac"));

@@ -25,10 +25,10 @@ pub use order::{OrderError, order};
 pub use place::{Place, Seen, touched};
 pub use policy::{Day, Policy, Refusal, Refused, Rule, TimeError, TimeOfDay, Window, policy_schema};
 pub use saved::{SavedManifest, SavedPlan, SavedPlanError};
-pub use select::{NoSuchKind, Selection, Selector};
+pub use select::{ImageTask, NoSuchKind, Selection, Selector};
 pub use step::{
-    AptPackage, BindTarget, Content, FileEdit, FileWrite, NetworkSwitch, Proof, ServiceAction, SlotBinding, Step,
-    TextEdit, VolumeStep,
+    AptPackage, BindTarget, Content, FetchStep, FileEdit, FileWrite, NetworkSwitch, Proof, ServiceAction, SlotBinding,
+    Step, TextEdit, VolumeStep,
 };
 
 /// The JSON Schema (draft-07) of what `gpuvm plan --output json` writes.

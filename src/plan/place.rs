@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Step;
+use crate::image;
 use crate::types::{DomainName, Mode, PackageName, PciAddress, ResourceName, UnitName};
 
 /// Something on a host that a step changes.
@@ -42,6 +43,8 @@ pub enum Place {
         /// Its name in the pool.
         name: String,
     },
+    /// The file that says what is kept of an image.
+    Image(PathBuf),
     /// A network of libvirt's.
     Network(ResourceName),
     /// A VM.
@@ -60,6 +63,7 @@ impl fmt::Display for Place {
             Place::Argument(argument) => write!(f, "kernel argument {argument}"),
             Place::Pool(name) => write!(f, "pool {name}"),
             Place::Volume { pool, name } => write!(f, "volume {pool}/{name}"),
+            Place::Image(path) => write!(f, "image {}", path.display()),
             Place::Network(name) => write!(f, "network {name}"),
             Place::Domain(name) => write!(f, "VM {name}"),
         }
@@ -145,6 +149,7 @@ pub enum Seen {
 pub fn touched(step: &Step) -> Vec<Place> {
     match step {
         Step::WriteFile(file) => vec![Place::File(file.path.clone())],
+        Step::Seed { path, .. } => vec![Place::File(path.clone())],
         Step::RemoveFile { path } | Step::Link { path, .. } | Step::RestoreFile { path } => {
             vec![Place::File(path.clone())]
         }
@@ -161,6 +166,9 @@ pub fn touched(step: &Step) -> Vec<Place> {
         Step::Pool { name, .. } | Step::RemovePool { name } => vec![Place::Pool(name.clone())],
         Step::Volume(volume) => vec![Place::Volume { pool: volume.pool.clone(), name: volume.name.clone() }],
         Step::RemoveVolume { pool, name } => vec![Place::Volume { pool: pool.clone(), name: name.clone() }],
+        Step::Fetch(fetch) => vec![Place::Image(image::pointer(&fetch.pool, fetch.name.as_str()))],
+        // It can be fetched again, and nothing was made from it.
+        Step::RemoveImage { .. } => Vec::new(),
         Step::Network { name, .. } => vec![Place::Network(name.clone())],
         Step::DefineDomain { name, .. }
         | Step::EditDomain { name, .. }

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::{Finding, Key, Past, Severity};
 use crate::desire::Desired;
 use crate::resource::Wanted;
+use crate::resource::image::{Image, Want};
+use crate::types::ResourceName;
 
 /// `KIND` or `KIND/NAME`, as on the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +66,24 @@ pub struct Selection {
     /// Take these over as they are, and do nothing else.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub adopt: BTreeSet<Key>,
+    /// Images, and nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<ImageTask>,
+}
+
+/// What is to be done with images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ImageTask {
+    /// Fetch the newest of these; of all that the manifest uses where none is named.
+    Newest {
+        /// Which.
+        names: Vec<ResourceName>,
+        /// What tells this time from others: each time, it is fetched once.
+        asked: String,
+    },
+    /// Delete those that no disk is made from and the manifest does not use.
+    Prune,
 }
 
 impl Selection {
@@ -71,6 +91,12 @@ impl Selection {
     pub fn narrow(&self, desired: &mut Desired, past: &mut Past) {
         if !self.adopt.is_empty() {
             return self.narrow_to_adopted(desired, past);
+        }
+        if let Some(task) = &self.images {
+            narrow_to_images(task, desired);
+            past.owned.retain(|key, _| desired.nodes.contains_key(key));
+            past.pending.clear();
+            return;
         }
         let keys: BTreeSet<Key> = desired.nodes.keys().chain(past.owned.keys()).cloned().collect();
         for selector in self.only.iter().chain(&self.skip) {
@@ -142,6 +168,56 @@ impl Selection {
         desired.findings = findings;
         desired.adopt = self.adopt.clone();
     }
+}
+
+/// Images alone, without what they need: that is an apply's. What else is wrong with the manifest is no matter here.
+fn narrow_to_images(task: &ImageTask, desired: &mut Desired) {
+    let mut images = Desired::default();
+    let mut there = BTreeSet::new();
+    for node in desired.nodes.values() {
+        match (&node.wanted, task) {
+            (Wanted::Image(image), ImageTask::Newest { names, asked }) => {
+                let Want::Kept { name, origin, digest, .. } = &image.want else { continue };
+                there.insert(name.clone());
+                if names.is_empty() || names.contains(name) {
+                    let want = Want::Kept {
+                        name: name.clone(),
+                        origin: origin.clone(),
+                        digest: digest.clone(),
+                        asked: Some(asked.clone()),
+                    };
+                    images.want(&node.from, [], Image { want, ..image.clone() });
+                    let about = |f: &&Finding| f.place.starts_with(&format!("{}.image", node.from));
+                    images.findings.extend(desired.findings.iter().filter(about).cloned());
+                }
+            }
+            (Wanted::Pool(pool), ImageTask::Prune) => {
+                let of_pool = desired.nodes.values().filter_map(|n| match &n.wanted {
+                    Wanted::Image(Image { pool: of, want: Want::Kept { name, .. }, .. }) if *of == pool.name => {
+                        Some(name)
+                    }
+                    _ => None,
+                });
+                let want = Want::OnlyUsed { named: of_pool.cloned().collect() };
+                images.want(&node.from, [], Image { pool: pool.name.clone(), directory: pool.path.clone(), want });
+                there.insert(pool.name.clone());
+            }
+            _ => {}
+        }
+    }
+    if let ImageTask::Newest { names, .. } = task {
+        let all: Vec<String> = there.iter().map(ToString::to_string).collect();
+        let all = if all.is_empty() { "none".to_owned() } else { all.join(", ") };
+        for name in names.iter().filter(|n| !there.contains(*n)) {
+            images.findings.push(finding(
+                Severity::Error,
+                format!("no VM of this manifest is made from `{name}`"),
+                format!("images that its VMs use: {all}"),
+            ));
+        }
+    }
+    images.findings.sort();
+    *desired = images;
 }
 
 fn retain(desired: &mut Desired, past: &mut Past, keep: impl Fn(&Key) -> bool) {

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Refresh;
+use crate::image::{Digest, Origin};
 use crate::types::{
     ByteSize, DomainName, InterfaceName, MacAddress, Mode, PackageName, PciAddress, ResourceName, Splice, SpliceError,
     UnitName, sha256_hex, splice,
@@ -253,6 +254,27 @@ pub struct VolumeStep {
     pub format: String,
     /// Grow an existing one in place of making it.
     pub grow: bool,
+    /// What it begins as: the file that says what is kept of an image. The image itself stays as it is, and backs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<PathBuf>,
+}
+
+/// An image to be had: fetched, checked, and only then put where disks can be made from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FetchStep {
+    /// Its name.
+    pub name: ResourceName,
+    /// The directory of the pool that it is for.
+    pub pool: PathBuf,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// What it has to add up to, whatever a list says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+    /// What a person asked for the newest with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<String>,
 }
 
 /// One primitive effect. Each is idempotent: run again after a crash, it ends in the same state.
@@ -340,6 +362,20 @@ pub enum Step {
     },
     /// Makes or grows a volume.
     Volume(VolumeStep),
+    /// Fetches an image into a pool's directory.
+    Fetch(FetchStep),
+    /// Deletes the file of an image that no disk is made from. It can be fetched again.
+    RemoveImage {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Makes the image that tells a guest what to do at its first boot.
+    Seed {
+        /// Where.
+        path: PathBuf,
+        /// sha256 in hex of what it is made from; the payload is a 0600 file of the run.
+        inputs: String,
+    },
     /// Takes a pool's definition away; its directory and what is in it stay.
     RemovePool {
         /// Its name.
@@ -454,6 +490,9 @@ impl Step {
             Step::RemovePool { .. } => "take the pool away",
             Step::Volume(VolumeStep { grow: true, .. }) => "grow the disk",
             Step::Volume(_) => "make the disk",
+            Step::Fetch(fetch) => return format!("fetch {}", fetch.name),
+            Step::Seed { path, .. } => return format!("make {}", path.display()),
+            Step::RemoveImage { path } => return format!("delete {}", path.display()),
             Step::RemoveVolume { .. } => "delete the disk",
             Step::Network { active: true, .. } => "start the network",
             Step::Network { .. } => "stop the network",
@@ -488,6 +527,8 @@ impl Step {
             }
             Step::Volume(volume) => vec![format!("volume {}/{}", volume.pool, volume.name)],
             Step::RemoveVolume { pool, name } => vec![format!("volume {pool}/{name}")],
+            Step::Fetch(fetch) => vec![format!("image {} in {}", fetch.name, fetch.pool.display())],
+            Step::RemoveImage { path } | Step::Seed { path, .. } => vec![path.display().to_string()],
             Step::BindSlot(binding) => binding.functions.iter().map(|(a, _)| format!("function {a}")).collect(),
             _ => Vec::new(),
         }

@@ -5,16 +5,18 @@
 //! touched. A running VM is never powered off: its stored definition changes, and the rest waits for its next start.
 
 mod adopt;
+mod extras;
 mod plug;
 mod read;
 mod splice;
 mod write;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use extras::{Display, Extra};
 pub use plug::{passed_function, plugs, unplugs, with_slot, without_slot};
 pub use read::{Projection, disk_files, is_marked, managed_functions, project, taps};
 pub use splice::{with_mark, with_passwords, with_uuid, without_private_parts};
@@ -53,6 +55,18 @@ pub struct LibvirtDomain {
     pub nic: Option<Nic>,
     /// Passed slots, each as one device of the guest.
     pub slots: Vec<PassedSlot>,
+    /// The image with what its guest is told at its first boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<PathBuf>,
+    /// Parts that are one element each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extras: Vec<Extra>,
+    /// What the firmware tells the guest of the machine, by libvirt's names; put in when it is made.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub smbios: BTreeMap<String, String>,
+    /// A person's own elements, each with the place that it goes to; put in when it is made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub additions: Vec<Addition>,
     /// What it boots with.
     pub firmware: Firmware,
     /// A kernel of the host's that it boots.
@@ -136,6 +150,16 @@ pub enum NicOn {
     Network(ResourceName),
 }
 
+/// An element of a person's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Addition {
+    /// The element that it goes into: `/domain/devices`.
+    pub at: String,
+    /// The element.
+    pub xml: String,
+}
+
 /// A slot that is passed to the VM as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -152,8 +176,21 @@ pub struct PassedSlot {
 pub enum Firmware {
     /// UEFI, without secure boot.
     Uefi,
+    /// UEFI with secure boot, and the usual keys for it.
+    UefiSecure,
     /// The machine's own BIOS.
     Bios,
+}
+
+impl Firmware {
+    /// As a manifest has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Firmware::Uefi => "uefi",
+            Firmware::UefiSecure => "uefi-secure",
+            Firmware::Bios => "bios",
+        }
+    }
 }
 
 /// A kernel of the host's that a VM boots directly.
@@ -230,6 +267,12 @@ impl LibvirtDomain {
             NicOn::Network(name) => format!("on network {name}"),
         }));
         parts.extend(self.slots.iter().map(|s| format!("gets {}", s.slot)));
+        parts.extend(self.extras.iter().filter_map(|extra| match extra {
+            Extra::Tpm => Some("TPM".to_owned()),
+            Extra::Display(_) => Some(extra.value()),
+            Extra::Usb(id) => Some(format!("USB {id}")),
+            Extra::Folder { path, .. } => Some(format!("folder {}", path.display())),
+        }));
         parts.join(", ")
     }
 
@@ -281,6 +324,19 @@ impl LibvirtDomain {
         for disk in self.disks_to_drop(last).filter(|d| is.has_disk(d)) {
             field(&name(disk), Some("attached".to_owned()), None);
         }
+        let seed = |path: &Path| path.display().to_string();
+        for path in self.seed.iter().filter(|s| !is.has_cdrom(s)) {
+            field("seed", None, Some(seed(path)));
+        }
+        for path in self.seed_to_drop(last).filter(|s| is.has_cdrom(s)) {
+            field("seed", Some(seed(path)), None);
+        }
+        for extra in &self.extras {
+            field(&extra.key(), is.extras.get(&extra.key()).cloned(), Some(extra.value()));
+        }
+        for extra in self.extras_to_drop(last) {
+            field(&extra.key(), is.extras.get(&extra.key()).cloned(), None);
+        }
         if let Some(nic) = &self.nic {
             let on = nic.on.name();
             field(&format!("nic {}", nic.mac), is.nics.get(&nic.mac).cloned(), Some(on));
@@ -302,6 +358,15 @@ impl LibvirtDomain {
     /// Disks that were ours and are no longer wanted.
     fn disks_to_drop<'a>(&'a self, last: Option<&'a Self>) -> impl Iterator<Item = &'a Disk> {
         last.into_iter().flat_map(|l| &l.disks).filter(|d| !self.disks.contains(d))
+    }
+    /// Parts that were ours and are no longer wanted.
+    fn extras_to_drop<'a>(&'a self, last: Option<&'a Self>) -> impl Iterator<Item = &'a Extra> {
+        let kept = |extra: &&Extra| self.extras.iter().all(|e| e.key() != extra.key());
+        last.into_iter().flat_map(|l| &l.extras).filter(kept)
+    }
+    /// The seed that was ours and is no longer wanted.
+    fn seed_to_drop<'a>(&'a self, last: Option<&'a Self>) -> impl Iterator<Item = &'a PathBuf> {
+        last.and_then(|l| l.seed.as_ref()).into_iter().filter(|s| self.seed.as_ref() != Some(s))
     }
     /// The card that was ours and is no longer wanted, or has another address now.
     fn nic_to_drop<'a>(&'a self, last: Option<&'a Self>) -> Option<&'a Nic> {
@@ -335,6 +400,19 @@ impl LibvirtDomain {
         }
         if self.absent {
             return self.undefine(domain);
+        }
+        // Whether it is UEFI at all, the definition says; whether with secure boot, what it was made as.
+        let uefi = |firmware| firmware != Firmware::Bios;
+        let other = |l: &&Self| l.firmware != self.firmware && uefi(l.firmware) && uefi(self.firmware);
+        if let Some(last) = last.filter(other) {
+            return Diff::Blocked {
+                why: format!(
+                    "it was made with firmware `{}`, and the manifest says `{}`",
+                    last.firmware.name(),
+                    self.firmware.name()
+                ),
+                help: format!("its system was installed for the former: write `firmware: {}`", last.firmware.name()),
+            };
         }
         let mut fields = self.differences(last, &is);
         let of_definition = !fields.is_empty();
@@ -456,11 +534,13 @@ pub struct DomainState {
     pub(super) libvirt: Libvirt,
     /// Files of the host that it boots and that are not there.
     missing: Vec<PathBuf>,
+    /// Folders of the host that it is to have and that are not there.
+    no_folders: Vec<PathBuf>,
 }
 
 impl From<Libvirt> for DomainState {
     fn from(libvirt: Libvirt) -> Self {
-        Self { libvirt, missing: Vec::new() }
+        Self { libvirt, missing: Vec::new(), no_folders: Vec::new() }
     }
 }
 
@@ -485,12 +565,25 @@ impl Resource for LibvirtDomain {
                 state.missing.push(path.clone());
             }
         }
+        for extra in self.extras.iter().filter(|_| !self.absent) {
+            if let Extra::Folder { path, .. } = extra
+                && host.stat(path)? == Answer::Absent
+            {
+                state.no_folders.push(path.clone());
+            }
+        }
         Ok(state)
     }
 
     fn diff(&self, state: &DomainState, last: Option<&Self>, _: &HostFacts) -> Diff {
         let diff = self.diff_of(state, last);
         let starts = |change: &Change| change.steps.iter().any(|s| matches!(s, Step::StartDomain { .. }));
+        if let (Diff::Change(_) | Diff::Waits { .. }, Some(path)) = (&diff, state.no_folders.first()) {
+            return Diff::Blocked {
+                why: format!("its folder `{}` is not there", path.display()),
+                help: "make it first: folders are shared, never made".to_owned(),
+            };
+        }
         match (&diff, state.missing.first()) {
             (Diff::Change(change) | Diff::Waits { promise: change, .. }, Some(path)) if starts(change) => {
                 Diff::Blocked {

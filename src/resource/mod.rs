@@ -5,6 +5,7 @@
 pub mod bridge;
 pub mod file;
 pub mod group_member;
+pub mod image;
 pub mod kernel_arg;
 mod libvirt;
 pub mod libvirt_domain;
@@ -12,6 +13,7 @@ pub mod libvirt_network;
 pub mod module;
 pub mod package;
 pub mod pool;
+pub mod seed;
 pub mod service;
 pub mod start_hook;
 pub mod vfio_binding;
@@ -114,7 +116,9 @@ kinds! {
     vfio_binding::VfioBinding,
     bridge::Bridge,
     pool::Pool,
+    image::Image,
     volume::Volume,
+    seed::Seed,
     libvirt_network::LibvirtNetwork,
     libvirt_domain::LibvirtDomain,
 }

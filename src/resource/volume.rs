@@ -1,13 +1,17 @@
 //! A volume: a VM's disk in a pool. It is made and grown, never shrunk, and never taken away. One of its name that is
 //! not gpuvm's may hold anything: it is used only where the manifest says so.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::Resource;
+use super::image;
 use super::libvirt::{Libvirt, ask, known};
 use super::libvirt_domain::project;
 use crate::facts::HostFacts;
 use crate::host::{self, HostError, Probe, Virtualisation};
+use crate::image::Cached;
 use crate::plan::{Action, Change, Diff, FieldDiff, Step, VolumeStep, WaitFor};
 use crate::types::{ByteSize, DomainName, ResourceName};
 
@@ -27,6 +31,33 @@ pub struct Volume {
     /// Use one that is there and is not gpuvm's, with what is on it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub take_over: bool,
+    /// What it begins as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<FromImage>,
+}
+
+/// The image that a volume begins as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FromImage {
+    /// Its name.
+    pub name: ResourceName,
+    /// The file that says what is kept of it.
+    pub pointer: PathBuf,
+}
+
+/// What a volume is compared with.
+#[derive(Debug)]
+pub struct State {
+    libvirt: Libvirt,
+    /// What is kept of the image that it begins as.
+    image: Option<Cached>,
+}
+
+impl From<Libvirt> for State {
+    fn from(libvirt: Libvirt) -> Self {
+        Self { libvirt, image: None }
+    }
 }
 
 /// The format of every volume that gpuvm makes.
@@ -40,10 +71,12 @@ impl Volume {
             size: self.size,
             format: FORMAT.to_owned(),
             grow,
+            image: self.image.as_ref().filter(|_| !grow).map(|i| i.pointer.clone()),
         })
     }
     fn made(&self) -> Change {
-        let mut change = Change::new(Action::Create, format!("{}, {FORMAT}", self.size));
+        let from = self.image.as_ref().map_or(String::new(), |i| format!(", from {}", i.name));
+        let mut change = Change::new(Action::Create, format!("{}, {FORMAT}{from}", self.size));
         change.steps.push(self.step(false));
         change
     }
@@ -54,6 +87,25 @@ impl Volume {
         let domain = self.vm.as_ref().and_then(|vm| known.domain(vm.as_str()));
         let is = domain.and_then(|d| project(&d.inactive_xml).ok());
         is.is_some_and(|is| is.disks.iter().flatten().any(|source| *source == path))
+    }
+
+    /// A disk that was made from something else than the manifest says now. What it was made from once is no matter of a
+    /// disk that a person handed over with what is on it.
+    fn another_image(&self, volume: &host::Volume) -> Option<Diff> {
+        let wanted = self.image.as_ref().filter(|_| !self.take_over)?;
+        let is = volume.backing.as_deref().and_then(Cached::image_of);
+        if is == Some(wanted.name.as_str()) {
+            return None;
+        }
+        let help = match is {
+            Some(is) => format!("write `image: {is}`, or give a new VM another name"),
+            None => "take `image` out, or give a new VM another name".to_owned(),
+        };
+        let was = is.map_or("without an image".to_owned(), |is| format!("from `{is}`"));
+        Some(Diff::Blocked {
+            why: format!("it was made {was}, and the manifest says `{}`: a disk is never made anew", wanted.name),
+            help,
+        })
     }
 
     /// Warns where the pool has less room than the disk may come to need. The figures stay out of it: they change all
@@ -71,18 +123,22 @@ impl Volume {
 
 impl Resource for Volume {
     const KIND: &'static str = "volume";
-    type State = Libvirt;
+    type State = State;
 
     fn name(&self) -> String {
         format!("{}/{}", self.pool, self.name)
     }
 
-    fn probe(&self, host: &dyn Probe) -> Result<Libvirt, HostError> {
-        ask(host)
+    fn probe(&self, host: &dyn Probe) -> Result<State, HostError> {
+        let image = match &self.image {
+            Some(from) => image::kept(host, &from.pointer)?,
+            None => None,
+        };
+        Ok(State { libvirt: ask(host)?, image })
     }
 
-    fn diff(&self, state: &Libvirt, last: Option<&Self>, _: &HostFacts) -> Diff {
-        let known = match known(state, || self.made()) {
+    fn diff(&self, state: &State, last: Option<&Self>, _: &HostFacts) -> Diff {
+        let known = match known(&state.libvirt, || self.made()) {
             Ok(known) => known,
             Err(diff) => return *diff,
         };
@@ -95,6 +151,9 @@ impl Resource for Volume {
             };
         }
         let Some(volume) = pool.volumes.iter().find(|v| v.name == self.name) else {
+            if let Some((why, help)) = state.image.as_ref().and_then(|kept| image::too_small(kept, self.size)) {
+                return Diff::Blocked { why, help };
+            }
             let mut change = self.made();
             self.room(pool, self.size.bytes(), &mut change);
             return Diff::Change(change);
@@ -117,6 +176,9 @@ impl Resource for Volume {
                 help: format!("convert a copy: qemu-img convert -O {FORMAT} {path} {path}.new"),
             };
         }
+        if let Some(diff) = self.another_image(volume) {
+            return diff;
+        }
         let is = volume.size();
         if is == self.size {
             return Diff::InSync { evidence: format!("{is}, {}", volume.format) };
@@ -136,7 +198,7 @@ impl Resource for Volume {
     }
 
     /// Data of a person: it stays.
-    fn remove(&self, _: &Libvirt, _: &HostFacts) -> Diff {
+    fn remove(&self, _: &State, _: &HostFacts) -> Diff {
         Diff::InSync {
             evidence: format!("disks stay; delete one with: virsh vol-delete {} --pool {}", self.name, self.pool),
         }
@@ -160,16 +222,23 @@ mod tests {
             size: ByteSize::from_mib(100),
             vm: Some("vm".parse().unwrap()),
             take_over: false,
+            image: None,
         }
     }
     fn there(mib: u64) -> host::Volume {
-        host::Volume { name: "vm-0.qcow2".into(), path: PATH.into(), format: "qcow2".into(), capacity: mib << 20 }
+        host::Volume {
+            name: "vm-0.qcow2".into(),
+            path: PATH.into(),
+            format: "qcow2".into(),
+            capacity: mib << 20,
+            backing: None,
+        }
     }
     fn pool(volume: Option<host::Volume>) -> host::Pool {
         host::Pool { name: "fast".into(), active: true, volumes: volume.into_iter().collect(), ..host::Pool::default() }
     }
     fn against(wanted: &Volume, last: Option<&Volume>, known: Virtualisation) -> Diff {
-        wanted.diff(&Answer::Value(Arc::new(known)), last, &facts())
+        wanted.diff(&Answer::Value(Arc::new(known)).into(), last, &facts())
     }
     fn with(pool: host::Pool) -> Virtualisation {
         Virtualisation { pools: vec![pool], ..Virtualisation::default() }
@@ -214,6 +283,41 @@ mod tests {
         assert!(matches!(against(&wanted(), None, known(Some(("vm", PATH)))), Diff::InSync { .. }), "its VM has it");
         let taken = Volume { take_over: true, ..wanted() };
         assert!(matches!(against(&taken, None, known(None)), Diff::InSync { .. }));
+    }
+
+    #[test]
+    fn a_disk_is_never_made_anew_from_another_image() {
+        let from = |name: &str| Volume {
+            image: Some(FromImage {
+                name: name.parse().unwrap(),
+                pointer: format!("/srv/vms/gpuvm-images/{name}.json").into(),
+            }),
+            ..wanted()
+        };
+        let backed = |name: &str| {
+            let backing = Some(format!("/srv/vms/gpuvm-images/{name}-0123456789ab.qcow2").into());
+            Some(host::Volume { backing, ..there(100) })
+        };
+        let diff = |wanted: &Volume, volume| against(wanted, Some(wanted), with(pool(volume)));
+        let Diff::Change(change) = diff(&from("debian-13"), None) else { panic!("it is made") };
+        assert!(
+            matches!(&change.steps[..], [Step::Volume(VolumeStep { image: Some(_), .. })])
+                && change.what.contains("from debian-13")
+        );
+        // The version of it may have become another since.
+        assert!(matches!(diff(&from("debian-13"), backed("debian-13")), Diff::InSync { .. }));
+        let Diff::Blocked { why, help } = diff(&from("debian-13"), backed("ubuntu-24.04")) else {
+            panic!("another image")
+        };
+        assert!(why.contains("made from `ubuntu-24.04`") && help.contains("image: ubuntu-24.04"), "{why} {help}");
+        assert!(matches!(diff(&from("debian-13"), Some(there(100))), Diff::Blocked { .. }));
+        assert!(matches!(diff(&wanted(), backed("debian-13")), Diff::InSync { .. }), "no longer in the manifest");
+        let Diff::Change(change) =
+            diff(&from("debian-13"), backed("debian-13").map(|v| host::Volume { capacity: 9 << 20, ..v }))
+        else {
+            panic!("it grows")
+        };
+        assert!(matches!(&change.steps[..], [Step::Volume(VolumeStep { image: None, grow: true, .. })]));
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub use splice::{Splice, SpliceError, inverse, splice};
 pub use text::{safe, safe_in_place, safe_line};
 pub use url::without_userinfo;
 pub use version::compare_versions;
-pub use xml::xml_escape;
+pub use xml::{xml_escape, xml_fragment};
 
 /// Implements serde and `JsonSchema` for a type with `FromStr` and `Display`: it is written and read as a string.
 macro_rules! as_string {

@@ -34,3 +34,20 @@ mod tests {
         assert_eq!(e.children().filter(|c| c.is_element()).count(), 0);
     }
 }
+
+/// Whether a text is one whole element that may stand in a definition. One with a password in it may not: definitions are
+/// shown in plans, and whoever may look at VMs reads them.
+pub fn xml_fragment(text: &str) -> Result<(), String> {
+    let doc = roxmltree::Document::parse(text.trim()).map_err(|e| format!("it is not well-formed: {e}"))?;
+    if text.contains("<!") || text.contains("<?") {
+        return Err("it has a declaration, and has to be an element alone".to_owned());
+    }
+    let secret = |name: &str| ["passwd", "password", "secret", "auth"].contains(&name.to_ascii_lowercase().as_str());
+    for node in doc.descendants().filter(|n| n.is_element()) {
+        let attributes = node.attributes().map(|a| a.name().to_owned());
+        if let Some(name) = attributes.chain([node.tag_name().name().to_owned()]).find(|n| secret(n)) {
+            return Err(format!("`{name}` is for secrets, which a manifest's XML is not"));
+        }
+    }
+    Ok(())
+}

@@ -344,12 +344,18 @@ impl Thing<'_> {
                     size: ByteSize::from_bytes(*capacity),
                     format: format.clone(),
                     grow: false,
+                    image: None,
                 }));
                 self.stays
                     .push(format!("what was on the disk {name} is gone; an empty one is made where none is left"));
             }
             (Place::Volume { name, .. }, ..) => {
                 self.stays.push(format!("the disk {name} stays as large as it is: a disk is never shrunk"));
+            }
+            (Place::Image(path), Seen::Nothing, _) => {
+                let name = path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                self.stays
+                    .push(format!("the image {name} stays where it was fetched to; `gpuvm image prune` deletes it"));
             }
             (
                 Place::Network(name),

@@ -61,6 +61,11 @@ pub fn look(probe: &dyn Probe, places: &BTreeSet<Place>) -> Result<Looked, HostE
                 let text = probe.text(Path::new("/proc/cmdline"))?.value().unwrap_or_default();
                 there(text.split_whitespace().any(|a| a == argument))
             }
+            Place::Image(path) => match probe.stat(path)? {
+                Answer::Value(_) => Seen::There,
+                Answer::Absent => Seen::Nothing,
+                Answer::Denied => Seen::Denied,
+            },
             Place::Pool(_) | Place::Volume { .. } | Place::Network(_) | Place::Domain(_) => match &libvirt {
                 Answer::Value(known) => at_libvirt(known, place),
                 Answer::Absent => Seen::Nothing,

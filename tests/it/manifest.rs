@@ -98,6 +98,66 @@ fn each_rule_names_the_thing_and_its_place() {
             top("kernelArgs: ['pcie_acs_override=downstream']\n"),
             "2:14 kernelArgs[0]: `pcie_acs_override=downstream` is refused",
         ),
+        // Images, and what guests are told.
+        (
+            top("images: { golden: {} }\n"),
+            "2:11 images.golden: `golden` says not where it comes from, and is no built-in image",
+        ),
+        (top("images: { g: { path: /a, from: debian-13 } }\n"), "2:16 images.g.path: `g` has both `from` and `path`"),
+        (top("images: { g: { from: debian-14 } }\n"), "2:22 images.g.from: unknown image `debian-14`"),
+        (top("images: { g: { url: 'https://a/b' } }\n"), "2:21 images.g.url: nothing says what `g` has to be"),
+        (
+            top("images: { g: { url: 'ftp://a/b' } }\n"),
+            "2:21 images.g.url: `ftp://a/b` is not an address that begins with `https://` or `http://`, without a password",
+        ),
+        (
+            top("images: { ubuntu-24.04: { baseUrl: 'http://a/b' } }\n"),
+            "2:36 images.ubuntu-24.04.baseUrl: `ubuntu-24.04` comes over plain http",
+        ),
+        (
+            top("images: { g: { path: /a, version: '1' } }\n"),
+            "2:35 images.g.version: `g` is no built-in image, so it has no `version`",
+        ),
+        (vm("    image: ubuntu-24.4\n    disks: [4GiB]\n"), "7:12 vms.a.image: unknown image `ubuntu-24.4`"),
+        (vm("    image: debian-13\n"), "7:12 vms.a.image: `image: debian-13` has no disk to go to"),
+        (vm("    user: { name: root, sshKeys: ['gh:a'] }\n"), "7:19 vms.a.user.name: `root` does not log in"),
+        (vm("    user: { name: bob, sshKeys: [] }\n"), "7:33 vms.a.user.sshKeys: nobody could log in as `bob`"),
+        (
+            vm("    user: { name: bob, sshKeys: ['file:../a.pub'] }\n"),
+            "7:34 vms.a.user.sshKeys[0]: `../a.pub` does not lie beside the manifest",
+        ),
+        (
+            vm("    cloudInit: { files: { /etc/a: {} } }\n"),
+            "7:27 vms.a.cloudInit.files./etc/a: `/etc/a` has no content",
+        ),
+        (
+            top(
+                "networks: { n: { libvirt: n } }\nvms: { a: { cpus: 1, memory: 1GiB, network: { name: n, gateway: 10.0.0.1 } } }\n",
+            ),
+            "3:65 vms.a.network.gateway: a gateway without an address",
+        ),
+        // Parts of a VM.
+        (vm("    usb: ['046d:c52b', '046d:c52b']\n"), "7:24 vms.a.usb[1]: USB device 046d:c52b is given twice"),
+        (
+            vm("    folders: [{ path: /a, tag: t }, { path: /b, tag: t }]\n"),
+            "7:39 vms.a.folders[1]: folder `t` is given twice",
+        ),
+        (
+            vm("    xml: [{ at: /devices, add: <a/> }]\n"),
+            "7:17 vms.a.xml[0].at: `/devices` is no place in a definition",
+        ),
+        (
+            vm("    xml: [{ at: /domain, add: '<a><b></a>' }]\n"),
+            "7:31 vms.a.xml[0].add: it cannot go into a definition: it is not well-formed: expected 'b' tag, not 'a' at 1:7",
+        ),
+        (
+            vm("    xml: [{ at: /domain, add: <a passwd='x'/> }]\n"),
+            "7:31 vms.a.xml[0].add: it cannot go into a definition: `passwd` is for secrets, which a manifest's XML is not",
+        ),
+        (
+            vm("    image: debian-13\n    disks: [9GiB]\n    ubuntu: { desktop: true }\n"),
+            "9:5 vms.a.ubuntu: `ubuntu` is for images of Ubuntu's",
+        ),
         // Devices.
         (top("gpus: { a: { match: {}, use: vfio } }\n"), "2:21 gpus.a.match: `match` names no device"),
         (

@@ -164,15 +164,20 @@ fn pool(one: &StoragePool) -> Result<host::Pool, Error> {
 
 fn volume(one: &StorageVol) -> Result<host::Volume, Error> {
     let xml = one.get_xml_desc(0)?;
-    let format = roxmltree::Document::parse(&xml).ok().and_then(|doc| {
-        let format = doc.descendants().find(|n| n.has_tag_name("format"))?;
-        format.attribute("type").map(str::to_owned)
-    });
+    let doc = roxmltree::Document::parse(&xml).ok();
+    // The format of what backs it stands in its own element.
+    let of = |parent: &str, name: &str| {
+        let parent = doc.as_ref()?.root_element().children().find(|n| n.has_tag_name(parent))?;
+        parent.children().find(|n| n.has_tag_name(name))
+    };
+    let format = of("target", "format").and_then(|f| f.attribute("type")).map(str::to_owned);
+    let backing = of("backingStore", "path").and_then(|p| p.text()).map(|p| PathBuf::from(p.trim()));
     Ok(host::Volume {
         name: one.get_name()?,
         path: PathBuf::from(one.get_path()?),
         format: format.unwrap_or_else(|| "unknown".to_owned()),
         capacity: one.get_info()?.capacity,
+        backing,
     })
 }
 
@@ -310,9 +315,28 @@ fn make_volume(connection: &Connect, want: &VolumeStep) -> Result<(), HostError>
                 want.name, want.pool
             )));
         }
+        let backing = match &want.image {
+            None => String::new(),
+            Some(pointer) => {
+                let image = super::images::kept(pointer)?;
+                if image.virtual_size > want.size.bytes() {
+                    return Err(HostError::Refused(format!(
+                        "the image has {}, and disk `{}` is to have {}: it would be cut off",
+                        crate::types::ByteSize::from_bytes(image.virtual_size),
+                        want.name,
+                        want.size
+                    )));
+                }
+                format!(
+                    "<backingStore><path>{}</path><format type='{}'/></backingStore>",
+                    xml_escape(&pointer.with_file_name(&image.file).to_string_lossy()),
+                    xml_escape(&image.kind)
+                )
+            }
+        };
         let xml = format!(
             "<volume><name>{}</name><capacity unit='bytes'>{}</capacity><allocation>0</allocation>\
-             <target><format type='{}'/></target></volume>",
+             <target><format type='{}'/></target>{backing}</volume>",
             xml_escape(&want.name),
             want.size.bytes(),
             xml_escape(&want.format)
@@ -633,6 +657,7 @@ mod tests {
                 size: ByteSize::from_mib(mib),
                 format: "qcow2".to_owned(),
                 grow,
+                image: None,
             })
         };
         step(c, volume(8, false)).unwrap();
@@ -710,6 +735,7 @@ mod tests {
             size: ByteSize::from_mib(mib),
             vm: Some("gpuvm-test".parse().unwrap()),
             take_over: false,
+            image: None,
         };
         assert_eq!(settle(&volume(0, 64), None, &facts).len(), 1);
         assert_eq!(settle(&volume(1, 64), None, &facts).len(), 1);
@@ -732,6 +758,10 @@ mod tests {
                 mac: crate::types::MacAddress([0x52, 0x54, 0, 1, 2, 3]),
             }),
             slots: vec![],
+            seed: None,
+            extras: vec![],
+            smbios: Default::default(),
+            additions: vec![],
             firmware: Firmware::Uefi,
             boot: None,
             accel: Accel::Tcg,

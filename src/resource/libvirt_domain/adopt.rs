@@ -46,7 +46,7 @@ impl LibvirtDomain {
         let mut fields = self.differences(None, &is);
         fields.extend(self.beside_the_definition(domain));
         let firmware = |uefi: bool| Some(if uefi { "uefi" } else { "bios" }.to_owned());
-        if is.uefi != (self.firmware == Firmware::Uefi) {
+        if is.uefi != (self.firmware != Firmware::Bios) {
             fields.push(FieldDiff::new("firmware", firmware(is.uefi), firmware(!is.uefi)));
         }
         if !fields.is_empty() {

@@ -1,6 +1,7 @@
 //! The managed fields of a definition, whoever wrote it and however libvirt put it in order since.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use roxmltree::{Document, Node};
 
@@ -34,16 +35,25 @@ pub struct Projection {
     pub cmdline: Option<String>,
     /// Each disk by its source, with what backs that.
     pub disks: Vec<Vec<String>>,
+    /// The images in its CD-ROM drives.
+    pub cdroms: Vec<String>,
     /// Network cards by address: `bridge br0`.
     pub nics: BTreeMap<MacAddress, String>,
     /// Passed PCI functions.
     pub functions: BTreeSet<PciAddress>,
+    /// Parts that are one element each, with what they are.
+    pub extras: BTreeMap<String, String>,
 }
 
 impl Projection {
     /// Whether a disk is there, itself or under snapshots.
     pub(super) fn has_disk(&self, disk: &Disk) -> bool {
         self.disks.iter().flatten().any(|source| is_disk(source, disk))
+    }
+
+    /// Whether an image is in one of its CD-ROM drives.
+    pub(super) fn has_cdrom(&self, path: &Path) -> bool {
+        self.cdroms.iter().any(|c| Path::new(c) == path)
     }
 
     /// What of this stored definition is not in force in the running one.
@@ -62,6 +72,16 @@ impl Projection {
         field("boot kernel", live.kernel.clone(), self.kernel.clone());
         field("boot initrd", live.initrd.clone(), self.initrd.clone());
         field("boot cmdline", live.cmdline.clone(), self.cmdline.clone());
+        let cdroms = |p: &Self| p.cdroms.iter().cloned().collect::<BTreeSet<_>>();
+        for (differs, is) in [
+            (cdroms(self).difference(&cdroms(live)).next().cloned(), true),
+            (cdroms(live).difference(&cdroms(self)).next().cloned(), false),
+        ] {
+            if let Some(path) = differs.filter(|p| p.ends_with("-seed.iso")) {
+                let (before, after) = if is { (None, Some(path)) } else { (Some(path), None) };
+                field("seed", before, after);
+            }
+        }
         let set = |p: &Self| p.disks.iter().filter_map(|d| d.first().cloned()).collect::<BTreeSet<_>>();
         let (stored, running) = (set(self), set(live));
         let there = || Some("attached".to_owned());
@@ -69,6 +89,11 @@ impl Projection {
         running.difference(&stored).for_each(|d| field(&format!("disk {d}"), there(), None));
         for mac in self.nics.keys().chain(live.nics.keys()).collect::<BTreeSet<_>>() {
             field(&format!("nic {mac}"), live.nics.get(mac).cloned(), self.nics.get(mac).cloned());
+        }
+        // A USB device that was missing when it started is not in the definition that runs.
+        let names = self.extras.keys().chain(live.extras.keys()).filter(|k| !k.starts_with("usb "));
+        for name in names.collect::<BTreeSet<_>>() {
+            field(name, live.extras.get(name).cloned(), self.extras.get(name).cloned());
         }
         let passed = || Some("passed".to_owned());
         self.functions.difference(&live.functions).for_each(|a| field(&format!("device {a}"), None, passed()));
@@ -213,6 +238,7 @@ pub fn project(xml: &str) -> Result<Projection, String> {
         .map(|h| child(h, "page").and_then(|p| size(p, p.attribute("size")?)).unwrap_or_default());
     let disks =
         devices(&doc, "disk").into_iter().filter(|d| !matches!(d.attribute("device"), Some("cdrom" | "floppy")));
+    let cdroms = devices(&doc, "disk").into_iter().filter(|d| d.attribute("device") == Some("cdrom"));
     Ok(Projection {
         marked: marks.is_some_and(|m| m.children().any(|c| c.is_element() && c.tag_name().namespace() == Some(MARK))),
         accel: root.attribute("type").unwrap_or_default().to_owned(),
@@ -226,7 +252,9 @@ pub fn project(xml: &str) -> Result<Projection, String> {
         initrd: text(child(os, "initrd")),
         cmdline: text(child(os, "cmdline")),
         disks: disks.map(sources).collect(),
+        cdroms: cdroms.flat_map(|d| sources(d).into_iter().next()).collect(),
         nics: devices(&doc, "interface").into_iter().filter_map(nic).collect(),
         functions: devices(&doc, "hostdev").into_iter().filter_map(function).collect(),
+        extras: super::extras::told(&doc),
     })
 }

@@ -7,7 +7,7 @@ use roxmltree::{Document, Node};
 
 use super::read::{Projection, child, children, devices, function, is_disk, nic, sources};
 use super::write::{self, cpu_mode};
-use super::{Accel, Firmware, LibvirtDomain, PassedSlot};
+use super::{Accel, Addition, Extra, Firmware, LibvirtDomain, PassedSlot};
 use crate::types::{PciSlot, Splice, xml_escape as e};
 
 /// Why a definition is not edited, and what to do about it.
@@ -177,6 +177,24 @@ pub fn with_mark(xml: &str, present: bool) -> Option<String> {
     Some(edits.done())
 }
 
+/// A new definition with a person's own elements in it. `None` where one of them has no place, or breaks it.
+pub fn with_additions(xml: &str, additions: &[Addition]) -> Option<String> {
+    let mut whole = xml.to_owned();
+    for addition in additions {
+        let doc = Document::parse(&whole).ok()?;
+        let mut names = addition.at.trim_start_matches('/').split('/');
+        let root = names.next().filter(|n| *n == "domain").map(|_| doc.root_element())?;
+        let parent = names.try_fold(root, |node, name| child(node, name))?;
+        let mut edits = Edits { xml: &whole, all: Vec::new() };
+        edits.insert_into(parent, "", std::slice::from_ref(&addition.xml));
+        let done = edits.done();
+        drop(doc);
+        Document::parse(&done).ok()?;
+        whole = done;
+    }
+    Some(whole)
+}
+
 /// A definition without what people and other programs wrote into it for themselves: titles, metadata, arguments for
 /// QEMU, what the firmware tells the guest. It may hold passwords, and nothing of it is ever compared.
 pub fn without_private_parts(xml: &str) -> String {
@@ -234,6 +252,7 @@ pub(super) fn splice(
     disks(vm, last, is, &doc, &mut edits)?;
     nics(vm, last, is, &doc, &mut edits)?;
     slots(vm, last, is, &doc, &mut edits)?;
+    extras(vm, last, is, &doc, &mut edits)?;
     Ok(edits.splices())
 }
 
@@ -417,6 +436,18 @@ fn disks(
         new.push(write::disk(disk, &target));
         taken.push(target);
     }
+    for gone in vm.seed_to_drop(last) {
+        let path = gone.to_string_lossy();
+        for node in there.iter().filter(|d| sources(**d).first().is_some_and(|s| *s == path)) {
+            edits.remove(*node);
+        }
+    }
+    for seed in vm.seed.iter().filter(|s| !is.has_cdrom(s)) {
+        // The drive that a former seed leaves is taken away in the same edit; another name is as good as its.
+        let free = (b'a'..=b'z').map(|c| format!("sd{}", char::from(c))).find(|name| !taken.contains(name));
+        let target = free.ok_or_else(|| refused("it has no name for a CD-ROM drive left", "take disks out"))?;
+        new.push(write::cdrom(seed, &target, write::cdrom_bus(vm.arch)));
+    }
     if !new.is_empty() {
         edits.insert_into(child(doc.root_element(), "devices").ok_or_else(|| no_devices(vm))?, "disk", &new);
     }
@@ -463,6 +494,65 @@ fn nics(
                 edits.insert_into(devices, "interface", &[write::interface(want)]);
             }
         },
+    }
+    Ok(())
+}
+
+/// Parts that are one element each.
+fn extras(
+    vm: &LibvirtDomain,
+    last: Option<&LibvirtDomain>,
+    is: &Projection,
+    doc: &Document<'_>,
+    edits: &mut Edits<'_>,
+) -> Result<(), Refused> {
+    let differs = |extra: &&Extra| is.extras.get(&extra.key()) != Some(&extra.value());
+    let due: Vec<&Extra> = vm.extras.iter().filter(differs).collect();
+    for gone in vm.extras_to_drop(last).chain(due.iter().copied()) {
+        gone.nodes(doc).into_iter().for_each(|node| edits.remove(node));
+    }
+    let root = doc.root_element();
+    if due.iter().any(|e| matches!(e, Extra::Folder { .. })) {
+        shared_memory(vm, is, root, edits)?;
+    }
+    for extra in due {
+        let elements = extra.elements(vm.arch);
+        edits.insert_into(child(root, "devices").ok_or_else(|| no_devices(vm))?, "", &elements);
+    }
+    Ok(())
+}
+
+/// A folder's daemon and the guest share its memory.
+fn shared_memory(
+    vm: &LibvirtDomain,
+    is: &Projection,
+    root: Node<'_, '_>,
+    edits: &mut Edits<'_>,
+) -> Result<(), Refused> {
+    let backing = child(root, "memoryBacking");
+    if backing.and_then(|b| child(b, "access")).is_some_and(|a| a.attribute("mode") == Some("shared")) {
+        return Ok(());
+    }
+    let elements: Vec<String> = write::SHARED.map(str::to_owned).to_vec();
+    match backing {
+        Some(backing) if child(backing, "access").is_none() && child(backing, "source").is_none() => {
+            edits.insert_into(backing, "", &elements);
+        }
+        Some(_) => {
+            return Err(refused(
+                "its <memoryBacking> was set by hand, and a folder needs memory that is shared",
+                format!("write <access mode='shared'/> there first: virsh edit {}", vm.name),
+            ));
+        }
+        None if vm.huge_pages.is_some() && is.huge_pages.is_none() => {
+            return Err(refused("it is to get huge pages and a folder at once", "apply one first, and then the other"));
+        }
+        None => {
+            let whole = format!("<memoryBacking>\n    {}\n  </memoryBacking>", elements.join("\n    "));
+            if let Some(beside) = child(root, "currentMemory").or_else(|| child(root, "memory")) {
+                edits.insert_after(beside, &[whole]);
+            }
+        }
     }
     Ok(())
 }

@@ -17,6 +17,10 @@ fn vm() -> LibvirtDomain {
         disks: vec![disk(0)],
         nic: Some(nic("br0", 1)),
         slots: vec![slot("0000:02:00", &[0, 1])],
+        seed: None,
+        extras: Vec::new(),
+        smbios: BTreeMap::new(),
+        additions: Vec::new(),
         firmware: Firmware::Uefi,
         boot: None,
         accel: Accel::Kvm,
@@ -496,10 +500,123 @@ fn a_kernel_that_is_not_there_is_found_before_anything_is_changed() {
 }
 
 #[test]
+fn a_seed_goes_into_a_drive_of_its_own() {
+    let path = std::path::PathBuf::from("/var/lib/libvirt/images/desk-seed.iso");
+    let with = LibvirtDomain { seed: Some(path.clone()), ..vm() };
+    let new = write::new(&with);
+    let drive = "<target dev='sda' bus='sata'/>\n      <readonly/>";
+    assert!(new.contains("device='cdrom'") && new.contains(drive), "{new}");
+    let is = project(&new).unwrap();
+    assert!(is.has_cdrom(&path) && is.disks.len() == 1 && with.differences(None, &is).is_empty());
+    // Into one that was tuned by hand, beside what is there; and out of it again.
+    let is = project(TUNED).unwrap();
+    assert_eq!(with.differences(None, &is).iter().filter(|f| f.field == "seed").count(), 1);
+    let edit = TextEdit::new(TUNED, splice::splice(&with, None, &is, TUNED).unwrap()).unwrap();
+    let put = edit.apply(TUNED).unwrap();
+    let now = project(&put).unwrap();
+    assert!(now.has_cdrom(&path), "{put}");
+    let back = splice::splice(&vm(), Some(&with), &now, &put).unwrap();
+    let back = TextEdit::new(&put, back).unwrap().apply(&put).unwrap();
+    assert!(!project(&back).unwrap().has_cdrom(&path) && project(&back).unwrap().disks == is.disks, "{back}");
+    // One that runs has it at its next start.
+    let fields: Vec<String> = now.differs_from_running(&is).into_iter().map(|f| f.field).collect();
+    assert!(fields.contains(&"seed".to_owned()), "{fields:?}");
+}
+
+#[test]
 fn the_network_devices_of_a_running_vm_are_named_in_what_runs() {
     let live = "<domain><devices><interface type='bridge'><source bridge='br0'/><target dev='vnet3'/></interface>\
         <interface type='network'><source network='default'/><target dev='vnet4'/></interface>\
         <disk type='file'><target dev='vda' bus='virtio'/></disk></devices></domain>";
     assert_eq!(taps(live).into_iter().collect::<Vec<_>>(), ["vnet3", "vnet4"]);
     assert!(taps("<domain><devices/></domain>").is_empty() && taps("no XML").is_empty());
+}
+
+fn with_extras() -> LibvirtDomain {
+    LibvirtDomain {
+        extras: vec![
+            Extra::Tpm,
+            Extra::Display(Display::Vnc),
+            Extra::Usb("046d:c52b".parse().unwrap()),
+            Extra::Folder { tag: "share".to_owned(), path: "/srv/share".into() },
+        ],
+        ..vm()
+    }
+}
+
+fn edited(wanted: &LibvirtDomain, last: Option<&LibvirtDomain>, xml: &str) -> String {
+    let is = project(xml).unwrap();
+    let edit = TextEdit::new(xml, splice::splice(wanted, last, &is, xml).unwrap()).unwrap();
+    edit.apply(xml).unwrap()
+}
+
+#[test]
+fn parts_are_written_known_again_put_in_and_taken_out() {
+    let wanted = with_extras();
+    let new = write::new(&wanted);
+    let is = project(&new).unwrap();
+    assert_eq!(wanted.differences(None, &is), [], "{new}");
+    let values: Vec<String> = is.extras.iter().map(|(k, v)| format!("{k}: {v}")).collect();
+    assert_eq!(
+        values,
+        ["display: vnc on 127.0.0.1", "folder share: /srv/share", "tpm: 2.0, emulated", "usb 046d:c52b: passed"]
+    );
+    assert!(new.contains("<access mode='shared'/>") && new.contains("startupPolicy='optional'"), "{new}");
+    // Into one without any of them, and out of it again: what others put there stays.
+    let plain = write::new(&vm());
+    let put = edited(&wanted, Some(&vm()), &plain);
+    assert_eq!(project(&put).unwrap().extras, is.extras, "{put}");
+    assert!(put.contains("<access mode='shared'/>"), "{put}");
+    let back = edited(&vm(), Some(&wanted), &put);
+    assert!(project(&back).unwrap().extras.is_empty(), "{back}");
+}
+
+#[test]
+fn a_part_that_becomes_another_takes_the_place_of_the_former() {
+    let (vnc, mut spice) = (with_extras(), with_extras());
+    spice.extras[1] = Extra::Display(Display::Spice);
+    let xml = write::new(&vnc);
+    let fields = spice.differences(Some(&vnc), &project(&xml).unwrap());
+    let want = FieldDiff::new("display", Some("vnc on 127.0.0.1".to_owned()), Some("spice on 127.0.0.1".to_owned()));
+    assert_eq!(fields, [want]);
+    let now = edited(&spice, Some(&vnc), &xml);
+    assert_eq!((now.matches("<graphics").count(), now.matches("<video>").count()), (1, 1), "{now}");
+    assert!(spice.differences(Some(&spice), &project(&now).unwrap()).is_empty());
+    let fields: Vec<String> =
+        project(&now).unwrap().differs_from_running(&project(&xml).unwrap()).into_iter().map(|f| f.field).collect();
+    assert_eq!(fields, ["display"], "one that runs has it at its next start");
+}
+
+#[test]
+fn secure_boot_and_a_persons_own_elements_are_for_new_ones() {
+    let wanted = LibvirtDomain {
+        firmware: Firmware::UefiSecure,
+        smbios: BTreeMap::from([("serial".to_owned(), "a<b".to_owned())]),
+        additions: vec![
+            Addition { at: "/domain/devices".to_owned(), xml: "<watchdog model='itco'/>".to_owned() },
+            Addition { at: "/domain".to_owned(), xml: "<qemu:commandline xmlns:qemu='urn:q'/>".to_owned() },
+        ],
+        ..vm()
+    };
+    let new = write::new(&wanted);
+    for part in [
+        "<feature enabled='yes' name='secure-boot'/>",
+        "<smm state='on'/>",
+        "<smbios mode='sysinfo'/>",
+        "<entry name='serial'>a&lt;b</entry>",
+        "<watchdog model='itco'/>",
+        "<qemu:commandline xmlns:qemu='urn:q'/>",
+    ] {
+        assert!(new.contains(part), "{part}: {new}");
+    }
+    let is = project(&new).unwrap();
+    assert!(is.uefi && wanted.differences(None, &is).is_empty());
+    // Its keys are of the firmware that it was made with.
+    let known = Virtualisation {
+        domains: vec![Domain { name: "desk".to_owned(), persistent: true, inactive_xml: new, ..Domain::default() }],
+        ..Virtualisation::default()
+    };
+    let state = DomainState::from(Answer::Value(Arc::new(known)));
+    let Diff::Blocked { why, .. } = vm().diff(&state, Some(&wanted), &facts()) else { panic!("another firmware") };
+    assert!(why.contains("`uefi-secure`") && why.contains("`uefi`"), "{why}");
 }

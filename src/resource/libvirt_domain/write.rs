@@ -1,8 +1,9 @@
 //! The definition of a new VM, and the elements that an edit puts into one that is there.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
-use super::{Accel, Arch, Disk, Firmware, LibvirtDomain, Nic, NicOn, PassedSlot, Pins};
+use super::{Accel, Arch, Disk, Extra, Firmware, LibvirtDomain, Nic, NicOn, PassedSlot, Pins};
 use crate::types::{ByteSize, PciAddress, xml_escape as e};
 
 /// The name space of gpuvm's mark in a definition's metadata.
@@ -45,6 +46,23 @@ pub(super) fn disk(disk: &Disk, target: &str) -> String {
         "<disk type='file' device='disk'>\n      <driver name='qemu' type='qcow2' discard='unmap'/>\n      \
          <source file='{}'/>\n      <target dev='{target}' bus='virtio'/>\n    </disk>",
         e(&disk.path.to_string_lossy())
+    )
+}
+
+/// The bus of CD-ROM drives on a machine.
+pub(super) const fn cdrom_bus(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => "sata",
+        Arch::Aarch64 => "scsi",
+    }
+}
+
+/// A CD-ROM drive with an image in it.
+pub(super) fn cdrom(path: &Path, target: &str, bus: &str) -> String {
+    format!(
+        "<disk type='file' device='cdrom'>\n      <driver name='qemu' type='raw'/>\n      <source file='{}'/>\n      \
+         <target dev='{target}' bus='{bus}'/>\n      <readonly/>\n    </disk>",
+        e(&path.to_string_lossy())
     )
 }
 
@@ -98,12 +116,21 @@ pub(super) fn hostdev(slot: &PassedSlot, address: PciAddress, place: Option<(u32
     )
 }
 
+/// Memory that a folder's daemon shares with the guest.
+pub(super) const SHARED: [&str; 2] = ["<source type='memfd'/>", "<access mode='shared'/>"];
+
+fn sysinfo(vm: &LibvirtDomain) -> String {
+    let entry = |(name, value): (&String, &String)| format!("      <entry name='{}'>{}</entry>\n", e(name), e(value));
+    let entries: String = vm.smbios.iter().map(entry).collect();
+    format!("<sysinfo type='smbios'>\n    <system>\n{entries}    </system>\n  </sysinfo>")
+}
+
 /// The whole definition of a new VM.
 pub(super) fn new(vm: &LibvirtDomain) -> String {
     let mut x = String::new();
     // Writing to a String cannot fail.
     let _ = definition(vm, &mut x);
-    x
+    super::splice::with_additions(&x, &vm.additions).unwrap_or(x)
 }
 
 fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
@@ -115,8 +142,16 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
     writeln!(x, "  <name>{}</name>", e(vm.name.as_str()))?;
     writeln!(x, "  <metadata>\n    {}\n  </metadata>", mark())?;
     writeln!(x, "  <memory unit='KiB'>{}</memory>", vm.memory.kib())?;
-    if let Some(size) = vm.huge_pages {
-        writeln!(x, "  <memoryBacking>\n    {}\n  </memoryBacking>", huge_pages(size))?;
+    let shared = vm.extras.iter().any(|e| matches!(e, Extra::Folder { .. }));
+    if vm.huge_pages.is_some() || shared {
+        writeln!(x, "  <memoryBacking>")?;
+        if let Some(size) = vm.huge_pages {
+            writeln!(x, "    {}", huge_pages(size))?;
+        }
+        if shared {
+            writeln!(x, "    {}", SHARED.join("\n    "))?;
+        }
+        writeln!(x, "  </memoryBacking>")?;
     }
     // Preferred, not strict: a VM that does not fit on the node starts all the same, a little slower.
     let on = vm.near.as_ref().map_or(String::new(), |near| format!(" cpuset='{}'", e(&near.cpus)));
@@ -127,17 +162,24 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
     if let Some(near) = &vm.near {
         writeln!(x, "  <numatune>\n    <memory mode='preferred' nodeset='{}'/>\n  </numatune>", near.node)?;
     }
+    if !vm.smbios.is_empty() {
+        writeln!(x, "  {}", sysinfo(vm))?;
+    }
     match vm.firmware {
-        Firmware::Uefi => writeln!(x, "  <os firmware='efi'>")?,
+        Firmware::Uefi | Firmware::UefiSecure => writeln!(x, "  <os firmware='efi'>")?,
         Firmware::Bios => writeln!(x, "  <os>")?,
     }
     writeln!(x, "    <type arch='{arch}' machine='{machine}'>hvm</type>")?;
-    if vm.firmware == Firmware::Uefi {
+    if vm.firmware != Firmware::Bios {
+        let yes_no = if vm.firmware == Firmware::UefiSecure { "yes" } else { "no" };
         writeln!(x, "    <firmware>")?;
         for feature in ["enrolled-keys", "secure-boot"] {
-            writeln!(x, "      <feature enabled='no' name='{feature}'/>")?;
+            writeln!(x, "      <feature enabled='{yes_no}' name='{feature}'/>")?;
         }
         writeln!(x, "    </firmware>")?;
+    }
+    if !vm.smbios.is_empty() {
+        writeln!(x, "    <smbios mode='sysinfo'/>")?;
     }
     if let Some(boot) = &vm.boot {
         writeln!(x, "    <kernel>{}</kernel>", e(&boot.kernel.to_string_lossy()))?;
@@ -152,6 +194,10 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
     writeln!(x, "  <features>\n    <acpi/>")?;
     if vm.arch == Arch::X86_64 {
         writeln!(x, "    <apic/>")?;
+    }
+    if vm.firmware == Firmware::UefiSecure && vm.arch == Arch::X86_64 {
+        // Without it, the guest could write to the firmware's own keys.
+        writeln!(x, "    <smm state='on'/>")?;
     }
     writeln!(x, "  </features>")?;
     writeln!(x, "  <cpu mode='{}'/>", cpu_mode(vm.accel))?;
@@ -169,6 +215,9 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
     for (n, one) in vm.disks.iter().enumerate() {
         writeln!(x, "    {}", disk(one, &disk_name(n)))?;
     }
+    if let Some(seed) = &vm.seed {
+        writeln!(x, "    {}", cdrom(seed, "sda", cdrom_bus(vm.arch)))?;
+    }
     if let Some(nic) = &vm.nic {
         writeln!(x, "    {}", interface(nic))?;
     }
@@ -180,6 +229,11 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
     for (bus, slot) in (1u32..).zip(&vm.slots) {
         for hostdev in hostdevs(slot, Some(bus)) {
             writeln!(x, "    {hostdev}")?;
+        }
+    }
+    for extra in &vm.extras {
+        for element in extra.elements(vm.arch) {
+            writeln!(x, "    {element}")?;
         }
     }
     writeln!(x, "    <memballoon model='virtio'/>")?;

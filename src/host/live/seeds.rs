@@ -1,0 +1,47 @@
+//! Seeds of guests on this machine: keys are read and fetched here, and everything is put on one image.
+
+use std::path::Path;
+
+use super::files;
+use super::web::Web;
+use crate::guest::{Guest, KeySource, MOST_KEYS, keys_in};
+use crate::host::HostError;
+
+/// Of one person's keys.
+const LARGEST: u64 = 64 << 10;
+
+fn refused(why: impl Into<String>) -> HostError {
+    HostError::Refused(why.into())
+}
+
+/// Makes a seed. It is root's alone: libvirt gives it to QEMU when it starts the VM.
+pub(super) fn make(
+    path: &Path,
+    inputs: &str,
+    made_from: &[u8],
+    progress: &mut dyn FnMut(&str),
+) -> Result<(), HostError> {
+    let guest: Guest = serde_json::from_slice(made_from)
+        .map_err(|e| refused(format!("what `{}` is made from cannot be read: {e}", path.display())))?;
+    let mut keys = Vec::new();
+    for source in guest.user.iter().flat_map(|u| &u.keys) {
+        keys.extend(of(source, progress)?);
+    }
+    if keys.len() > MOST_KEYS {
+        return Err(refused(format!("{} keys for one user; at most {MOST_KEYS}", keys.len())));
+    }
+    files::write(path, &guest.seed(&keys, inputs), 0o600, 0, 0)
+}
+
+fn of(source: &KeySource, progress: &mut dyn FnMut(&str)) -> Result<Vec<String>, HostError> {
+    let text = match source {
+        KeySource::Text(key) => return Ok(vec![key.clone()]),
+        KeySource::Host(path) => std::fs::read_to_string(path).map_err(HostError::file(path))?,
+        KeySource::GitHub(_) | KeySource::GitLab(_) => {
+            let url = source.url().unwrap_or_default();
+            progress(&format!("keys from {url}"));
+            String::from_utf8_lossy(&Web::new()?.small(&url, LARGEST, false)?).into_owned()
+        }
+    };
+    keys_in(&text).map_err(|e| refused(format!("{source}: {e}")))
+}

@@ -1,0 +1,108 @@
+//! The header of an image (QEMU's docs/interop/qcow2): what a guest would see, and whether it leads out of its file. One
+//! that names a file to go on with would give the guest any file of the host's.
+
+/// What the first bytes of an image say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// `qcow2` or `raw`.
+    pub kind: &'static str,
+    /// What a guest sees, in bytes.
+    pub virtual_size: u64,
+}
+
+/// Why a file is not used as an image.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// Its header is cut off or wrong.
+    #[error("its header is not that of a qcow2 image")]
+    Broken,
+    /// It goes on in another file.
+    #[error("it names another file to read from, which a downloaded image has no business to")]
+    LeadsOut,
+    /// It is something else.
+    #[error("it is {0}, and no disk image in qcow2 or raw form")]
+    Other(&'static str),
+}
+
+/// What no disk begins with.
+const OTHERS: [(&[u8], &str); 8] = [
+    (b"\x1f\x8b", "compressed by gzip"),
+    (b"\xfd7zXZ\0", "compressed by xz"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+    (b"BZh", "compressed by bzip2"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"KDMV", "a VMware disk"),
+    (b"<!DOCTYPE", "a web page"),
+    (b"<html", "a web page"),
+];
+
+/// Bit 2 of the incompatible features: the data is in another file.
+const EXTERNAL_DATA: u64 = 1 << 2;
+
+/// Reads a header. `size` is that of the whole file.
+pub fn header(bytes: &[u8], size: u64) -> Result<Header, HeaderError> {
+    let starts = |with: &[u8]| bytes.len() >= with.len() && bytes[..with.len()].eq_ignore_ascii_case(with);
+    if let Some((_, what)) = OTHERS.iter().find(|(magic, _)| starts(magic)) {
+        return Err(HeaderError::Other(what));
+    }
+    if !bytes.starts_with(b"QFI\xfb") {
+        return match size {
+            0 => Err(HeaderError::Other("empty")),
+            size if !size.is_multiple_of(512) => Err(HeaderError::Other("no whole number of sectors long")),
+            size => Ok(Header { kind: "raw", virtual_size: size }),
+        };
+    }
+    let number = |at: usize, length: usize| {
+        let part = bytes.get(at..at + length).ok_or(HeaderError::Broken)?;
+        Ok(part.iter().fold(0u64, |n, b| (n << 8) | u64::from(*b)))
+    };
+    let version = number(4, 4)?;
+    let (backing, virtual_size) = (number(8, 8)?, number(24, 8)?);
+    if !matches!(version, 2 | 3) || virtual_size == 0 {
+        return Err(HeaderError::Broken);
+    }
+    if backing != 0 || (version == 3 && number(72, 8)? & EXTERNAL_DATA != 0) {
+        return Err(HeaderError::LeadsOut);
+    }
+    Ok(Header { kind: "qcow2", virtual_size })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn qcow2(version: u32, backing: u64, size: u64, features: u64) -> Vec<u8> {
+        let mut bytes = b"QFI\xfb".to_vec();
+        bytes.extend(version.to_be_bytes());
+        bytes.extend(backing.to_be_bytes());
+        bytes.extend([0; 8]);
+        bytes.extend(size.to_be_bytes());
+        bytes.resize(72, 0);
+        bytes.extend(features.to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_leads_out_of_its_file_is_refused() {
+        let read = |bytes: Vec<u8>| header(&bytes, 1 << 20);
+        assert_eq!(read(qcow2(3, 0, 3 << 30, 0)).unwrap(), Header { kind: "qcow2", virtual_size: 3 << 30 });
+        assert_eq!(read(qcow2(2, 0, 1, 0)[..72].to_vec()).unwrap().virtual_size, 1);
+        assert_eq!(read(qcow2(3, 104, 1, 0)), Err(HeaderError::LeadsOut));
+        assert_eq!(read(qcow2(3, 0, 1, EXTERNAL_DATA)), Err(HeaderError::LeadsOut));
+        assert_eq!(read(qcow2(4, 0, 1, 0)), Err(HeaderError::Broken));
+        assert_eq!(read(b"QFI\xfb\0\0".to_vec()), Err(HeaderError::Broken));
+    }
+
+    #[test]
+    fn what_is_no_disk_is_named() {
+        assert_eq!(header(b"\0\0", 1024).unwrap(), Header { kind: "raw", virtual_size: 1024 });
+        for (bytes, size, what) in [
+            (&b"\xfd7zXZ\0"[..], 512, "xz"),
+            (b"<!doctype html>", 512, "web page"),
+            (b"", 0, "empty"),
+            (b"abc", 3, "sectors"),
+        ] {
+            assert!(header(bytes, size).unwrap_err().to_string().contains(what), "{what}");
+        }
+    }
+}
