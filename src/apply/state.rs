@@ -588,7 +588,8 @@ fn is_ours(dir: &Path) -> Result<(), StateError> {
         "is no folder"
     } else if meta.uid() != 0 && meta.uid() != nix::unistd::geteuid().as_raw() {
         "belongs to another user"
-    } else if meta.mode() & 0o022 != 0 {
+    } else if meta.mode() & 0o002 != 0 || (meta.mode() & 0o020 != 0 && meta.gid() != nix::unistd::getegid().as_raw()) {
+        // A person's own group, into which a checkout may be written, is nobody else.
         "may be written by other users"
     } else {
         return Ok(());
