@@ -199,7 +199,9 @@ pub(super) fn approve(
     };
     match (plain, verdict(approved)) {
         // It does what it says: there is nothing to show and nothing to ask.
-        (Some(_), code::CHANGES) if talk.detail != Detail::Verbose => {}
+        (Some(_), code::CHANGES) if talk.detail != Detail::Verbose => {
+            approved.findings.iter().for_each(|f| say(&report::finding(f)));
+        }
         (Some(verb), code::OK) => {
             print(&format!("nothing to do: {}\n", verb.done()))?;
             return Ok(code::OK);

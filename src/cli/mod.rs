@@ -7,6 +7,7 @@ mod gpu;
 mod history;
 mod host;
 mod init;
+mod ip;
 mod next_boot;
 mod plan;
 mod progress;
@@ -18,12 +19,15 @@ mod stop;
 mod undo;
 mod validate;
 mod vm;
+mod vm_look;
+mod vmctl;
 mod write_attribute;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 pub use host::plan_now;
+pub use vmctl::{HELP as VMCTL_HELP, words};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -124,8 +128,10 @@ pub enum Command {
     Gpu(gpu::GpuArgs),
     /// Judge every GPU that is to be given to a VM, before the first reboot: PASS (0), FAIL (1) or UNKNOWN (3).
     Check(gpu::CheckArgs),
-    /// Use the VMs of this host: start them, …
+    /// The VMs of this host: list, look at, start, stop, restart, delete them, and get into their guests.
     Vm(vm::VmArgs),
+    /// The addresses on the host's networks: which are known, and whether one is free.
+    Ip(ip::IpArgs),
     /// Draw the machine: NUMA nodes, ports, slots, IOMMU groups, GPUs, disks, network cards, VMs.
     Topology(gpu::TopologyArgs),
     /// Carry out an approved run; started by `apply` and after a reboot.
@@ -237,6 +243,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Facts(args) => facts::run(&args),
         Command::Status(args) => status::run(&args, cli.quiet),
         Command::Vm(args) => vm::run(&args, talk),
+        Command::Ip(args) => ip::run(&args),
         Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0),
         Command::Check(args) => gpu::check(&args, cli.verbose > 0, cli.quiet),
         Command::Topology(args) => gpu::topology(&args),

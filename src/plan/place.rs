@@ -165,9 +165,12 @@ pub fn touched(step: &Step) -> Vec<Place> {
         Step::DefineDomain { name, .. }
         | Step::EditDomain { name, .. }
         | Step::MarkDomain { name, .. }
-        | Step::UndefineDomain { name }
         | Step::StartDomain { name }
-        | Step::StopDomain { name } => vec![Place::Domain(name.clone())],
+        | Step::StopDomain { name, .. } => vec![Place::Domain(name.clone())],
+        Step::UndefineDomain { name, nvram, .. } => {
+            let nvram = nvram.iter().map(|path| Place::File(path.clone()));
+            std::iter::once(Place::Domain(name.clone())).chain(nvram).collect()
+        }
         // What they make (lists, caches, an initramfs, a boot) is made anew from what the other steps leave.
         Step::MakeDir { .. } | Step::AptIndex { .. } | Step::FinishPackages | Step::Refresh { .. } | Step::Reboot => {
             Vec::new()
