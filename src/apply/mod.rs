@@ -172,12 +172,22 @@ impl Apply<'_> {
             // A reboot comes only when a round has nothing left that can be done before it.
             if now.is_empty() && reboot {
                 let boot = this_boot(host);
+                let guests = plan.order.iter().map(Item::guests).max().unwrap_or(0);
                 if self.state.boots(self.run, &boot) >= boots_approved {
                     return Err(ApplyError::RebootInVain(still_waiting(&plan)));
                 }
                 let now = (self.clock)();
-                if let Some(refusal) = self.policies.iter().find_map(|p| p.judge_reboot(now)) {
+                if let Some(refusal) = self.policies.iter().find_map(|p| p.judge_reboot(guests, now)) {
                     return Err(ApplyError::Policy(refusal));
+                }
+                // libvirt cannot save them: their power would be cut.
+                for item in &plan.order {
+                    let Item::Reboot { shut_down, .. } = item else { continue };
+                    for name in shut_down {
+                        self.go_on()?;
+                        let key = Key::new("libvirt-domain", name.as_str());
+                        self.step(host, &key, &Step::shut_down(name), &mut written)?;
+                    }
                 }
                 self.go_on()?;
                 self.state.will_boot(self.run, &boot)?;

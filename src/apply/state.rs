@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -195,7 +196,13 @@ impl StateDir {
     }
 
     /// Takes the lock, which holds until [`Self::unlock`] or the end of the process, and reads the state again under it.
+    /// Someone who only looks whether it is held has it for a moment too.
     pub fn lock(&mut self) -> Result<(), StateError> {
+        self.lock_within(Duration::from_secs(1))
+    }
+
+    /// As [`Self::lock`], from whoever is about to give it up.
+    pub fn lock_within(&mut self, limit: Duration) -> Result<(), StateError> {
         if self.lock.is_some() {
             return Ok(());
         }
@@ -208,10 +215,17 @@ impl StateDir {
             .mode(0o600)
             .open(&path)
             .map_err(|source| StateError::File { path: path.clone(), source })?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(StateError::Locked(path)),
-            Err(std::fs::TryLockError::Error(source)) => return Err(StateError::File { path, source }),
+        let begin = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(std::fs::TryLockError::WouldBlock) if begin.elapsed() < limit => {
+                    // flock(2) has no limit of its own.
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(std::fs::TryLockError::WouldBlock) => return Err(StateError::Locked(path)),
+                Err(std::fs::TryLockError::Error(source)) => return Err(StateError::File { path, source }),
+            }
         }
         *self = Self { lock: Some(lock), ..Self::open(&self.dir)? };
         // Under the lock nobody else is writing it: what is there was left by one that was cut off.
@@ -557,6 +571,26 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_who_only_looks_does_not_keep_the_lock_from_a_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = StateDir::open(dir.path()).unwrap();
+        state.lock().unwrap();
+        state.unlock();
+        let looks = File::open(dir.path().join("lock")).unwrap();
+        looks.try_lock_shared().unwrap();
+        let (begun, goes) = std::sync::mpsc::channel();
+        let other = std::thread::spawn(move || {
+            goes.recv().unwrap();
+            drop(looks);
+        });
+        let mut late = StateDir::open(dir.path()).unwrap();
+        assert!(matches!(late.lock_within(Duration::ZERO), Err(StateError::Locked(_))));
+        begun.send(()).unwrap();
+        late.lock().unwrap();
+        other.join().unwrap();
+    }
 
     #[test]
     fn a_state_of_a_newer_format_is_refused_and_left_alone() {

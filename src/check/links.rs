@@ -583,8 +583,16 @@ fn reset(on: &On<'_>) -> Link {
     if let Some(seen) = &reset.seen {
         let with =
             if seen.kernel == on.facts.kernel.release { String::new() } else { format!(", last with {}", seen.kernel) };
-        return Link::new("reset", Status::Ok, format!("seen to come back from {} VMs{with}", seen.cycles))
-            .seen(crate::gpu::SEEN, format!("{} cycles", seen.cycles))
+        let remembered = seen.file.display().to_string();
+        if seen.lost {
+            return Link::new("reset", Status::Fail, format!("it did not answer after VM `{}` had it{with}", seen.vm))
+                .fix("a boot of the host with its power cut brings most cards back; a start and stop that works counts again")
+                .seen(remembered, "lost")
+                .seen(file, listed);
+        }
+        let times = if seen.cycles == 1 { "a VM".to_owned() } else { format!("{} VMs", seen.cycles) };
+        return Link::new("reset", Status::Ok, format!("seen to come back from {times}{with}"))
+            .seen(remembered, format!("{} cycles", seen.cycles))
             .seen(file, listed);
     }
     let link = match (any, reset.bus_is_its_own) {

@@ -12,7 +12,7 @@ use super::apply::{Consent, Machine, Talk, approve, need_root};
 use super::status::free;
 use super::{Target, code, host, print};
 use crate::describe::{self, Entry, Refused};
-use crate::host::{Probe, Snapshot, live};
+use crate::host::{Probe, Snapshot};
 use crate::manifest::{self, Loaded};
 use crate::plan::{Diff, Key, Past, SavedPlan, Selection};
 use crate::report::{self, Detail};
@@ -56,7 +56,7 @@ impl FromStr for Thing {
 pub(super) fn run(args: &AdoptArgs, talk: Talk<'_>) -> miette::Result<u8> {
     let (mut machine, mut state) = Machine::open(args.target.root.as_deref())?;
     let live = host::live();
-    free(&state, matches!(machine, Machine::This) && live::waits_for_boot())?;
+    free(&state, matches!(machine, Machine::This))?;
     let before = manifest::load(&args.target.file)?;
     if let Err(other) = host::is_meant(&before, machine.probe(&live)) {
         anstream::eprintln!("{other}");

@@ -82,8 +82,7 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
         // The plan is shown all the same: that needs no rights.
         say("apply needs root: this shows the plan only\n");
     }
-    let waits = matches!(machine, Machine::This) && live::waits_for_boot();
-    match standing(&state, waits) {
+    match standing(&state, matches!(machine, Machine::This)) {
         Standing::AtWork(run) => {
             return Err(miette!(help = "see what it does: gpuvm status --follow", "run {run} is at work"));
         }
@@ -290,8 +289,9 @@ fn carry_out(
             let dir = state.run_dir(number);
             live::keep_program(&dir).into_diagnostic()?;
             let seen = std::fs::metadata(dir.join(EVENTS)).map_or(0, |m| m.len());
+            let launched = live::launch(&dir, number, talk.log);
             state.unlock();
-            live::launch(&dir, number, talk.log).into_diagnostic()?;
+            launched.into_diagnostic()?;
             say(&format!("run {number}; it goes on without this terminal: gpuvm status --follow\n"));
             follow(&dir, seen, talk.quiet).into_diagnostic()?
         }

@@ -13,7 +13,7 @@ use crate::check::{self, Asked, Explanation, Looked, NextBoot, Verdict};
 use crate::desire;
 use crate::facts::{self, HostFacts};
 use crate::gpu::identity::{self, Criterion};
-use crate::gpu::{self, Gpu, GpuKind, topology};
+use crate::gpu::{self, Gpu, GpuKind, RefusedStart, topology};
 use crate::host::{Probe, Snapshot};
 use crate::manifest::{self, DeviceUse, Loaded};
 use crate::plan::{Finding, Key, Past, Severity};
@@ -261,6 +261,8 @@ pub(super) fn gpu(args: &GpuArgs, verbose: bool) -> miette::Result<u8> {
 struct Checked {
     /// Mistakes of the manifest on this host.
     findings: Vec<Finding>,
+    /// Starts of VMs that the hook refused since the host booted.
+    refused_starts: Vec<RefusedStart>,
     /// The GPUs that are to be given away; without a manifest, all.
     gpus: Vec<Explanation>,
     /// The worst of all; none where nothing is to be given away.
@@ -272,7 +274,7 @@ pub(super) fn check(args: &CheckArgs, verbose: bool, quiet: bool) -> miette::Res
     if args.next_boot {
         return look(l.root.as_ref(), l.file.as_ref(), |seen, probe| next_boot(args, seen, probe, verbose, quiet));
     }
-    look(l.root.as_ref(), l.file.as_ref(), |seen, _| {
+    look(l.root.as_ref(), l.file.as_ref(), |seen, probe| {
         let given: BTreeSet<PciSlot> =
             seen.named().into_iter().filter(|(.., u)| *u != DeviceUse::Host).map(|(_, s, _)| s).collect();
         let wanted = seen.gpus.iter().filter(|g| match &seen.manifest {
@@ -282,12 +284,14 @@ pub(super) fn check(args: &CheckArgs, verbose: bool, quiet: bool) -> miette::Res
         let gpus: Vec<Explanation> = wanted.map(|g| seen.explain(g)).collect();
         let findings = seen.manifest.as_ref().map(|m| desire::desire(m, &seen.facts).findings).unwrap_or_default();
         let wrong = findings.iter().any(|f| f.severity == Severity::Error);
-        let verdict = if wrong { Some(Verdict::Fail) } else { check::worst(&gpus) };
-        let checked = Checked { findings, gpus, verdict };
+        let refused_starts = gpu::refused_starts(probe);
+        let verdict = if wrong || !refused_starts.is_empty() { Some(Verdict::Fail) } else { check::worst(&gpus) };
+        let checked = Checked { findings, refused_starts, gpus, verdict };
         if l.output == Output::Json {
             print(&json(&checked)?)?;
         } else {
             let mut parts: Vec<String> = checked.findings.iter().map(report::finding).collect();
+            parts.extend(checked.refused_starts.iter().map(report::refused_start));
             parts.extend(checked.gpus.iter().map(|e| report::explanation(e, verbose)));
             if parts.is_empty() {
                 parts.push("no GPU to judge\n".to_owned());

@@ -9,7 +9,6 @@ use super::apply::Machine;
 use super::status::{Standing, standing};
 use super::{Output, code, print};
 use crate::apply::{About, StateDir};
-use crate::host::live;
 use crate::report::{self, Detail};
 
 /// Arguments of `gpuvm history`.
@@ -64,8 +63,7 @@ fn line(state: &StateDir, last: &Standing, run: u64) -> Line {
 
 fn open(root: Option<&Path>) -> miette::Result<(StateDir, Standing)> {
     let (machine, state) = Machine::open(root)?;
-    let waits = matches!(machine, Machine::This) && live::waits_for_boot();
-    let standing = standing(&state, waits);
+    let standing = standing(&state, matches!(machine, Machine::This));
     Ok((state, standing))
 }
 

@@ -8,7 +8,6 @@ use miette::IntoDiagnostic;
 use super::status::{Standing, cut_off, standing};
 use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, print, say, shell_word};
 use crate::apply::StateDir;
-use crate::host::live;
 use crate::manifest;
 use crate::plan::{Diff, Item, Plan, SavedPlan};
 use crate::report::{self, Detail};
@@ -51,8 +50,7 @@ pub(super) fn run(args: &PlanArgs, detail: Detail) -> miette::Result<u8> {
         say(&format!("{other}\n"));
         return Ok(code::REFUSED);
     }
-    let waits = args.target.root.is_none() && live::waits_for_boot();
-    match standing(&state, waits) {
+    match standing(&state, args.target.root.is_none()) {
         Standing::CutOff(run) => say(&cut_off(&state, run)),
         Standing::AtWork(run) => say(&format!("run {run} is at work: this is what it has not done yet\n")),
         Standing::WaitsForBoot(run) => say(&format!("run {run} goes on at the next boot\n")),

@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use miette::{IntoDiagnostic, miette};
@@ -32,7 +33,8 @@ pub(super) fn run(args: &RunArgs, log: super::LogFormat) -> miette::Result<u8> {
     };
     let stop = Stop::watch().into_diagnostic()?;
     let mut state = StateDir::open(top).into_diagnostic()?;
-    state.lock().into_diagnostic()?;
+    // Whoever started this holds it until systemd says that this runs: nobody sees a run that is nobody's.
+    state.lock_within(HANDOVER).into_diagnostic()?;
     // Before anything else: a run that ends this process in some bad way must not be started at each boot.
     live::stay().into_diagnostic()?;
     let mut events =
@@ -57,6 +59,9 @@ pub(super) fn run(args: &RunArgs, log: super::LogFormat) -> miette::Result<u8> {
     tell(&Told::Ended(ending.clone()));
     Ok(ending.code)
 }
+
+/// How long the command that starts a run may take to give it the lock.
+const HANDOVER: Duration = Duration::from_secs(60);
 
 /// Where a run tells what it does.
 pub(super) const EVENTS: &str = "events.jsonl";

@@ -45,22 +45,25 @@ pub(super) enum Standing {
     Ended(u64, Ending),
 }
 
-pub(super) fn standing(state: &StateDir, waits_for_boot: bool) -> Standing {
+/// How the last run stands; `here` where that is this machine, whose systemd knows of runs too.
+pub(super) fn standing(state: &StateDir, here: bool) -> Standing {
     match state.last_run() {
         0 => Standing::NoRun,
         // In this order: a run at work has no ending, and one that just ended has no lock.
         run if state.at_work() => Standing::AtWork(run),
         run => match state.ending(run) {
             Some(ending) => Standing::Ended(run, ending),
-            None if waits_for_boot => Standing::WaitsForBoot(run),
+            // Its process was started, and has not come to its lock yet.
+            None if here && live::is_started(run) => Standing::AtWork(run),
+            None if here && live::waits_for_boot() => Standing::WaitsForBoot(run),
             None => Standing::CutOff(run),
         },
     }
 }
 
 /// Whether a new run can begin; else why not, and what to do about the one in its way.
-pub(super) fn free(state: &StateDir, waits_for_boot: bool) -> miette::Result<()> {
-    match standing(state, waits_for_boot) {
+pub(super) fn free(state: &StateDir, here: bool) -> miette::Result<()> {
+    match standing(state, here) {
         Standing::AtWork(run) => Err(miette!(help = "see what it does: gpuvm status --follow", "run {run} is at work")),
         Standing::WaitsForBoot(run) => Err(miette!(
             help = "boot it:     systemctl reboot\nor close it: gpuvm apply --abandon",
@@ -73,24 +76,29 @@ pub(super) fn free(state: &StateDir, waits_for_boot: bool) -> miette::Result<()>
 
 pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
     let dir = host::state_of(args.root.as_deref());
-    let waits = || args.root.is_none() && live::waits_for_boot();
+    let here = args.root.is_none();
     let state = StateDir::open(&dir).into_diagnostic()?;
-    let mut standing = self::standing(&state, waits());
+    let mut standing = self::standing(&state, here);
     if args.follow
         && let Standing::AtWork(run) = standing
     {
         follow(&state.run_dir(run), 0, quiet).into_diagnostic()?;
         let state = StateDir::open(&dir).into_diagnostic()?;
-        standing = self::standing(&state, waits());
+        standing = self::standing(&state, here);
     }
     let Told { state: word, run: number, text, code } = told(&state, &standing, |run| state.run_dir(run).join("log"));
     let next_boot = super::next_boot::recorded(&dir).and_then(|r| r.warning());
+    let refused = crate::gpu::refused_starts(&host::live());
     match args.output {
-        super::Output::Text => print(&(text + next_boot.as_deref().unwrap_or_default()))?,
+        super::Output::Text => {
+            let refused: String = refused.iter().map(crate::report::refused_start).collect();
+            print(&(text + next_boot.as_deref().unwrap_or_default() + &refused))?;
+        }
         super::Output::Json => print(&format!(
             "{}\n",
             serde_json::json!({
-                "format": 1, "run": number, "state": word, "code": code, "text": text, "nextBoot": next_boot
+                "format": 1, "run": number, "state": word, "code": code, "text": text, "nextBoot": next_boot,
+                "refusedStarts": refused
             })
         ))?,
     }

@@ -11,7 +11,6 @@ use super::source::Source;
 use super::status::free;
 use super::{host, print};
 use crate::apply::{Order, Purpose};
-use crate::host::live;
 use crate::report::{self, Detail};
 use crate::undo::Back;
 
@@ -42,8 +41,7 @@ pub struct UndoArgs {
 
 pub(super) fn run(args: &UndoArgs, talk: Talk<'_>) -> miette::Result<u8> {
     let (mut machine, mut state) = Machine::open(args.root.as_deref())?;
-    let waits = matches!(machine, Machine::This) && live::waits_for_boot();
-    free(&state, waits)?;
+    free(&state, matches!(machine, Machine::This))?;
     if state.last_run() == 0 {
         return Err(miette!("there was no run yet: nothing to undo"));
     }

@@ -141,7 +141,7 @@ pub(super) fn perform(
         return without_root(verb(&Machine::This)?, talk);
     }
     let (mut machine, mut state) = Machine::open(root)?;
-    free(&state, matches!(machine, Machine::This) && live::waits_for_boot())?;
+    free(&state, matches!(machine, Machine::This))?;
     let purpose = Purpose::Verb(verb(&machine)?);
     let source = Source::of(&purpose, &state).into_diagnostic()?;
     let this = host::live();

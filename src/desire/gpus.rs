@@ -6,9 +6,10 @@ use super::{Desired, Shared};
 use crate::facts::{HostFacts, InitramfsTool, PciFunction};
 use crate::gpu::identity::{self, Criterion};
 use crate::manifest::{DeviceEntry, DeviceMatch, DeviceUse, Loaded};
-use crate::plan::{FileWrite, Finding, Refresh, Severity};
+use crate::plan::{FileWrite, Finding, Key, Refresh, Severity};
+use crate::resource::start_hook::{self, Meant};
 use crate::resource::vfio_binding::Vouched;
-use crate::resource::{file, vfio_binding};
+use crate::resource::{Resource, file, vfio_binding};
 use crate::types::PciSlot;
 
 pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, shared: &mut Shared) {
@@ -17,6 +18,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     let mut found: BTreeMap<PciSlot, String> = BTreeMap::new();
     let mut kept = Vec::new();
     let mut existing: BTreeSet<PciSlot> = BTreeSet::new();
+    let mut meant = Vec::new();
     for (place, name, entry, gpu) in gpus.chain(devices) {
         match resolve(entry, gpu, facts) {
             Ok(slot) => {
@@ -27,6 +29,10 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
                         format!("it is {slot}, and so is {other}"),
                         "name each device once",
                     ));
+                }
+                if entry.usage != DeviceUse::Host {
+                    let serial = entry.matches.serial.clone().filter(|s| !s.contains(char::is_whitespace));
+                    meant.push(Meant { name: name.to_string(), slot, serial });
                 }
                 match entry.usage {
                     DeviceUse::Vfio if entry.existing => {
@@ -40,8 +46,12 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
             Err((message, help)) => desired.findings.push(error("no-device", &place, message, &help)),
         }
     }
+    // What others bind is theirs to look after, as long as nothing here is gpuvm's.
     if kept.is_empty() {
         return;
+    }
+    if manifest.manifest.vms.values().any(|vm| !(vm.absent || vm.gpus.is_empty() && vm.devices.is_empty())) {
+        proof_at_start(&meant, facts, desired);
     }
     let slots: BTreeSet<PciSlot> = kept.iter().map(|(_, _, slot, _)| *slot).chain(existing).collect();
     for module in ["vfio", "vfio_iommu_type1", "vfio_pci"] {
@@ -73,6 +83,21 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
         let card = vfio_binding::Card::of(facts, slot);
         desired.want(&place, hooks.clone(), vfio_binding::VfioBinding { name, slot, companions, card, vouched });
     }
+}
+
+/// The hook that looks again at each start of a VM with devices, and the list that it looks at.
+fn proof_at_start(meant: &[Meant], facts: &HostFacts, desired: &mut Desired) {
+    let list = FileWrite::root(start_hook::DEVICES, start_hook::devices(meant, facts), 0o644);
+    let list = file::File { write: list, take_over: false, refreshes: BTreeSet::new() };
+    let list = desired.want("vms", [], list);
+    let hook = FileWrite::root(start_hook::HOOK.0, start_hook::HOOK.1, 0o755);
+    let hook = file::File { write: hook, take_over: false, refreshes: BTreeSet::from([Refresh::LibvirtHooks]) };
+    desired.want("vms", [Key::new("package", ""), list], hook);
+}
+
+/// What a VM with devices waits for: the proof is there before its first start.
+pub(super) fn proof() -> Key {
+    Key::new(file::File::KIND, start_hook::HOOK.0)
 }
 
 /// What others are said to keep for VMs, and do not.

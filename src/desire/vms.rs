@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::gpus::resolve;
+use super::gpus::{proof, resolve};
 use super::{Desired, Shared};
 use crate::facts::HostFacts;
 use crate::manifest::{self, DiskEntry, Loaded, Manifest, NicEntry, StartWhen, VmEntry, VmState};
@@ -254,7 +254,7 @@ fn slots(
             desired.findings.push(finding(Severity::Error, "same-device", place, message, "name each device once"));
             continue;
         }
-        after.push(Key::new("vfio-binding", name.as_str()));
+        after.extend([Key::new("vfio-binding", name.as_str()), proof()]);
         all.push(PassedSlot { slot, functions: facts.slot(slot).map(|f| f.address).collect() });
     }
     all

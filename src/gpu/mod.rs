@@ -12,7 +12,7 @@ use std::path::Path;
 use serde::Serialize;
 
 pub use holders::{Framebuffer, Holder, HolderKind, framebuffer};
-pub use seen::{SEEN, Seen};
+pub use seen::{REFUSED, RefusedStart, SEEN, Seen, refused_starts, remembered};
 
 use crate::facts::{HostFacts, PciFunction};
 use crate::host::{Answer, Probe};
@@ -194,7 +194,7 @@ pub(crate) fn names(probe: &dyn Probe, dir: &str) -> Vec<String> {
 /// Every display controller, by slot.
 pub fn collect(probe: &dyn Probe, facts: &HostFacts) -> Vec<Gpu> {
     let users = holders::Users::read(probe, facts);
-    let seen = seen::load(probe);
+    let seen = seen::remembered(probe);
     let mut first: BTreeMap<PciSlot, &PciFunction> = BTreeMap::new();
     for f in facts.pci.values().filter(|f| f.is_gpu() && f.virtual_of.is_none()) {
         first.entry(f.address.slot).or_insert(f);

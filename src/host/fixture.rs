@@ -6,6 +6,7 @@
 mod apt;
 mod network;
 mod play;
+mod play_guests;
 mod play_libvirt;
 mod record_file;
 

@@ -26,7 +26,7 @@ use std::time::Duration;
 pub use console::{Left, console};
 pub use pci::write_attribute;
 pub use program::become_program;
-pub use runner::{RESUME_UNIT, keep_program, launch, stay, waits_for_boot};
+pub use runner::{RESUME_UNIT, is_started, keep_program, launch, stay, waits_for_boot};
 pub use who_has::who_has;
 
 use super::{
@@ -207,6 +207,22 @@ impl Live {
                 program::perform(Program::Dracut, &["--regenerate-all", "--force"], BOOT_LIMIT, progress)
             }
             Refresh::BootLoader => program::perform(Program::UpdateGrub, &[], BOOT_LIMIT, progress),
+            Refresh::LibvirtHooks => {
+                let folders =
+                    ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+                for unit in ["libvirtd.service", "virtqemud.service"] {
+                    // One that does not run looks for hooks when it starts.
+                    if folders.iter().any(|folder| Path::new(folder).join(unit).exists()) {
+                        program::perform(
+                            Program::Systemctl,
+                            &["try-reload-or-restart", unit],
+                            SERVICE_LIMIT,
+                            progress,
+                        )?;
+                    }
+                }
+                Ok(())
+            }
             // One that does not run has nothing old to forget.
             Refresh::Restart(unit) => {
                 program::perform(Program::Systemctl, &["try-restart", unit.as_str()], SERVICE_LIMIT, progress)

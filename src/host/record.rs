@@ -267,6 +267,8 @@ fn names_of(pci_ids: &str, devices: &BTreeSet<(String, String)>) -> String {
     let wanted = |line: &&str| {
         let id = line.trim_start_matches('\t').get(..4).unwrap_or_default();
         match line.len() - line.trim_start_matches('\t').len() {
+            // Between the devices of a vendor too.
+            _ if line.starts_with('#') => false,
             0 => {
                 vendor = devices.iter().map(|(v, _)| v).find(|v| *v == id);
                 vendor.is_some()
@@ -487,7 +489,7 @@ mod tests {
 
     #[test]
     fn of_the_names_of_devices_only_those_that_are_there_are_written_down() {
-        let ids = "# a list\n10de  NVIDIA\n\t2684  AD102\n\t\t10de 16f4  sub\n\t2685  other\n8086  Intel\n\t2684  theirs\nC 03  Display\n";
+        let ids = "# a list\n10de  NVIDIA\n# Ada, retail\n\t2684  AD102\n\t\t10de 16f4  sub\n\t2685  other\n8086  Intel\n\t2684  theirs\nC 03  Display\n";
         let seen = BTreeSet::from([("10de".to_owned(), "2684".to_owned())]);
         assert_eq!(names_of(ids, &seen), "10de  NVIDIA\n\t2684  AD102\n");
     }

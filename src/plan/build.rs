@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Diff, Entry, Finding, HostLine, Key, PLAN_FORMAT, Plan, Refresh, Severity, order};
+use super::{Diff, Entry, Finding, HostLine, Key, PLAN_FORMAT, Plan, Refresh, Severity, name_guests, order};
 use crate::desire::Desired;
 use crate::facts::{HostFacts, Iommu};
 use crate::host::{Answer, Probe};
@@ -45,7 +45,7 @@ pub fn build(desired: &Desired, past: &Past, probe: &dyn Probe, facts: &HostFact
     entries.sort_by(|a, b| a.key.cmp(&b.key));
 
     let mut findings = desired.findings.clone();
-    let order = order(&entries, Wanted::KINDS, &past.pending).unwrap_or_else(|e| {
+    let mut order = order(&entries, Wanted::KINDS, &past.pending).unwrap_or_else(|e| {
         findings.push(Finding {
             severity: Severity::Error,
             code: "order".to_owned(),
@@ -55,6 +55,7 @@ pub fn build(desired: &Desired, past: &Past, probe: &dyn Probe, facts: &HostFact
         });
         Vec::new()
     });
+    name_guests(&mut order, &entries, probe);
     Plan {
         format: PLAN_FORMAT,
         writer: env!("CARGO_PKG_VERSION").to_owned(),

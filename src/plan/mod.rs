@@ -2,6 +2,7 @@
 //! what the person reads is what runs.
 
 mod build;
+mod guests;
 mod order;
 mod place;
 mod policy;
@@ -15,10 +16,11 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde::{Deserialize, Serialize};
 
-use crate::types::UnitName;
+use crate::types::{DomainName, UnitName};
 
 pub(crate) use build::host_line;
 pub use build::{Past, build};
+pub(crate) use guests::name_guests;
 pub use order::{OrderError, order};
 pub use place::{Place, Seen, touched};
 pub use policy::{Day, Policy, Refusal, Refused, Rule, TimeError, TimeOfDay, Window, policy_schema};
@@ -87,6 +89,8 @@ pub enum Refresh {
     Initramfs,
     /// `update-grub`
     BootLoader,
+    /// libvirt's daemon looks for hooks when it starts and when it is told to reload (hooks.html).
+    LibvirtHooks,
     /// Restart a unit whose configuration changed.
     Restart(UnitName),
 }
@@ -99,6 +103,7 @@ impl Refresh {
             Refresh::Udev => "udev rules".to_owned(),
             Refresh::Initramfs => "initramfs".to_owned(),
             Refresh::BootLoader => "boot loader".to_owned(),
+            Refresh::LibvirtHooks => "libvirt's hooks".to_owned(),
             Refresh::Restart(unit) => format!("restart {unit}"),
         }
     }
@@ -350,7 +355,23 @@ pub enum Item {
     Reboot {
         /// The things that need it.
         due: Vec<Key>,
+        /// VMs that run with passed devices, which libvirt cannot save: each is asked to shut down before.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        shut_down: Vec<DomainName>,
+        /// Other VMs that run: the host's libvirt-guests decides about them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        running: Vec<String>,
     },
+}
+
+impl Item {
+    /// How many VMs a reboot takes down.
+    pub fn guests(&self) -> usize {
+        match self {
+            Item::Reboot { shut_down, running, .. } => shut_down.len() + running.len(),
+            _ => 0,
+        }
+    }
 }
 
 /// What the plan was made for; a plan refuses to run on another host.

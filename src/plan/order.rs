@@ -63,7 +63,7 @@ pub fn order(entries: &[Entry], kinds: &[&str], pending: &BTreeSet<Refresh>) -> 
     let due: Vec<Key> =
         sorted.iter().filter(|&&i| needs_reboot(&entries[i])).map(|&i| entries[i].key.clone()).collect();
     if !due.is_empty() {
-        items.push(Item::Reboot { due });
+        items.push(Item::Reboot { due, shut_down: Vec::new(), running: Vec::new() });
     }
     phase(entries, &sorted, |i| late[i], &BTreeSet::new(), &mut items);
     Ok(items)
@@ -85,7 +85,8 @@ fn phase(
         let early: Vec<Refresh> = due
             .iter()
             .filter(|(refresh, keys)| {
-                matches!(refresh, Refresh::DaemonReload | Refresh::Udev) && keys.iter().any(|k| entry.after.contains(k))
+                matches!(refresh, Refresh::DaemonReload | Refresh::Udev | Refresh::LibvirtHooks)
+                    && keys.iter().any(|k| entry.after.contains(k))
             })
             .map(|(refresh, _)| refresh.clone())
             .collect();

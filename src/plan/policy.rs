@@ -271,6 +271,9 @@ impl Policy {
             })
             .collect();
         let mut all: Vec<Refusal> = changes.iter().flat_map(|(key, change)| self.refusals(key, change, now)).collect();
+        // That the host boots is a risk of the changes that need it; that VMs run then is none of theirs.
+        let guests = plan.order.iter().map(Item::guests).max().unwrap_or(0);
+        all.extend(self.judge_guests(guests, now));
         all.extend(self.too_many(changes.len(), now));
         all
     }
@@ -280,13 +283,22 @@ impl Policy {
         self.refusals(key, change, now).into_iter().next().or_else(|| self.too_many(count, now).into_iter().next())
     }
 
-    /// Why the host must not be booted now.
-    pub fn judge_reboot(&self, now: Timestamp) -> Option<Refusal> {
-        let mut rules = self.rules.iter().filter(|(_, r)| r.refuse.contains(&Refused::Reboot) && !r.open(now));
-        rules.next().map(|(name, rule)| Refusal {
+    /// Why the host must not be booted now, while so many VMs run.
+    pub fn judge_reboot(&self, guests: usize, now: Timestamp) -> Option<Refusal> {
+        self.of_boot(Refused::Reboot, "the host is to be booted", now).or_else(|| self.judge_guests(guests, now))
+    }
+
+    /// Why so many VMs must not be taken down with the host now.
+    fn judge_guests(&self, guests: usize, now: Timestamp) -> Option<Refusal> {
+        self.of_boot(Refused::GuestRestart, "the host is to be booted while VMs run", now).filter(|_| guests > 0)
+    }
+
+    fn of_boot(&self, what: Refused, why: &str, now: Timestamp) -> Option<Refusal> {
+        let (name, rule) = self.rules.iter().find(|(_, r)| r.refuse.contains(&what) && !r.open(now))?;
+        Some(Refusal {
             rule: name.to_string(),
             key: Some(Key::new("reboot", "")),
-            message: format!("the host is to be booted, which rule `{name}` refuses{}", rule.times(now)),
+            message: format!("{why}, which rule `{name}` refuses{}", rule.times(now)),
         })
     }
 
@@ -414,7 +426,7 @@ rules:
         ] {
             let rule = policy(&format!("version: 1\nrules: {{ no: {{ refuse: [{}] }} }}\n", risk.name()));
             assert!(said(&rule, risk, "2025-06-06T12:00:00Z").contains("rule `no`"), "{}", risk.name());
-            assert!(rule.judge_reboot(at("2025-06-06T12:00:00Z")).is_some() == (risk == Risk::Reboot));
+            assert!(rule.judge_reboot(0, at("2025-06-06T12:00:00Z")).is_some() == (risk == Risk::Reboot));
         }
     }
 

@@ -6,7 +6,7 @@ use owo_colors::OwoColorize;
 
 use super::text::safe;
 use crate::check::{Explanation, Link, NextBootReport, Status, Verdict};
-use crate::gpu::{Gpu, GpuKind, Holder, HolderKind};
+use crate::gpu::{Gpu, GpuKind, Holder, HolderKind, RefusedStart};
 
 const WIDTH: usize = 80;
 
@@ -75,6 +75,12 @@ fn users(gpu: &Gpu) -> String {
         (false, None) => all.join(", "),
         (false, Some(_)) => format!("{}, ?", all.join(", ")),
     }
+}
+
+/// A start of a VM that the hook refused, with why.
+pub fn refused_start(refused: &RefusedStart) -> String {
+    let head = format!("VM {} did not start ({} UTC):", safe(&refused.vm), safe(&refused.at));
+    format!("  {} {head}\n      {}\n", "×".red(), wrapped(&refused.why, 6, 6))
 }
 
 /// One line a GPU.
@@ -180,8 +186,11 @@ fn status(named: &NamedGpu, out: &mut String) -> std::fmt::Result {
         .methods
         .as_ref()
         .map_or("none listed".to_owned(), |m| if m.is_empty() { "none".to_owned() } else { m.join(" ") });
-    let seen =
-        gpu.reset.seen.as_ref().map_or("never seen to work".to_owned(), |s| format!("seen to work {} times", s.cycles));
+    let seen = match &gpu.reset.seen {
+        None => "never seen to work".to_owned(),
+        Some(seen) if seen.lost => format!("did not answer after VM `{}`", seen.vm),
+        Some(seen) => format!("seen to work {} times", seen.cycles),
+    };
     line("reset", format!("{methods}; {seen}"))?;
     line("display", if gpu.boot_display { "the boot display".to_owned() } else { "not the boot display".to_owned() })?;
     if let Some(node) = gpu.numa_node {

@@ -7,6 +7,7 @@ use owo_colors::OwoColorize;
 
 use crate::apply::Outcome;
 use crate::plan::{Action, Change, Diff, Entry, FieldDiff, Finding, Item, Plan, Severity, WaitFor};
+use crate::types::DomainName;
 use crate::verb::Verb;
 
 /// How much is shown.
@@ -120,7 +121,7 @@ fn render(plan: &Plan, detail: Detail, out: &mut String) -> std::fmt::Result {
                 line.text(3, &of, |w| w.dimmed().to_string());
                 line.end();
             }
-            Item::Reboot { due } => {
+            Item::Reboot { due, shut_down, running } => {
                 let of = due.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 let line = format!("── reboot, for {of} ");
                 writeln!(
@@ -128,6 +129,7 @@ fn render(plan: &Plan, detail: Detail, out: &mut String) -> std::fmt::Result {
                     "{}",
                     format!("{line}{}", "─".repeat(78usize.saturating_sub(line.chars().count()))).yellow()
                 )?;
+                guests(shut_down, running, out)?;
             }
         }
     }
@@ -191,6 +193,19 @@ fn in_sync(plan: &Plan, out: &mut String) -> std::fmt::Result {
         if let Diff::InSync { evidence } = &entry.diff {
             writeln!(out, "  {} {}   {}", "=".dimmed(), entry.key, safe(evidence).dimmed())?;
         }
+    }
+    Ok(())
+}
+
+/// What a reboot does to the VMs that run.
+fn guests(shut_down: &[DomainName], running: &[String], out: &mut String) -> std::fmt::Result {
+    if !shut_down.is_empty() {
+        let names = shut_down.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+        writeln!(out, "      first asked to shut down, for it has passed devices: {names}")?;
+    }
+    if !running.is_empty() {
+        let names = running.iter().map(|n| format!("`{}`", safe(n))).collect::<Vec<_>>().join(", ");
+        writeln!(out, "      run too, and go down as libvirt-guests is set: {names}")?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! What the uplink had moves to the bridge in one guarded step. What was taken out of which file is remembered beside
 //! gpuvm's ledger, so that it can be put back; secrets in netplan's files never get into a plan.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -71,7 +72,7 @@ const MEMORY_FORMAT: u32 = 1;
 
 /// How long the guard waits for what answered before: spanning tree, LACP and a slow DHCP server need more than half a
 /// minute each.
-const PATIENCE_S: u32 = 90;
+const PATIENCE_S: u32 = 75;
 
 /// What turns cloud-init's network configuration off (cloud-init's documentation, "Network configuration").
 const CLOUD_INIT: &str = "/etc/cloud/cloud.cfg.d/99-gpuvm-network.cfg";
@@ -606,6 +607,22 @@ impl Resource for Bridge {
     }
 
     fn remove(&self, state: &BridgeState, facts: &HostFacts) -> Diff {
+        self.remove_without(&BTreeSet::new(), state, facts)
+    }
+}
+
+impl Bridge {
+    /// As it is taken away once these ports are gone, which the same plan sees to before.
+    pub fn compare_removal_without(
+        &self,
+        leaving: &BTreeSet<String>,
+        host: &dyn Probe,
+        facts: &HostFacts,
+    ) -> Result<Diff, HostError> {
+        Ok(self.remove_without(leaving, &self.probe(host)?, facts))
+    }
+
+    fn remove_without(&self, leaving: &BTreeSet<String>, state: &BridgeState, facts: &HostFacts) -> Diff {
         let memory = match &state.memory {
             _ if self.existing => return Diff::InSync { evidence: "it was never gpuvm's".to_owned() },
             Known::Value(Some(memory)) => memory,
@@ -623,15 +640,19 @@ impl Resource for Bridge {
             Known::Value(net) => net,
             Known::Unknown(why) => return Diff::Unknown { why: why.clone() },
         };
-        self.take_back(memory, state, net).unwrap_or_else(Diff::from)
+        self.take_back(leaving, memory, state, net).unwrap_or_else(Diff::from)
     }
-}
 
-impl Bridge {
-    fn take_back(&self, memory: &Memory, state: &BridgeState, net: &NetworkFacts) -> Result<Diff, Stop> {
+    fn take_back(
+        &self,
+        leaving: &BTreeSet<String>,
+        memory: &Memory,
+        state: &BridgeState,
+        net: &NetworkFacts,
+    ) -> Result<Diff, Stop> {
         let (uplink, _) = remembered(memory, net)?;
-        let guests: Vec<&str> =
-            net.ports(self.name.as_str()).map(|(n, _)| n.as_str()).filter(|n| *n != uplink.as_str()).collect();
+        let ports = net.ports(self.name.as_str()).map(|(n, _)| n.as_str());
+        let guests: Vec<&str> = ports.filter(|n| *n != uplink.as_str() && !leaving.contains(*n)).collect();
         if !guests.is_empty() {
             return Err(blocked(
                 format!("`{}` is in use by {}", self.name, guests.join(", ")),
@@ -775,6 +796,11 @@ mod tests {
             let fixture = Fixture::open(self.0.path()).unwrap();
             let facts = facts::collect(&fixture);
             Wanted::from(bridge.clone()).compare_removal(&fixture, &facts).unwrap()
+        }
+        fn removal_without(&self, bridge: &Bridge, leaving: &BTreeSet<String>) -> Diff {
+            let fixture = Fixture::open(self.0.path()).unwrap();
+            let facts = facts::collect(&fixture);
+            bridge.compare_removal_without(leaving, &fixture, &facts).unwrap()
         }
         fn apply(&self, diff: Diff) -> Change {
             let Diff::Change(change) = diff else { panic!("{diff:#?}") };
@@ -984,6 +1010,10 @@ mod tests {
         host.apply(host.plan(&br0()));
         host.change_link("enp6s0", |l| l["master"] = "br0".into());
         assert!(matches!(host.removal(&br0()), Diff::Blocked { why, .. } if why.contains("in use by enp6s0")));
+        // A plan that takes the VM down before says whose that port is.
+        let without = |port: &str| host.removal_without(&br0(), &BTreeSet::from([port.to_owned()]));
+        assert!(matches!(without("enp6s0"), Diff::Change(c) if c.action == Action::Remove));
+        assert!(matches!(without("vnet7"), Diff::Blocked { .. }));
         host.change_link("enp6s0", |l| l["master"] = serde_json::Value::Null);
         host.write(FILE, "network:\n  version: 2\n");
         assert!(matches!(host.removal(&br0()), Diff::Blocked { why, .. } if why.contains("was changed since")));

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use read::{Projection, disk_files, is_marked, managed_functions, nvram, project};
+pub use read::{Projection, disk_files, is_marked, managed_functions, nvram, project, taps};
 pub use splice::{with_mark, with_passwords, with_uuid, without_private_parts};
 pub use write::MARK;
 

@@ -13,6 +13,7 @@ pub mod module;
 pub mod package;
 pub mod pool;
 pub mod service;
+pub mod start_hook;
 pub mod vfio_binding;
 pub mod volume;
 

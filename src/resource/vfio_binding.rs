@@ -89,26 +89,6 @@ impl VfioBinding {
         format!("/etc/udev/rules.d/61-gpuvm-vfio-{}.rules", self.name).into()
     }
 
-    /// The device's path in sysfs with the bus numbers left open: root and ports, as `path` names them.
-    fn device_path(&self, f: &PciFunction) -> Option<String> {
-        let (_, rest) = f.path.split_once(':')?;
-        let parts: Vec<&str> = rest.split('/').collect();
-        let (root, ports) = match parts.split_first()? {
-            (root, ports) if root.contains(':') => (*root, ports),
-            _ => ("0000:00", parts.as_slice()),
-        };
-        let (domain, bus) = root.split_once(':')?;
-        let mut path = format!("*/pci{root}");
-        for (i, port) in ports.iter().enumerate() {
-            let (device, function) = port.split_once('.').unwrap_or((port, ""));
-            let device = u8::from_str_radix(device, 16).ok()?;
-            let bus = if i == 0 { bus } else { "??" };
-            let function = if i + 1 == ports.len() { f.address.function.to_string() } else { function.to_owned() };
-            path += &format!("/{domain}:{bus}:{device:02x}.{function}");
-        }
-        Some(path)
-    }
-
     /// One rule a function, for this card in this place alone: after a renumbering another card has its address, and
     /// is left to its driver. `gpuvm.off` on the kernel's command line jumps over them.
     fn rules(&self, functions: &[&PciFunction]) -> String {
@@ -119,7 +99,7 @@ impl VfioBinding {
         );
         for f in functions {
             text += &format!("ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"{}\"", f.address);
-            if let Some(path) = self.device_path(f) {
+            if let Some(path) = device_path(f) {
                 text += &format!(", DEVPATH==\"{path}\"");
             }
             text += &format!(
@@ -227,6 +207,27 @@ impl VfioBinding {
             )
         })
     }
+}
+
+/// A device's path in sysfs with the bus numbers left open: root and ports, as `path` names them. A pattern of udev's and
+/// of the shell's alike.
+pub(super) fn device_path(f: &PciFunction) -> Option<String> {
+    let (_, rest) = f.path.split_once(':')?;
+    let parts: Vec<&str> = rest.split('/').collect();
+    let (root, ports) = match parts.split_first()? {
+        (root, ports) if root.contains(':') => (*root, ports),
+        _ => ("0000:00", parts.as_slice()),
+    };
+    let (domain, bus) = root.split_once(':')?;
+    let mut path = format!("*/pci{root}");
+    for (i, port) in ports.iter().enumerate() {
+        let (device, function) = port.split_once('.').unwrap_or((port, ""));
+        let device = u8::from_str_radix(device, 16).ok()?;
+        let bus = if i == 0 { bus } else { "??" };
+        let function = if i + 1 == ports.len() { f.address.function.to_string() } else { function.to_owned() };
+        path += &format!("/{domain}:{bus}:{device:02x}.{function}");
+    }
+    Some(path)
 }
 
 /// What to do about neighbours in the group: those that the host does not need may go along.

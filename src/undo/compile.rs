@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize};
 use super::look::{Looked, look};
 use super::packages;
 use crate::facts::HostFacts;
-use crate::host::{HostError, Probe};
+use crate::host::{Answer, HostError, Probe};
 use crate::net::netplan;
 use crate::plan::{
     Action, BindTarget, Change, Content, Diff, Entry, FieldDiff, FileWrite, Finding, Key, PLAN_FORMAT, Past, Place,
-    Plan, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, VolumeStep, WaitFor, host_line, order,
+    Plan, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, VolumeStep, WaitFor, host_line,
+    name_guests, order,
 };
-use crate::resource::{Resource, Wanted, bridge::Bridge};
+use crate::resource::{Resource, Wanted, bridge::Bridge, libvirt_domain};
 use crate::types::{ByteSize, Mode, sha256_hex};
 
 /// What is to be undone.
@@ -81,13 +82,15 @@ pub fn plan(
             keys.push(key);
         }
     }
-    let mut entries = Vec::new();
-    for key in &keys {
+    let mut entries: Vec<Entry> = Vec::new();
+    // The bridges last: what hangs on one is gone before it, where this plan stops the VM.
+    let (bridges, others): (Vec<&Key>, Vec<&Key>) = keys.iter().partition(|k| k.kind == Bridge::KIND);
+    for key in others.iter().chain(&bridges) {
         let mut thing = Thing { back, recorded, now: &now, stays: Vec::new() };
         // What a bridge moved is put back by the bridge itself, which knows the guard and what to ask for.
         let diff = match (recorded.owned.get(key), past.owned.get(key)) {
             (Some(before), last) if key.kind == Bridge::KIND => before.compare(last, probe, facts),
-            (None, Some(last)) if key.kind == Bridge::KIND => last.compare_removal(probe, facts),
+            (None, Some(Wanted::Bridge(last))) => last.compare_removal_without(&leaving(&entries, probe), probe, facts),
             (None, None) if key.kind == Bridge::KIND => Ok(Diff::InSync { evidence: "as before".to_owned() }),
             _ => thing.compile(key, probe),
         };
@@ -130,7 +133,7 @@ pub fn plan(
         true => Wanted::KINDS.to_vec(),
         false => Wanted::KINDS.iter().rev().copied().collect(),
     };
-    let order = order(&ordered, &kinds, &past.pending).unwrap_or_else(|e| {
+    let mut order = order(&ordered, &kinds, &past.pending).unwrap_or_else(|e| {
         findings.push(Finding {
             severity: Severity::Error,
             code: "order".to_owned(),
@@ -140,6 +143,7 @@ pub fn plan(
         });
         Vec::new()
     });
+    name_guests(&mut order, &entries, probe);
     findings.sort();
     let wanted =
         recorded.owned.iter().filter(|(k, _)| known.contains(k)).map(|(k, w)| (k.clone(), w.clone())).collect();
@@ -473,6 +477,17 @@ impl Thing<'_> {
             target: if vfio { BindTarget::Vfio } else { BindTarget::Host },
         }));
     }
+}
+
+/// The network devices of VMs that a plan stops.
+fn leaving(entries: &[Entry], probe: &dyn Probe) -> BTreeSet<String> {
+    let Ok(Answer::Value(known)) = probe.virtualisation() else { return BTreeSet::new() };
+    let changes = entries.iter().filter_map(|e| if let Diff::Change(c) = &e.diff { Some(c) } else { None });
+    let stopped = changes.flat_map(|c| &c.steps).filter_map(|step| match step {
+        Step::StopDomain { name, .. } => known.domain(name.as_str())?.live_xml.as_deref(),
+        _ => None,
+    });
+    stopped.flat_map(libvirt_domain::taps).collect()
 }
 
 /// As `--skip` takes it.

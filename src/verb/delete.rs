@@ -22,7 +22,7 @@ pub(super) fn delete(
     let known = match known(look)? {
         Ok(known) => known,
         Err(diff) => {
-            compiled.entry(&key(name), [], diff);
+            compiled.entry(&key(name), [], *diff);
             return Ok(compiled);
         }
     };

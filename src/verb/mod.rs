@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::facts::HostFacts;
 use crate::host::{HostError, Probe};
-use crate::plan::{Diff, Entry, Finding, Key, PLAN_FORMAT, Past, Plan, Severity, host_line, order};
+use crate::plan::{Diff, Entry, Finding, Key, PLAN_FORMAT, Past, Plan, Severity, host_line, name_guests, order};
 use crate::resource::Wanted;
 use crate::types::{DomainName, sha256_hex};
 
@@ -172,7 +172,7 @@ pub fn plan(verb: &Verb, past: &Past, probe: &dyn Probe, facts: &HostFacts) -> (
     entries.iter_mut().for_each(|e| e.from.clone_from(&from));
     entries.sort_by(|a, b| a.key.cmp(&b.key));
     // Refreshes that another run owes are for the next apply: who starts a VM does not wait for an initramfs.
-    let order = order(&entries, Wanted::KINDS, &BTreeSet::new()).unwrap_or_else(|e| {
+    let mut order = order(&entries, Wanted::KINDS, &BTreeSet::new()).unwrap_or_else(|e| {
         findings.push(Finding {
             severity: Severity::Error,
             code: "order".to_owned(),
@@ -182,6 +182,7 @@ pub fn plan(verb: &Verb, past: &Past, probe: &dyn Probe, facts: &HostFacts) -> (
         });
         Vec::new()
     });
+    name_guests(&mut order, &entries, probe);
     let mut wanted: BTreeMap<Key, Wanted> =
         entries.iter().filter_map(|e| Some((e.key.clone(), past.owned.get(&e.key)?.clone()))).collect();
     for (key, becomes) in ours {

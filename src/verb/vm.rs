@@ -13,7 +13,7 @@ use crate::types::DomainName;
 /// A VM runs.
 pub(super) fn start(name: &DomainName, look: Look<'_>) -> Result<Compiled, HostError> {
     let diff = match ours(name, look, "start")? {
-        Err(diff) => diff,
+        Err(diff) => *diff,
         Ok(domain) if domain.paused => stands_still(name, &domain),
         Ok(domain) if domain.active => Diff::InSync { evidence: "it runs".to_owned() },
         Ok(_) => starting(name),
@@ -28,7 +28,7 @@ pub(super) fn start(name: &DomainName, look: Look<'_>) -> Result<Compiled, HostE
 pub(super) fn stop(name: &DomainName, how: Stop, look: Look<'_>) -> Result<Compiled, HostError> {
     let mut compiled = Compiled::default();
     let diff = match ours(name, look, "shutdown")? {
-        Err(diff) => diff,
+        Err(diff) => *diff,
         Ok(domain) if !domain.active => Diff::InSync { evidence: "it is off".to_owned() },
         Ok(domain) if domain.paused && !how.force => stands_still(name, &domain),
         Ok(domain) => {
@@ -60,7 +60,7 @@ pub(super) fn restart(
     look: Look<'_>,
 ) -> Result<Compiled, HostError> {
     let diff = match ours(name, look, "reboot")? {
-        Err(diff) => diff,
+        Err(diff) => *diff,
         Ok(domain) if !domain.active => starting(name),
         Ok(domain) if domain.id != ran_as => Diff::InSync { evidence: "it was started since".to_owned() },
         Ok(domain) if domain.paused && !how.force => stands_still(name, &domain),
@@ -120,14 +120,16 @@ pub(super) fn key(name: &DomainName) -> Key {
 }
 
 /// What libvirt knows; else what to say in place of a change.
-pub(super) fn known(look: Look<'_>) -> Result<Result<Arc<Virtualisation>, Diff>, HostError> {
+pub(super) fn known(look: Look<'_>) -> Result<Result<Arc<Virtualisation>, Box<Diff>>, HostError> {
     Ok(match look.probe.virtualisation()? {
         Answer::Value(known) => Ok(known),
-        Answer::Absent => Err(Diff::Blocked {
+        Answer::Absent => Err(Box::new(Diff::Blocked {
             why: "libvirt is not installed, or its daemon has no socket".to_owned(),
             help: "see what is missing: gpuvm plan; or start it: systemctl start libvirtd.socket".to_owned(),
-        }),
-        Answer::Denied => Err(Diff::Unknown { why: "this user may not ask libvirt: run gpuvm as root".to_owned() }),
+        })),
+        Answer::Denied => {
+            Err(Box::new(Diff::Unknown { why: "this user may not ask libvirt: run gpuvm as root".to_owned() }))
+        }
     })
 }
 
@@ -150,10 +152,10 @@ pub(super) fn foreign(name: &DomainName, word: &str) -> Diff {
 }
 
 /// The VM, which is gpuvm's; else what to say in place of a change.
-fn ours(name: &DomainName, look: Look<'_>, word: &str) -> Result<Result<Domain, Diff>, HostError> {
+fn ours(name: &DomainName, look: Look<'_>, word: &str) -> Result<Result<Domain, Box<Diff>>, HostError> {
     Ok(known(look)?.and_then(|known| match known.domain(name.as_str()) {
-        None => Err(none(&known)),
-        Some(domain) if !is_marked(&domain.inactive_xml) => Err(foreign(name, word)),
+        None => Err(Box::new(none(&known))),
+        Some(domain) if !is_marked(&domain.inactive_xml) => Err(Box::new(foreign(name, word))),
         Some(domain) => Ok(domain.clone()),
     }))
 }

@@ -8,6 +8,8 @@ use crate::machine::{copy_tree, gpuvm, repository, stdout, tree};
 fn a_bridge_is_planned_made_in_sync_and_taken_back() {
     let dir = tempfile::tempdir().unwrap();
     copy_tree(&repository().join("examples/hosts/twin-debian13"), &dir.path().join("host"));
+    // cloud-init wrote the card's netplan entry, and would again.
+    copy_tree(&repository().join("tests/cases/twin/overlay"), &dir.path().join("host"));
     let manifest = |text: &str| fs::write(dir.path().join("host.yaml"), text).unwrap();
     let run = |args: &[&str]| gpuvm(&[args, &["-f", "host.yaml", "--root", "host"]].concat(), dir.path());
     let before = tree(&dir.path().join("host"));

@@ -38,6 +38,7 @@ case $(cat "$T/etc/conf") in
 plain)
     ip link set v0 nomaster
     ip link set v0 up
+    [ -e "$T/no-lease" ] && exit 0
     ip address add 10.9.0.2/24 dev v0
     ip route replace default via 10.9.0.1 ;;
 bridge|broken)
@@ -185,6 +186,22 @@ fn a_switch_that_loses_the_address_goes_back_byte_for_byte() {
     assert_eq!(place.text("guard/verdict"), "reverted: address 10.9.0.2 did not answer\n");
     place.is_as_it_was();
     assert!(said.contains("10.9.0.2/24") && !said.contains("br0"), "{said}");
+}
+
+#[test]
+fn an_address_that_nobody_gives_back_is_put_back() {
+    if !may() {
+        return;
+    }
+    // The files are as before, and the DHCP server is gone.
+    let place = Place::new(PROOFS);
+    let said = place.run(
+        "arm; wait_for ready; switch broken; : >$T/no-lease; netplan apply; : >$T/guard/applied; wait_for verdict\n\
+         wait $guard; ip -br address show dev v0; ip route show default",
+    );
+    assert_eq!(place.text("guard/verdict"), "reverted: address 10.9.0.2 did not answer\n");
+    assert!(said.contains("10.9.0.2/24") && said.contains("default via 10.9.0.1 dev v0"), "{said}");
+    place.is_as_it_was();
 }
 
 #[test]

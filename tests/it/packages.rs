@@ -5,7 +5,7 @@ use std::fs;
 use crate::machine::{copy_tree, gpuvm, repository, stdout, tree};
 
 const MANIFEST: &str =
-    "version: 1\npackages: [htpo]\nkernelArgs: [iommu=pt]\nfiles:\n  /etc/motd: { content: \"x\\n\" }\n";
+    "version: 1\npackages: [htpo]\nkernelArgs: [iommu=pt]\nfiles:\n  /etc/issue.net: { content: \"x\\n\" }\n";
 
 fn host(dir: &std::path::Path) {
     copy_tree(&repository().join("examples/hosts/twin-debian13"), &dir.join("host"));
@@ -49,5 +49,5 @@ fn a_package_that_no_source_knows_ends_the_run_before_anything_else_changed() {
     let at = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what}:\n{text}"));
     assert_eq!(code, 2, "{text}");
     assert!(at("+ file[/etc/apt/sources.list.d/more.list]") < at("+ package"), "{text}");
-    assert!(at("+ package") < at("+ file[/etc/motd]"), "{text}");
+    assert!(at("+ package") < at("+ file[/etc/issue.net]"), "{text}");
 }

@@ -215,7 +215,7 @@ fn the_shipped_example_is_valid_and_does_what_it_says() {
         git(&["-C", &at("repo"), "commit", "-q", "-m", "change"]);
     };
     git(&["init", "-q", &at("repo")]);
-    push("version: 1\nhost: labhost\nfiles: { /etc/motd: { content: \"from git\\n\" } }\n");
+    push("version: 1\nhost: labhost\nfiles: { /etc/issue.net: { content: \"from git\\n\" } }\n");
     git(&["clone", "-q", &at("repo"), &at("checkout")]);
     let bin = std::path::Path::new(env!("CARGO_BIN_EXE_gpuvm")).parent().unwrap().display().to_string();
     let run = || {
@@ -232,9 +232,9 @@ fn the_shipped_example_is_valid_and_does_what_it_says() {
         (out.status.code().unwrap(), String::from_utf8_lossy(&out.stderr).into_owned())
     };
     assert_eq!(run().0, 0);
-    assert_eq!(fs::read_to_string(host.root("/etc/motd")).unwrap(), "from git\n");
-    push("version: 1\nhost: labhost\nfiles: { /etc/motd: { content: \"again\\n\" } }\nbridge: { name: br0 }\n");
+    assert_eq!(fs::read_to_string(host.root("/etc/issue.net")).unwrap(), "from git\n");
+    push("version: 1\nhost: labhost\nfiles: { /etc/issue.net: { content: \"again\\n\" } }\nbridge: { name: br0 }\n");
     let (code, said) = run();
     assert!(code == 4 && said.contains("rule `stays-reachable`"), "{said}");
-    assert_eq!(fs::read_to_string(host.root("/etc/motd")).unwrap(), "from git\n", "the whole of it is refused");
+    assert_eq!(fs::read_to_string(host.root("/etc/issue.net")).unwrap(), "from git\n", "the whole of it is refused");
 }

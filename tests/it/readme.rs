@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::machine::{copy_tree, repository};
+use crate::machine::{copy_tree, gpuvm, repository, stdout};
 
 /// The shell blocks of the README that are marked as rehearsed (```sh rehearsal).
 fn blocks() -> Vec<String> {
@@ -26,5 +26,22 @@ fn the_commands_of_the_readme_do_what_it_says() {
         let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         assert!(matches!(out.status.code(), Some(0 | 2)), "{script}\n{said}");
         assert!(!said.contains("error"), "{script}\n{said}");
+    }
+}
+
+/// Each line of the picture is a line of the plan, in its order; `…` stands for what is left out.
+#[test]
+fn the_picture_of_the_readme_is_a_plan_as_it_is() {
+    let work = tempfile::tempdir().unwrap();
+    copy_tree(&repository().join("examples/hosts/twin-debian13"), &work.path().join("host"));
+    let text = fs::read_to_string(repository().join("README.md")).unwrap();
+    let yaml = text.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    fs::write(work.path().join("host.yaml"), yaml).unwrap();
+    let plan = gpuvm(&["plan", "-f", "host.yaml", "--root", "host"], work.path());
+    let plan = stdout(&plan);
+    let mut lines = plan.lines();
+    let picture = text.split("$ gpuvm plan -f host.yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    for line in picture.lines().filter(|l| l.trim() != "…") {
+        assert!(lines.any(|l| l == line), "`{line}` is not there, or not behind the line before:\n{plan}");
     }
 }

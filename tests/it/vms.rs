@@ -259,3 +259,29 @@ fn the_program_starts_without_libvirt() {
     assert!(needed.iter().any(|n| n.starts_with("libc.so")), "{needed:?}");
     assert!(!needed.iter().any(|n| n.contains("virt")), "{needed:?}");
 }
+
+#[test]
+fn before_the_host_boots_a_vm_with_passed_devices_is_asked_to_shut_down() {
+    let machine = Machine::made();
+    let more = MANIFEST.replace("vms:", "kernelArgs: [hpet=disable]\nvms:");
+    let (_, said) = machine.plan(&more);
+    let line = "first asked to shut down, for it has passed devices: `tiny`";
+    assert!(said.contains(line), "{said}");
+    // A rule that lets no guest be restarted lets no host boot under one.
+    fs::write(machine.dir.path().join("policy.yaml"), "version: 1\nrules:\n  guests: { refuse: [guest-restart] }\n")
+        .unwrap();
+    let (code, said) = machine.run(&more, &["plan", "--policy", "policy.yaml"]);
+    assert!(code == 4 && said.contains("booted while VMs run, which rule `guests` refuses"), "{said}");
+
+    let (code, said) = machine.apply(&more);
+    assert_eq!(code, 0, "{said}");
+    let journal = fs::read_to_string(machine.dir.path().join("host/root/var/lib/gpuvm/runs/2/journal.jsonl")).unwrap();
+    let at = |what: &str| journal.lines().position(|l| l.contains(what)).unwrap_or_else(|| panic!("{what}: {journal}"));
+    assert!(at("stopDomain") < at("\"reboot\""), "{journal}");
+    assert_eq!(machine.domain()["active"], true, "it starts with the host");
+
+    // One that does not run, and one without devices, are left to themselves.
+    machine.libvirt(|known| known["domains"][0]["active"] = false.into());
+    let (_, said) = machine.plan(&MANIFEST.replace("vms:", "kernelArgs: [hpet=force]\nvms:"));
+    assert!(!said.contains("first asked"), "{said}");
+}

@@ -4,12 +4,15 @@ set -euo pipefail
 # shellcheck source=tests/lab/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-topology='' base=bare fresh=
+topology='' base=bare fresh='' log='' switch='' card_at=2
 while [ $# -gt 0 ]; do
   case $1 in
     --disk) base=${2:?--disk needs a name}; shift ;;
     --ifupdown) base=ifupdown ;;
     --fresh) fresh=1 ;;
+    --log) log=1 ;;
+    --switch) switch=1 ;;
+    --card-at) card_at=${2:?--card-at needs a number}; shift ;;
     -*) die "unknown option $1" ;;
     *) topology=$1 ;;
   esac
@@ -49,7 +52,7 @@ legacy_bus() {
   devices+=(-device "pcie-pci-bridge,id=pci1,bus=rp1")
 }
 
-uplink_at="addr=2" disk_at="addr=4" iommu=(-device "intel-iommu,intremap=on,caching-mode=on") smbios=()
+uplink_at="addr=$card_at" disk_at="addr=4" iommu=(-device "intel-iommu,intremap=on,caching-mode=on") smbios=()
 case $topology in
   plain) ;;
   twin | no-iommu)
@@ -85,9 +88,19 @@ case $accel in
   *) die "LAB_ACCEL is kvm or tcg, not $accel" ;;
 esac
 
-port=${SSH_PORT:-2230}
+# Behind a switch the host has an address of its own there; else a port of the loopback leads to its ssh.
+network=() port=${SSH_PORT:-2230}
 while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
-echo "$port" >"$DIR/port"
+if [ -n "$switch" ]; then
+  switch_up
+  for n in 0 1; do
+    network+=(-netdev "dgram,id=n$n,local.type=unix,local.path=$in_lab/s/n$n.host,remote.type=unix,remote.path=$in_lab/s/n$n.switch")
+  done
+  network+=(-device "virtio-net-pci,netdev=n1,mac=52:54:00:4c:41:43,romfile=,addr=9")
+else
+  echo "$port" >"$DIR/port"
+  network=(-netdev "user,id=n0,hostfwd=tcp:127.0.0.1:$port-:22")
+fi
 
 if [ ${#functions[@]} -gt 0 ]; then
   setsid "$LAB/fakegpu" "${functions[@]}" >"$DIR/fakegpu.log" 2>&1 </dev/null &
@@ -108,16 +121,23 @@ in_qroot() {
     mount --bind "$0" "$0/qroot/lab"
     exec chroot "$0/qroot" "$@"' "$LAB" "$@"
 }
+# With --log every write and flush is kept in order beside the disk (see replay.py). The log counts what the host flushes;
+# whether the machine below writes it out is of no use.
+disk="driver=qcow2,file.driver=file,file.filename=$in_lab/disk.qcow2,cache=unsafe"
+if [ -n "$log" ]; then
+  : >"$DIR/writes.log"
+  disk="driver=blklogwrites,log.driver=file,log.filename=$in_lab/writes.log,cache=writeback"
+  disk+=",file.driver=qcow2,file.cache.no-flush=on,file.file.driver=file,file.file.filename=$in_lab/disk.qcow2"
+fi
 mem=${MEM:-4096}
 in_qroot qemu-system-x86_64 -name "labhost-$LAB_HOST" -nodefaults -display none \
   -machine q35,memory-backend=ram0 -object "memory-backend-memfd,id=ram0,size=${mem}M,share=on" \
   "${cpu[@]}" -smp 2 -m "$mem" "${iommu[@]}" "${smbios[@]}" \
   -drive if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd \
   -drive "if=pflash,format=raw,file=$in_lab/vars.fd" "${devices[@]}" \
-  -drive "id=d0,if=none,format=qcow2,cache=unsafe,discard=unmap,file=$in_lab/disk.qcow2" \
+  -drive "id=d0,if=none,discard=unmap,$disk" \
   -device "virtio-blk-pci,drive=d0,$disk_at" \
-  -device "virtio-net-pci,netdev=n0,mac=52:54:00:4c:41:42,romfile=,$uplink_at" \
-  -netdev "user,id=n0,hostfwd=tcp:127.0.0.1:$port-:22" \
+  "${network[@]}" -device "virtio-net-pci,netdev=n0,mac=52:54:00:4c:41:42,romfile=,$uplink_at" \
   -device virtio-rng-pci,addr=5 -device VGA,addr=6 \
   -serial "file:$in_lab/serial.log" -monitor "unix:$in_lab/mon.sock,server=on,wait=off" \
   >"$DIR/qemu.log" 2>&1 </dev/null &

@@ -20,10 +20,62 @@ running() {
   pid=$(cat "$DIR/qemu.pid" 2>/dev/null) && [ -n "$pid" ] && grep -qs qemu "/proc/$pid/cmdline"
 }
 
-guest() {
-  [ -f "$DIR/port" ] || die "no lab host \`$LAB_HOST\` was booted: tests/lab/run boot TOPOLOGY"
-  ssh -q -i "$LAB/id" -p "$(cat "$DIR/port")" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
-    -o ConnectTimeout=5 -o ServerAliveInterval=5 -o ServerAliveCountMax=12 root@127.0.0.1 "$@"
+# Behind a switch, the host is known by its address in the switch's network namespace; else by a port of the loopback.
+to_host() { # OPTION… COMMAND…
+  local way=() at=()
+  if [ -f "$DIR/address" ]; then
+    way=(ip netns exec "$NETNS") at=("root@$(cat "$DIR/address")")
+  elif [ -f "$DIR/port" ]; then
+    at=(-p "$(cat "$DIR/port")" root@127.0.0.1)
+  else
+    die "no lab host \`$LAB_HOST\` was booted: tests/lab/run boot TOPOLOGY"
+  fi
+  "${way[@]}" ssh -q -i "$LAB/id" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null "${at[@]}" "$@"
+}
+
+guest() { to_host -o ConnectTimeout=5 -o ServerAliveInterval=5 -o ServerAliveCountMax=12 "$@"; }
+
+# A network of the host's own: a namespace with a switch, a neighbour that is its gateway, DHCP and name server, and
+# nothing behind it. The host's first card has a lease of its own.
+NETNS=gpuvm-lab-$LAB_HOST
+switch_up() {
+  local i
+  switch_down
+  rm -f "$DIR/s/switch.rules" "$DIR"/s/n*.switch
+  ip netns add "$NETNS"
+  setsid ip netns exec "$NETNS" "$HERE/switch.py" "$DIR/s" n0 n1 >"$DIR/switch.log" 2>&1 </dev/null &
+  echo $! >"$DIR/switch.pid"
+  for i in {1..100}; do
+    ip -n "$NETNS" link show lan0 >/dev/null 2>&1 && break
+    [ "$i" -lt 100 ] || die "the switch ended: $DIR/switch.log"
+    sleep 0.1
+  done
+  for i in "address add 10.77.0.1/24 dev lan0" "address add fd77::1/64 dev lan0 nodad" "link set lo up" "link set lan0 up"; do
+    # shellcheck disable=SC2086
+    ip -n "$NETNS" $i
+  done
+  echo 10.77.0.15 >"$DIR/address"
+  dhcp_up
+}
+# GATEWAY: the router that it names.
+dhcp_up() {
+  dhcp_down
+  setsid ip netns exec "$NETNS" dnsmasq --keep-in-foreground --conf-file=/dev/null --interface=lan0 --bind-interfaces \
+    --except-interface=lo --dhcp-range=10.77.0.50,10.77.0.99,1h --dhcp-host=52:54:00:4c:41:42,10.77.0.15 --no-resolv \
+    --dhcp-leasefile="$DIR/leases" --pid-file= --user=root --dhcp-option="3,${GATEWAY:-10.77.0.1}" >"$DIR/dnsmasq.log" 2>&1 </dev/null &
+  echo $! >"$DIR/dnsmasq.pid"
+}
+dhcp_down() { end dnsmasq; }
+switch_down() {
+  end dnsmasq
+  end switch
+  ip netns delete "$NETNS" 2>/dev/null || true
+  rm -f "$DIR/address"
+}
+# rules LINE…: the switch's rules from now on.
+rules() {
+  printf '%s\n' "$@" >"$DIR/switch.rules.new"
+  mv "$DIR/switch.rules.new" "$DIR/s/switch.rules"
 }
 
 # put FILE DEST: copies a file to the lab host, with its mode.
@@ -33,9 +85,7 @@ put() {
   guest "cat >'$2' && chmod $mode '$2'" <"$1"
 }
 
-boot_id() { timeout 20 ssh -q -i "$LAB/id" -p "$(cat "$DIR/port")" -o StrictHostKeyChecking=no \
-  -o UserKnownHostsFile=/dev/null -o ConnectTimeout=5 root@127.0.0.1 cat /proc/sys/kernel/random/boot_id \
-  2>/dev/null </dev/null; }
+boot_id() { to_host -o ConnectTimeout=5 -o ServerAliveInterval=5 cat /proc/sys/kernel/random/boot_id 2>/dev/null </dev/null; }
 
 # wait_back SECONDS: waits for ssh on a boot that is not the one seen last; the seconds that it took are in BACK.
 wait_back() {
@@ -54,6 +104,7 @@ wait_back() {
   done
   echo "$id" >"$DIR/boot_id"
   BACK=$((SECONDS - t0))
+  echo "$BACK" >"$DIR/back"
   say "ssh after $BACK s"
 }
 
@@ -67,19 +118,24 @@ wait_off() {
   stop
 }
 
-# Ends this host and its simulated functions, by their own process ids.
+# end NAME: ends a process of this host's by its own id.
+end() {
+  local pid i
+  pid=$(cat "$DIR/$1.pid" 2>/dev/null) || return 0
+  if grep -qs "$1" "/proc/$pid/cmdline"; then
+    kill "$pid" 2>/dev/null || true
+    for i in {1..50}; do
+      [ -d "/proc/$pid" ] || break
+      [ "$i" -lt 50 ] || kill -9 "$pid" 2>/dev/null || true
+      sleep 0.1
+    done
+  fi
+  rm -f "$DIR/$1.pid"
+}
+
+# Ends this host, its simulated functions and its switch.
 stop() {
-  local f pid i
-  for f in qemu fakegpu; do
-    pid=$(cat "$DIR/$f.pid" 2>/dev/null) || continue
-    if grep -qs "$f" "/proc/$pid/cmdline"; then
-      kill "$pid" 2>/dev/null || true
-      for i in {1..50}; do
-        [ -d "/proc/$pid" ] || break
-        [ "$i" -lt 50 ] || kill -9 "$pid" 2>/dev/null || true
-        sleep 0.1
-      done
-    fi
-    rm -f "$DIR/$f.pid"
-  done
+  end qemu
+  end fakegpu
+  [ ! -f "$DIR/address" ] || switch_down
 }

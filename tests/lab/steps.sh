@@ -118,18 +118,22 @@ wait_run() {
 
 # apply_across_reboot SECONDS: applies with leave to reboot, and waits for the end of the run. A host that reboots for it
 # has to answer on ssh within two minutes.
-apply_across_reboot() {
+apply_across_reboot() { across_reboot "$1" apply -f host.yaml; }
+undo_across_reboot() { across_reboot "$1" undo; }
+across_reboot() { # SECONDS VERB…
+  local limit=$1
+  shift
   local status=0
-  step "gpuvm apply --yes --reboot"
-  guest timeout "$1" gpuvm apply -f host.yaml --yes --reboot >"$LAST" 2>&1 </dev/null || status=$?
+  step "gpuvm $* --yes --reboot"
+  guest timeout "$limit" gpuvm "$@" --yes --reboot >"$LAST" 2>&1 </dev/null || status=$?
   show_last
   # 255: the connection went with the host. 3: the run says that it goes on after the reboot.
   case $status in
     0) say "   done without a reboot" ;;
     3 | 255)
       wait_back 120 || fail "the host did not come back"
-      wait_run "$1" ;;
-    *) fail "apply ended with $status" ;;
+      wait_run "$limit" ;;
+    *) fail "$1 ended with $status" ;;
   esac
   expect_status 0 guest gpuvm status
 }

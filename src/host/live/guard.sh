@@ -10,6 +10,7 @@
 #   applied   they are live                                  give-up  why it has to go back at once
 #   undoing   it goes back, and why                          verdict  kept, or reverted: why
 #   units     the files of this unit, which go away at the end
+#   addresses, routes  what the link had before; put there by hand where nothing else brings it back
 set -u
 dir=${1:?the folder of the guard}
 cd "$dir" || exit 1
@@ -85,6 +86,44 @@ measure() {
     done <wanted
 }
 
+# What the link has, to be put there by hand at the worst. The kernel's own routes come with the addresses.
+remember() {
+    ip -o address show dev "$from" scope global | while read -r _ _ kind address _; do
+        echo "$kind $address"
+    done >addresses
+    for family in 4 6; do
+        ip "-$family" route show dev "$from" | while read -r route; do
+            case $route in *'proto kernel'*) ;; *) echo "$family $route" ;; esac
+        done
+    done >routes
+}
+
+# The old files are live, and yet an address may not come back: a DHCP server that is gone, or that has given it away.
+# The host stays where it was, until its configuration brings the address itself.
+rescue() {
+    wait=$(cat patience)
+    [ "$wait" -le 20 ] || wait=20
+    end=$(($(uptime_s) + wait))
+    while :; do
+        missing=
+        while read -r kind value; do
+            [ "$kind" != address ] || holds "$from" address "$value" || missing=$value
+        done <proofs
+        [ -n "$missing" ] || return
+        [ "$(uptime_s)" -lt "$end" ] || break
+        sleep 1
+    done
+    echo "gpuvm: $missing did not come back by itself: put on $from as it was"
+    ip link set dev "$from" up
+    while read -r kind address; do
+        ip address add "$address" dev "$from" 2>/dev/null
+    done <addresses
+    while read -r family route; do
+        # shellcheck disable=SC2086 # a route is several words
+        ip "-$family" route replace $route dev "$from" 2>/dev/null
+    done <routes
+}
+
 # The first proof that does not hold.
 failing() {
     while read -r kind value; do
@@ -117,6 +156,7 @@ undo() {
         ip link delete dev "$link" 2>/dev/null
     done <links
     netplan apply
+    [ ! -e proofs ] || [ ! -e addresses ] || rescue
     say verdict "reverted: $1"
     finish
 }
@@ -133,6 +173,7 @@ if [ "$(cat /proc/sys/kernel/random/boot_id)" != "$(cat boot)" ]; then
     [ -e switched ] || undo "the host was restarted before the change was complete"
 else
     if [ ! -e proofs ]; then
+        remember
         measure >proofs.new
         mv -f proofs.new proofs
     fi

@@ -101,6 +101,13 @@ pub fn stay() -> Result<(), HostError> {
     files::remove(Path::new(RESUME_UNIT))
 }
 
+/// Whether the process of a run is there: systemd keeps a control group for a unit as long as it runs.
+pub fn is_started(run: u64) -> bool {
+    let group = |unit: &str| Path::new("/sys/fs/cgroup/system.slice").join(unit).join("cgroup.procs");
+    let runs = |unit: &str| std::fs::read(group(unit)).is_ok_and(|processes| !processes.is_empty());
+    runs(&format!("gpuvm-run-{run}.service")) || runs("gpuvm-resume.service")
+}
+
 /// Whether a run waits for the next boot.
 pub fn waits_for_boot() -> bool {
     PathBuf::from(WANTED_BY).symlink_metadata().is_ok()

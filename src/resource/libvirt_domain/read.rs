@@ -132,6 +132,13 @@ pub(super) fn sources(disk: Node<'_, '_>) -> Vec<String> {
         .collect()
 }
 
+/// The network devices that a running VM's cards have on the host (formatdomain, "Overriding the target element").
+pub fn taps(live_xml: &str) -> BTreeSet<String> {
+    let Ok(doc) = Document::parse(live_xml) else { return BTreeSet::new() };
+    let devices = devices(&doc, "interface").into_iter();
+    devices.filter_map(|card| child(card, "target")?.attribute("dev").map(str::to_owned)).collect()
+}
+
 /// The address of a network card and what it is on.
 pub(super) fn nic(interface: Node<'_, '_>) -> Option<(MacAddress, String)> {
     let mac = child(interface, "mac")?.attribute("address")?.parse().ok()?;

@@ -455,3 +455,12 @@ fn a_kernel_that_is_not_there_is_found_before_anything_is_changed() {
     let Diff::Blocked { why, .. } = boots("/boot/other") else { panic!("it is not there") };
     assert!(why.contains("`/boot/other`"), "{why}");
 }
+
+#[test]
+fn the_network_devices_of_a_running_vm_are_named_in_what_runs() {
+    let live = "<domain><devices><interface type='bridge'><source bridge='br0'/><target dev='vnet3'/></interface>\
+        <interface type='network'><source network='default'/><target dev='vnet4'/></interface>\
+        <disk type='file'><target dev='vda' bus='virtio'/></disk></devices></domain>";
+    assert_eq!(taps(live).into_iter().collect::<Vec<_>>(), ["vnet3", "vnet4"]);
+    assert!(taps("<domain><devices/></domain>").is_empty() && taps("no XML").is_empty());
+}

@@ -1,0 +1,205 @@
+#!/bin/sh
+# Written by gpuvm: looks, each time libvirt starts a VM that gpuvm looks after, whether the devices that the VM gets are
+# still the ones that were meant, and whether nothing else is in their IOMMU groups; else the VM does not start. It
+# remembers which cards came back from a VM. Other VMs start in any case, and so does one without passed devices.
+# It asks neither libvirt nor gpuvm: plain files alone. `gpuvm.off` on the kernel's command line switches it off.
+
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+devices=/sys/bus/pci/devices
+known=/etc/gpuvm/devices
+state=/var/lib/gpuvm
+run=/run/gpuvm
+logs=/var/log/libvirt/qemu
+
+vm=${1-}
+case "${2-} ${3-}" in
+    "prepare begin" | "started begin" | "release end") ;;
+    *) exit 0 ;;
+esac
+cmdline=
+read -r cmdline < /proc/cmdline
+case " $cmdline " in *" gpuvm.off "* | *" gpuvm.off="*) exit 0 ;; esac
+# The name becomes the name of a file.
+case "$vm" in '' | .* | */*) file= ;; *) file=$vm ;; esac
+umask 077
+
+# The VM does not start. libvirt shows stderr to whoever asked for the start; the file is for gpuvm, and the log is the
+# VM's own.
+refuse() {
+    printf '%s\n' "gpuvm refuses to start VM $vm: $1" >&2
+    [ -n "$file" ] || exit 1
+    now=$(date -u '+%Y-%m-%d %H:%M:%S' 2> /dev/null)
+    mkdir -p "$run/refused" 2> /dev/null && printf '%s\n%s\n' "$now" "$1" > "$run/refused/$file" 2> /dev/null
+    [ -d "$logs" ] && printf '%s.000+0000: gpuvm refuses to start it: %s\n' "$now" "$1" >> "$logs/$file.log" 2> /dev/null
+    exit 1
+}
+
+# The value of attribute $2 in element $1.
+attribute() {
+    value=
+    case "$1" in *" $2='"*) value=${1#*" $2='"} value=${value%%"'"*} ;; esac
+}
+
+# Part $2 of the address in element $1, as a number that the shell can count with.
+part() {
+    attribute "$1" "$2"
+    case "$value" in '' | *[!0-9a-fx]*) return 1 ;; esac
+}
+
+# What libvirt gives to a hook is the whole definition, one element a line.
+marked='' passed='' ours='' inside='' source='' address='' odd=''
+while IFS= read -r line || [ -n "$line" ]; do
+    line=${line#"${line%%[! ]*}"}
+    case "$line" in
+        *urn:gpuvm:vm:1*) marked=yes ;;
+        "<hostdev "*" type='pci'"* | "<interface type='hostdev'"*)
+            inside=yes address='' source=''
+            attribute "$line" managed
+            managed=$value
+            ;;
+        "<source>" | "<source "*) source=$inside ;;
+        "<address "*)
+            if [ -n "$source" ]; then
+                address="$line"
+                part "$line" domain && domain=$value && part "$line" bus && bus=$value &&
+                    part "$line" slot && slot=$value && part "$line" function &&
+                    passed="$passed $(printf '%04x:%02x:%02x.%x' "$domain" "$bus" "$slot" "$value")/$managed" ||
+                    odd="$line"
+            fi
+            ;;
+        "</source>") source= ;;
+        "</hostdev>" | "</interface>")
+            [ -z "$inside" ] || [ -n "$address" ] || odd="$line"
+            inside=
+            ;;
+    esac
+done
+[ -n "$marked" ] || exit 0
+[ -n "$passed$odd" ] || exit 0
+
+# Sets what is known of function $1; fails where nothing is.
+known_as() {
+    while read -r at id subsystem path place name serial; do
+        [ "$at" = "$1" ] && return 0
+    done < "$known"
+    return 1
+}
+
+# The first four bytes of configuration space: all ones where nothing answers (PCI specification). Empty where they
+# cannot be read.
+answer() {
+    od -An -tx1 -N4 "$devices/$1/config" 2> /dev/null | tr -d ' \n'
+}
+
+# Vendor and device of function $1, or of its subsystem.
+ids() {
+    vendor='' device=''
+    read -r vendor < "$devices/$1/${2-}vendor" && read -r device < "$devices/$1/${2-}device"
+    value=${vendor#0x}:${device#0x}
+} 2> /dev/null
+
+# What gpuvm remembers of cards that came back, or did not.
+remember() {
+    while read -r at id subsystem place name; do
+        record=$state/seen/$id-$subsystem-$(printf '%s' "$place" | tr / _)
+        cycles=0
+        while read -r word value; do
+            [ "$word" = cycles ] && cycles=$value
+        done 2> /dev/null < "$record"
+        case "$cycles" in '' | *[!0-9]*) cycles=0 ;; esac
+        kernel=
+        read -r kernel < /proc/sys/kernel/osrelease
+        mkdir -p "$state/seen"
+        {
+            printf 'id %s\nsubsystem %s\nplace %s\nkernel %s\nvm %s\n' "$id" "$subsystem" "$place" "$kernel" "$vm"
+            case "$(answer "$at")" in
+                ffffffff) printf 'cycles 0\nlost yes\n' ;;
+                '') printf 'cycles %s\n' "$cycles" ;;
+                *) printf 'cycles %s\n' "$((cycles + 1))" ;;
+            esac
+        } > "$record.new" && mv -f "$record.new" "$record"
+    done < "$run/with/$file"
+    rm -f "$run/with/$file"
+}
+
+case "$2" in
+    started)
+        # Once a slot is enough: its first function is the card.
+        [ -n "$file" ] && [ -r "$known" ] && mkdir -p "$run/with" || exit 0
+        slots=
+        for one in $passed; do
+            one=${one%/*}
+            case " $slots " in *" ${one%.*} "*) continue ;; esac
+            known_as "$one" || continue
+            slots="$slots ${one%.*}"
+            printf '%s %s %s %s %s\n' "$one" "$id" "$subsystem" "$place" "$name"
+        done > "$run/with/$file"
+        exit 0
+        ;;
+    release)
+        [ -n "$file" ] && [ -r "$run/with/$file" ] && remember
+        exit 0
+        ;;
+esac
+
+[ -z "$odd" ] || refuse "a passed device in its definition cannot be understood: $odd"
+[ -r "$known" ] || refuse "$known is not there, which says which devices were meant. \
+gpuvm apply writes it; on a host that gpuvm has left, take /etc/libvirt/hooks/qemu.d/gpuvm away too"
+for one in $passed; do
+    managed=${one#*/} one=${one%/*}
+    # What the manifest does not name is its owner's own business.
+    known_as "$one" || continue
+    ours=yes
+    at=$(cd -P "$devices/$one" 2> /dev/null && pwd -P) || refuse "$name ($one) is not there. \
+See where it is now: gpuvm gpu list; gpuvm plan says what follows"
+    ids "$one"
+    [ "$value" = "$id" ] || refuse "$one is another device: it was $id ($name), and is $value. \
+See where $name is now: gpuvm gpu list; gpuvm plan says what follows"
+    if [ "$subsystem" != - ]; then
+        ids "$one" subsystem_
+        [ "$value" = "$subsystem" ] || refuse "$one is another card: its subsystem was $subsystem ($name), and is $value. \
+See where $name is now: gpuvm gpu list; gpuvm plan says what follows"
+    fi
+    # shellcheck disable=SC2254 # a pattern with the bus numbers left open
+    case "$at" in
+        $path) ;;
+        *) refuse "the addresses have changed: $name was at $place, and $one is ${at#/sys/devices/} now. \
+See where $name is now: gpuvm gpu list; gpuvm plan says what follows" ;;
+    esac
+    if [ -n "$serial" ] && [ "$serial" != - ]; then
+        for told in serial_number unique_id; do
+            value=
+            read -r value 2> /dev/null < "$at/$told" || continue
+            [ "$value" = "$serial" ] || refuse "$one is another card of the same model: \
+its serial number was $serial ($name), and is $value"
+            break
+        done
+    fi
+    [ "$(answer "$one")" != ffffffff ] || refuse "$name ($one) does not answer: it reads as ones. \
+A boot of the host, with its power cut, brings most cards back"
+    if [ "$managed" != yes ]; then
+        driver=$(cd -P "$at/driver" 2> /dev/null && pwd -P)
+        driver=${driver##*/}
+        case "$driver" in
+            *vfio*) ;;
+            *) refuse "$name ($one) is on ${driver:-no driver}, not on vfio-pci. \
+gpuvm plan says what is missing; gpuvm gpu explain $name says who holds it" ;;
+        esac
+    fi
+    [ -d "$at/iommu_group/devices" ] || refuse "$name ($one) has no IOMMU group: the IOMMU is off. \
+gpuvm gpu explain $name says why"
+    for member in "$at"/iommu_group/devices/*; do
+        member=${member##*/}
+        class=
+        read -r class 2> /dev/null < "$devices/$member/class"
+        # Bridges stay, and are no part of what is given away.
+        case "$class" in 0x0604* | 0x0600*) continue ;; esac
+        known_as "$member" && continue
+        ids "$member"
+        known_as "$one"
+        refuse "$member ($value) shares the IOMMU group of $name ($one), and is not for VMs. \
+A group moves as a whole: gpuvm gpu explain $name"
+    done
+done
+[ -z "$file" ] || [ -z "$ours" ] || rm -f "$run/refused/$file"
+exit 0
