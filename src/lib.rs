@@ -52,6 +52,8 @@ pub mod describe;
 pub mod undo;
 pub mod verb;
 
+pub mod vm;
+
 pub mod apply;
 
 pub mod report;

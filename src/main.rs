@@ -1,13 +1,17 @@
 //! Parses the arguments, starts logging, runs the command, exits with its code.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use gpuvm::cli::{Cli, LogFormat, code, run};
+use gpuvm::cli::{Cli, LogFormat, VMCTL_HELP, code, run, words};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let Some(words) = words(std::env::args_os()) else {
+        let _ = std::io::stdout().write_all(VMCTL_HELP.as_bytes());
+        return ExitCode::from(code::OK);
+    };
+    let cli = match Cli::try_parse_from(words) {
         Ok(cli) => cli,
         Err(e) => {
             // Help and version are answers, not errors.

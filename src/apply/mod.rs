@@ -83,6 +83,8 @@ pub enum Event<'a> {
     Begins(&'a Key),
     /// How far it is.
     Progress(&'a str),
+    /// Something to be read about it, though nothing failed.
+    Note(&'a str),
     /// It is done.
     Done(&'a Key),
     /// The host boots again.
@@ -184,7 +186,7 @@ impl Apply<'_> {
                     for name in shut_down {
                         self.go_on()?;
                         let key = Key::new("libvirt-domain", name.as_str());
-                        self.step(host, &key, &Step::StopDomain { name: name.clone() }, &mut written)?;
+                        self.step(host, &key, &Step::shut_down(name), &mut written)?;
                     }
                 }
                 self.go_on()?;
@@ -288,8 +290,11 @@ impl Apply<'_> {
         let tell = &mut *self.tell;
         let mut progress = |line: &str| tell(Event::Progress(line));
         let run_dir = self.state.run_dir(self.run);
-        let mut running = Running { secrets: self.secrets, progress: &mut progress, run_dir: &run_dir };
+        let mut notes = Vec::new();
+        let mut running =
+            Running { secrets: self.secrets, progress: &mut progress, notes: &mut notes, run_dir: &run_dir };
         let result = host.execute(step, &mut running);
+        notes.iter().for_each(|note| (self.tell)(Event::Note(note)));
         fail_point("after a step");
         let noted = journal.line(&key.to_string(), step, if result.is_ok() { journal::DONE } else { journal::FAILED });
         // What the step said is worth more than that it could not be written down.

@@ -203,7 +203,9 @@ pub(super) fn approve(
     }
     match (plain, verdict(approved)) {
         // It does what it says: there is nothing to show and nothing to ask.
-        (Some(_), code::CHANGES) if talk.detail != Detail::Verbose => {}
+        (Some(_), code::CHANGES) if talk.detail != Detail::Verbose => {
+            approved.findings.iter().for_each(|f| say(&report::finding(f)));
+        }
         (Some(_), code::ERROR) => say(&report::refused(approved)),
         _ => {
             // What is asked about is shown, however quiet it is to be.

@@ -9,6 +9,7 @@ mod history;
 mod host;
 mod image;
 mod init;
+mod ip;
 mod move_gpu;
 mod next_boot;
 mod plan;
@@ -21,12 +22,15 @@ mod stop;
 mod undo;
 mod validate;
 mod vm;
+mod vm_look;
+mod vmctl;
 mod write_attribute;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 pub use host::plan_now;
+pub use vmctl::{HELP as VMCTL_HELP, words};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -131,8 +135,10 @@ pub enum Command {
     Check(gpu::CheckArgs),
     /// List, fetch and delete the images that VMs' disks are made from.
     Image(image::ImageArgs),
-    /// Use the VMs of this host: start them, …
+    /// The VMs of this host: list, look at, start, stop, restart, delete them, and get into their guests.
     Vm(vm::VmArgs),
+    /// The addresses on the host's networks: which are known, and whether one is free.
+    Ip(ip::IpArgs),
     /// Draw the machine: NUMA nodes, ports, slots, IOMMU groups, GPUs, disks, network cards, VMs.
     Topology(gpu::TopologyArgs),
     /// Carry out an approved run; started by `apply` and after a reboot.
@@ -245,6 +251,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Facts(args) => facts::run(&args),
         Command::Status(args) => status::run(&args, cli.quiet),
         Command::Vm(args) => vm::run(&args, talk),
+        Command::Ip(args) => ip::run(&args),
         Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0, talk),
         Command::Check(args) => gpu::check(&args, cli.verbose > 0, cli.quiet),
         Command::Image(args) => image::run(&args, talk),

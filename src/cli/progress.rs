@@ -16,6 +16,8 @@ pub(super) enum Told {
     Begins { key: String },
     /// How far it is.
     Progress { line: String },
+    /// Something to be read about it, though nothing failed.
+    Note { line: String },
     /// It is done.
     Done { key: String, seconds: u64 },
     /// The host boots again; the run goes on afterwards.
@@ -37,6 +39,7 @@ impl Told {
         match self {
             Told::Begins { key } => tracing::info!(event = "begins", %key),
             Told::Progress { line } => tracing::info!(event = "progress", %key, %line),
+            Told::Note { line } => tracing::info!(event = "note", %key, %line),
             Told::Done { key, seconds } => tracing::info!(event = "done", %key, seconds),
             Told::Rebooting => tracing::info!(event = "rebooting"),
             Told::Ended(ending) => tracing::info!(event = "ended", code = ending.code, text = %ending.text),
@@ -47,7 +50,7 @@ impl Told {
     fn lines(&self, key: &str) -> Vec<String> {
         match self {
             Told::Begins { key } => vec![format!("{key}: begins")],
-            Told::Progress { line } => vec![format!("{key}: {}", one_line(line))],
+            Told::Progress { line } | Told::Note { line } => vec![format!("{key}: {}", one_line(line))],
             Told::Done { key, seconds } => vec![format!("{key}: done after {seconds} s")],
             Told::Rebooting => vec!["the host boots again".to_owned()],
             Told::Ended(ending) => ending.text.lines().map(one_line).filter(|l| !l.trim().is_empty()).collect(),
@@ -74,6 +77,7 @@ impl Teller {
                 Told::Begins { key: key.to_string() }
             }
             Event::Progress(line) => Told::Progress { line: (*line).to_owned() },
+            Event::Note(line) => Told::Note { line: (*line).to_owned() },
             Event::Done(key) => {
                 let seconds = self.begun.take().map_or(0, |b| b.elapsed().as_secs());
                 Told::Done { key: key.to_string(), seconds }
@@ -110,6 +114,7 @@ impl Screen {
             Told::Progress { line } => {
                 self.line.set_message(format!("{}: {}", self.key, one_line(line)));
             }
+            Told::Note { line } => self.say(&format!("  {}", one_line(line))),
             Told::Done { key, seconds } => {
                 let time = if *seconds >= 2 { format!("   {seconds} s") } else { String::new() };
                 self.say(&format!("  done  {key}{time}"));

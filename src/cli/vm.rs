@@ -1,18 +1,22 @@
 //! `gpuvm vm`: what is done with VMs from day to day. What changes something is a verb: a plan, carried out and recorded
 //! like any other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use miette::IntoDiagnostic;
+use miette::{IntoDiagnostic, miette};
 
 use super::apply::{Consent, Machine, Talk, approve};
-use super::host;
+use super::plan::verdict;
 use super::source::Source;
 use super::status::free;
-use crate::apply::{Order, Purpose, StateDir};
+use super::{code, host, print, say, vm_look};
+use crate::apply::{Order, Purpose, blocked};
+use crate::host::{Answer, Host, Running, live};
+use crate::plan::{Diff, Past};
+use crate::report;
 use crate::types::DomainName;
-use crate::verb::Verb;
+use crate::verb::{Stop, Verb};
 
 /// Arguments of `gpuvm vm`.
 #[derive(Debug, Args)]
@@ -23,8 +27,26 @@ pub struct VmArgs {
 
 #[derive(Debug, Subcommand)]
 enum VmCommand {
+    /// One line a VM: whether it runs, CPUs, memory, GPUs, where it can be reached.
+    List(vm_look::ListArgs),
+    /// All that is known of a VM: addresses and who told them, devices, disks, and why it does not start.
+    Info(vm_look::InfoArgs),
+    /// Wait until a VM runs, is off, or can be reached.
+    Wait(vm_look::WaitArgs),
+    /// A VM's serial console on this terminal; Ctrl-] leaves it.
+    Console(vm_look::ConsoleArgs),
+    /// What QEMU wrote about a VM.
+    Logs(vm_look::LogsArgs),
+    /// A shell in a VM's guest: finds where it can be reached, and becomes ssh.
+    Ssh(vm_look::SshArgs),
     /// Start a VM.
     Start(OneArgs),
+    /// Ask a VM's guest to shut down, and wait until it has.
+    Stop(StopArgs),
+    /// Shut a VM down and start it again: what changed in its definition takes effect.
+    Restart(StopArgs),
+    /// Delete a VM that gpuvm made, with its disks: shown and asked about first.
+    Delete(DeleteArgs),
 }
 
 /// A VM, and where it is.
@@ -37,27 +59,137 @@ struct OneArgs {
     root: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+struct StopArgs {
+    #[command(flatten)]
+    vm: OneArgs,
+    /// How long its guest is waited for; it runs on when that is over.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(..=86_400))]
+    timeout: Option<u32>,
+    /// Cut its power when its guest has not shut down by then. `--timeout 0 --force` does so at once.
+    #[arg(long)]
+    force: bool,
+}
+
+impl StopArgs {
+    fn how(&self) -> Stop {
+        Stop { patience_s: self.timeout, force: self.force }
+    }
+}
+
+#[derive(Debug, Args)]
+struct DeleteArgs {
+    #[command(flatten)]
+    vm: OneArgs,
+    /// Leave its disks where they are.
+    #[arg(long)]
+    keep_disks: bool,
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
+}
+
 pub(super) fn run(args: &VmArgs, talk: Talk<'_>) -> miette::Result<u8> {
+    let plain = Consent::default();
     match &args.command {
+        VmCommand::List(args) => vm_look::list(args),
+        VmCommand::Info(args) => vm_look::info(args),
+        VmCommand::Wait(args) => vm_look::wait(args, talk),
+        VmCommand::Console(args) => vm_look::console(args, talk),
+        VmCommand::Logs(args) => vm_look::logs(args),
+        VmCommand::Ssh(args) => vm_look::ssh(args),
         VmCommand::Start(one) => {
-            let (mut machine, state) = Machine::open(one.root.as_deref())?;
-            perform(Verb::StartVm { name: one.name.clone() }, &mut machine, state, Consent::default(), talk)
+            perform(one.root.as_deref(), plain, talk, |_| Ok(Verb::StartVm { name: one.name.clone() }))
+        }
+        VmCommand::Stop(stop) => perform(stop.vm.root.as_deref(), plain, talk, |_| {
+            Ok(Verb::StopVm { name: stop.vm.name.clone(), how: stop.how() })
+        }),
+        VmCommand::Restart(stop) => perform(stop.vm.root.as_deref(), plain, talk, |machine| {
+            let name = &stop.vm.name;
+            let ran_as = seen(machine, name)?.filter(|d| d.active).and_then(|d| d.id);
+            Ok(Verb::RestartVm { name: name.clone(), ran_as, how: stop.how() })
+        }),
+        VmCommand::Delete(delete) => {
+            let consent = Consent { yes: delete.yes, ..plain };
+            perform(delete.vm.root.as_deref(), consent, talk, |machine| {
+                let name = &delete.vm.name;
+                let uuid = seen(machine, name)?.map(|d| d.uuid);
+                Ok(Verb::DeleteVm { name: name.clone(), uuid, keep_disks: delete.keep_disks })
+            })
         }
     }
 }
 
-/// Plans a verb, shows and asks as it needs, and carries it out.
+/// The VM that a person means, as it is now: a verb says which it is about, so that it knows it again.
+fn seen(machine: &Machine, name: &DomainName) -> miette::Result<Option<crate::host::Domain>> {
+    let this = host::live();
+    match machine.probe(&this).virtualisation().into_diagnostic()? {
+        Answer::Value(known) => Ok(known.domain(name.as_str()).cloned()),
+        // The plan says so.
+        Answer::Absent | Answer::Denied => Ok(None),
+    }
+}
+
+/// Plans a verb, shows it and asks as it needs, and carries it out.
 pub(super) fn perform(
-    verb: Verb,
-    machine: &mut Machine,
-    mut state: StateDir,
+    root: Option<&Path>,
     consent: Consent,
     talk: Talk<'_>,
+    verb: impl FnOnce(&Machine) -> miette::Result<Verb>,
 ) -> miette::Result<u8> {
+    if root.is_none() && !nix::unistd::geteuid().is_root() {
+        return without_root(verb(&Machine::This)?, talk);
+    }
+    let (mut machine, mut state) = Machine::open(root)?;
     free(&state, matches!(machine, Machine::This))?;
-    let purpose = Purpose::Verb(verb);
+    let purpose = Purpose::Verb(verb(&machine)?);
     let source = Source::of(&purpose, &state).into_diagnostic()?;
     let this = host::live();
     let (plan, _) = source.plan(machine.probe(&this), &state.past().into_diagnostic()?);
-    approve(Order::new(purpose, plan), machine, &mut state, consent, talk, || Ok(()))
+    approve(Order::new(purpose, plan), &mut machine, &mut state, consent, talk, || Ok(()))
+}
+
+/// Another user than root, whom libvirt lets at its VMs (group libvirt): the same steps, without gpuvm's lock, journal and
+/// undo, which are root's. Only what libvirt itself does as one thing.
+fn without_root(verb: Verb, talk: Talk<'_>) -> miette::Result<u8> {
+    let as_root = || miette!(help = format!("sudo gpuvm {}", verb.words()), "this needs root; nothing was changed");
+    if !matches!(verb, Verb::StartVm { .. } | Verb::StopVm { .. } | Verb::RestartVm { .. }) {
+        return Err(as_root());
+    }
+    let mut this = live::Live::for_a_run();
+    let source = Source::Verb(verb.clone());
+    let (plan, _) = source.plan(&this, &Past::default());
+    if verdict(&plan) == code::OK {
+        print(&format!("nothing to do: {}\n", verb.done()))?;
+        return Ok(code::OK);
+    }
+    if blocked(&plan).is_some() {
+        say(&report::refused(&plan));
+        return Ok(code::ERROR);
+    }
+    plan.findings.iter().for_each(|f| say(&report::finding(f)));
+    if !talk.quiet {
+        say("not root: libvirt is asked directly, so there is no run to look at or to undo\n");
+    }
+    let (secrets, mut notes) = (Default::default(), Vec::new());
+    for (_, change) in plan.changes() {
+        for step in &change.steps {
+            let mut progress = |line: &str| {
+                if !talk.quiet {
+                    say(&format!("  {line}\n"));
+                }
+            };
+            let mut running =
+                Running { secrets: &secrets, progress: &mut progress, notes: &mut notes, run_dir: Path::new("/") };
+            let done = this.execute(step, &mut running);
+            notes.drain(..).for_each(|note| say(&format!("  {note}\n")));
+            done.map_err(|e| miette!("{e}"))?;
+        }
+    }
+    let (left, _) = source.plan(&this, &Past::default());
+    if left.entries.iter().any(|e| matches!(e.diff, Diff::Change(_))) {
+        return Err(miette!("libvirt did it, and it is not so: see gpuvm vm info"));
+    }
+    print(&format!("{}\n", verb.done()))?;
+    Ok(code::OK)
 }

@@ -22,11 +22,12 @@ pub use record_file::{RECORD_FORMAT, Record, RecordedLibvirt, RecordedQuery, Rec
 
 use super::whole::{self, Attributes};
 use super::{
-    Answer, DeviceUsers, FileKind, Host, HostError, Initramfs, Output, Probe, Program, Running, Stat, Virtualisation,
+    Answer, DeviceUsers, FileKind, GuestAgent, Host, HostError, Initramfs, Output, Probe, Program, Running, Stat,
+    Virtualisation,
 };
 use crate::fail_point::fail_point;
 use crate::plan::{Content, FileWrite, Step};
-use crate::types::Mode;
+use crate::types::{DomainName, Mode};
 
 /// A copy of a recorded host.
 #[derive(Debug)]
@@ -286,6 +287,10 @@ impl Probe for Fixture {
             Some(known) => Ok(Answer::Value(Arc::new(known.clone()))),
             None => Err(HostError::NotRecorded(format!("what is in `{}`", path.display()))),
         }
+    }
+    fn guest_agent(&self, vm: &DomainName) -> Result<Answer<Arc<GuestAgent>>, HostError> {
+        let agent = self.record.borrow().agents.get(vm.as_str()).cloned();
+        Ok(agent.map_or(Answer::Absent, |agent| Answer::Value(Arc::new(agent))))
     }
     fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
         match &self.record.borrow().device_users {

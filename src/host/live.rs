@@ -4,6 +4,7 @@
 //! (the link's speed, configuration space) are read by `facts::pci` only where the device is awake, so that none wakes.
 
 mod apt;
+mod console;
 mod device_users;
 mod files;
 mod images;
@@ -15,6 +16,7 @@ mod program;
 mod runner;
 mod seeds;
 mod web;
+mod who_has;
 
 use std::ffi::OsString;
 use std::fs;
@@ -24,14 +26,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use console::{Left, console};
 pub use pci::write_attribute;
+pub use program::become_program;
 pub use runner::{RESUME_UNIT, is_started, keep_program, launch, stay, waits_for_boot};
+pub use who_has::who_has;
 
 use super::{
-    Answer, DeviceUsers, FileKind, Host, HostError, Initramfs, Output, Probe, Program, Running, Stat, Virtualisation,
+    Answer, DeviceUsers, FileKind, GuestAgent, Host, HostError, Initramfs, Output, Probe, Program, Running, Stat,
+    Virtualisation,
 };
 use crate::plan::{Content, Refresh, Step};
-use crate::types::Mode;
+use crate::types::{DomainName, Mode};
 
 /// How long a program that only looks may take; then it is left behind.
 const QUERY_LIMIT: Duration = Duration::from_secs(10);
@@ -122,6 +128,9 @@ impl Probe for Live {
     fn initramfs(&self, path: &Path) -> Result<Answer<Arc<Initramfs>>, HostError> {
         initramfs::read(path)
     }
+    fn guest_agent(&self, vm: &DomainName) -> Result<Answer<Arc<GuestAgent>>, HostError> {
+        Ok(libvirt::ask_agent(vm, QUERY_LIMIT)?.map(Arc::new))
+    }
     fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
         Ok(Arc::new(device_users::read()))
     }
@@ -189,12 +198,16 @@ impl Host for Live {
             | Step::UndefineDomain { .. }
             | Step::StartDomain { .. }
             | Step::StopDomain { .. }
-            | Step::DetachDevices { .. } => libvirt::execute(step, progress),
-            Step::AttachDevices { else_back, .. } => libvirt::execute(step, progress).inspect_err(|_| {
-                if let Some(Err(e)) = else_back.as_ref().map(|back| pci::bind(back, progress)) {
+            | Step::DetachDevices { .. } => libvirt::execute(step, running),
+            Step::AttachDevices { else_back, .. } => {
+                let attached = libvirt::execute(step, running);
+                if let (Err(_), Some(back)) = (&attached, else_back)
+                    && let Err(e) = pci::bind(back, running.progress)
+                {
                     tracing::error!("the slot could not be given back: {e}");
                 }
-            }),
+                attached
+            }
         }
     }
     fn tidy(&mut self, path: &Path) -> Result<(), HostError> {

@@ -5,6 +5,7 @@
 
 mod device_users;
 pub mod fixture;
+mod guest;
 pub mod initramfs;
 pub mod live;
 pub mod record;
@@ -20,12 +21,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use device_users::{DeviceUser, DeviceUsers};
+pub use guest::{GuestAgent, GuestInterface, SHUTDOWN_PATIENCE_S, did_not_shut_down, power_was_cut};
 pub use initramfs::Initramfs;
 pub use snapshot::Snapshot;
 pub use virtualisation::{Domain, Network, Pool, Virtualisation, Volume};
 
 use crate::plan::Step;
-use crate::types::Mode;
+use crate::types::{DomainName, Mode};
 
 /// What a question was answered with. Absence is an answer; "not allowed to look" is one too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +112,8 @@ pub enum Program {
     Netplan,
     /// sqv(1)
     Sqv,
+    /// ssh(1)
+    Ssh,
     /// systemctl(1)
     Systemctl,
     /// systemd-run(1)
@@ -135,6 +139,7 @@ impl Program {
             Program::Modprobe => "modprobe",
             Program::Netplan => "netplan",
             Program::Sqv => "sqv",
+            Program::Ssh => "ssh",
             Program::Systemctl => "systemctl",
             Program::SystemdRun => "systemd-run",
             Program::Udevadm => "udevadm",
@@ -224,6 +229,8 @@ pub trait Probe {
     fn initramfs(&self, path: &Path) -> Result<Answer<Arc<Initramfs>>, HostError>;
     /// Who has nodes of graphics, sound and passthrough devices open, asked once.
     fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError>;
+    /// What the agent inside a running VM's guest says; `Absent` where it does not answer. Limited in time.
+    fn guest_agent(&self, vm: &DomainName) -> Result<Answer<Arc<GuestAgent>>, HostError>;
     /// The content of a file as text, with replacement characters where it is not UTF-8.
     fn text(&self, path: &Path) -> Result<Answer<String>, HostError> {
         Ok(self.read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
@@ -236,6 +243,8 @@ pub struct Running<'a> {
     pub secrets: &'a std::collections::BTreeMap<String, Vec<u8>>,
     /// Where the step tells how far it is; one short line each.
     pub progress: &'a mut dyn FnMut(&str),
+    /// Where the step leaves what a person should read once it is over, though it did not fail.
+    pub notes: &'a mut Vec<String>,
     /// The run's directory, for what must outlive the process (network guard files, kept originals).
     pub run_dir: &'a Path,
 }

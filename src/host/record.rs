@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::fixture::{Record, RecordedLibvirt, RecordedQuery, RecordedStat};
-use super::{Answer, DeviceUsers, FileKind, HostError, Initramfs, Output, Probe, Program, Stat, Virtualisation};
+use super::{
+    Answer, DeviceUsers, FileKind, GuestAgent, HostError, Initramfs, Output, Probe, Program, Stat, Virtualisation,
+};
 use crate::resource::libvirt_domain::{is_marked, without_private_parts};
-use crate::types::{sha256_hex, without_userinfo};
+use crate::types::{DomainName, sha256_hex, without_userinfo};
 
 /// Remembers every answer of the probe below.
 pub struct Recorder<'a> {
@@ -251,6 +253,10 @@ impl Probe for Recorder<'_> {
             self.record.borrow_mut().initramfs.insert(path.to_owned(), (**known).clone());
         }
         Ok(answer)
+    }
+    /// What a guest says of itself is its owner's: it is passed on, and not written down.
+    fn guest_agent(&self, vm: &DomainName) -> Result<Answer<Arc<GuestAgent>>, HostError> {
+        self.below.guest_agent(vm)
     }
     fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
         let answer = self.below.device_users()?;

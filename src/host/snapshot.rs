@@ -6,7 +6,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Answer, DeviceUsers, HostError, Initramfs, Output, Probe, Program, Stat, Virtualisation};
+use super::{Answer, DeviceUsers, GuestAgent, HostError, Initramfs, Output, Probe, Program, Stat, Virtualisation};
+use crate::types::DomainName;
 
 /// A program with its arguments.
 type Query = (Program, Vec<String>);
@@ -82,6 +83,9 @@ impl Probe for Snapshot<'_> {
     }
     fn initramfs(&self, path: &Path) -> Result<Answer<Arc<Initramfs>>, HostError> {
         once(&self.initramfs, path.to_owned(), |p| self.below.initramfs(p))
+    }
+    fn guest_agent(&self, vm: &DomainName) -> Result<Answer<Arc<GuestAgent>>, HostError> {
+        self.below.guest_agent(vm)
     }
     fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
         if let Some(known) = &*self.device_users.borrow() {

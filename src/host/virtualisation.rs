@@ -36,6 +36,15 @@ pub struct Domain {
     pub uuid: String,
     /// Whether it runs now (paused counts as running).
     pub active: bool,
+    /// The number that libvirt gave to this start of it: its next start has another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u32>,
+    /// Whether its processors stand still, while it counts as running.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+    /// What libvirt says about how it came to stand still or to end, where that is worth telling: `it crashed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
     /// Whether a definition is stored; a transient domain has none.
     pub persistent: bool,
     /// Whether libvirt starts it at boot.

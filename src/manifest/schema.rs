@@ -36,10 +36,6 @@ pub fn schema() -> Value {
             "anyOf": [{ "$ref": format!("#/definitions/{short}") }, mapping],
         });
     }
-    let mut mapping = definitions["Cpus"].take();
-    let description = mapping.as_object_mut().and_then(|mapping| mapping.remove("description"));
-    definitions["Cpus"] =
-        json!({ "description": description, "anyOf": [{ "$ref": "#/definitions/CpuCount" }, mapping] });
     root
 }
 

@@ -26,5 +26,5 @@ pub(crate) fn name_guests(order: &mut [Item], entries: &[Entry], probe: &dyn Pro
 
 fn stopped(entries: &[Entry], vm: &str) -> bool {
     let changes = entries.iter().filter_map(|e| if let Diff::Change(c) = &e.diff { Some(c) } else { None });
-    changes.flat_map(|c| &c.steps).any(|s| matches!(s, Step::StopDomain { name } if name.as_str() == vm))
+    changes.flat_map(|c| &c.steps).any(|s| matches!(s, Step::StopDomain { name, .. } if name.as_str() == vm))
 }

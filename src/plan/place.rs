@@ -173,13 +173,16 @@ pub fn touched(step: &Step) -> Vec<Place> {
         Step::DefineDomain { name, .. }
         | Step::EditDomain { name, .. }
         | Step::MarkDomain { name, .. }
-        | Step::UndefineDomain { name }
         | Step::StartDomain { name }
-        | Step::StopDomain { name }
+        | Step::StopDomain { name, .. }
         | Step::DetachDevices { name, .. } => vec![Place::Domain(name.clone())],
         Step::AttachDevices { name, else_back, .. } => {
             let functions = else_back.iter().flat_map(|b| &b.functions).map(|(a, _)| Place::Function(*a));
             functions.chain([Place::Domain(name.clone())]).collect()
+        }
+        Step::UndefineDomain { name, nvram, .. } => {
+            let nvram = nvram.iter().map(|path| Place::File(path.clone()));
+            std::iter::once(Place::Domain(name.clone())).chain(nvram).collect()
         }
         // What they make (lists, caches, an initramfs, a boot) is made anew from what the other steps leave.
         Step::MakeDir { .. } | Step::AptIndex { .. } | Step::FinishPackages | Step::Refresh { .. } | Step::Reboot => {

@@ -419,6 +419,12 @@ pub enum Step {
     UndefineDomain {
         /// Its name.
         name: DomainName,
+        /// With everything else that libvirt keeps for it: saved memory, what it knows of snapshots, the TPM's state.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        wholly: bool,
+        /// The file of its UEFI variables, to be recorded for the way back.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        nvram: Option<PathBuf>,
     },
     /// Puts gpuvm's mark into the metadata of a VM's stored definition, or takes it out. Nothing else of it changes.
     MarkDomain {
@@ -438,6 +444,12 @@ pub enum Step {
     StopDomain {
         /// Its name.
         name: DomainName,
+        /// How long it is waited for, in seconds; the usual time where none is said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        patience_s: Option<u32>,
+        /// Cut its power when that is over.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        cut_power: bool,
     },
     /// Gives devices to a running VM: all of them, or none.
     AttachDevices {
@@ -466,6 +478,16 @@ pub enum Step {
 }
 
 impl Step {
+    /// A VM's guest is asked to shut down, and its power is never cut.
+    pub fn shut_down(name: &DomainName) -> Self {
+        Step::StopDomain { name: name.clone(), patience_s: None, cut_power: false }
+    }
+
+    /// A VM's definition goes, with its UEFI variables and nothing else.
+    pub fn undefine(name: &DomainName) -> Self {
+        Step::UndefineDomain { name: name.clone(), wholly: false, nvram: None }
+    }
+
     /// What it does, in two or three words.
     pub fn name(&self) -> String {
         let text = match self {
@@ -503,6 +525,7 @@ impl Step {
             Step::Adopt => "take it over",
             Step::UndefineDomain { .. } => "undefine the VM",
             Step::StartDomain { .. } => "start the VM",
+            Step::StopDomain { patience_s: Some(0), cut_power: true, .. } => "cut the VM's power",
             Step::StopDomain { .. } => "shut the VM down",
             Step::AttachDevices { .. } => "plug the devices into the VM",
             Step::DetachDevices { .. } => "unplug the devices from the VM",
@@ -521,7 +544,7 @@ impl Step {
             Step::SwitchNetwork(switch) => switch.paths().map(|p| p.display().to_string()).collect(),
             Step::DefineDomain { name, .. }
             | Step::EditDomain { name, .. }
-            | Step::UndefineDomain { name }
+            | Step::UndefineDomain { name, .. }
             | Step::MarkDomain { name, .. } => {
                 vec![format!("domain {name}")]
             }

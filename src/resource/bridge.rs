@@ -807,7 +807,12 @@ mod tests {
             let mut fixture = Fixture::open(self.0.path()).unwrap();
             let secrets = BTreeMap::new();
             for step in &change.steps {
-                let mut running = Running { secrets: &secrets, progress: &mut |_| {}, run_dir: self.0.path() };
+                let mut running = Running {
+                    secrets: &secrets,
+                    progress: &mut |_| {},
+                    notes: &mut Vec::new(),
+                    run_dir: self.0.path(),
+                };
                 fixture.execute(step, &mut running).unwrap();
             }
             change

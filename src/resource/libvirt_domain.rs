@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use extras::{Display, Extra};
 pub use plug::{passed_function, plugs, unplugs, with_slot, without_slot};
-pub use read::{Projection, disk_files, is_marked, managed_functions, project, taps};
+pub use read::{Projection, disk_files, is_marked, managed_functions, nvram, project, taps};
 pub use splice::{with_mark, with_passwords, with_uuid, without_private_parts};
 pub use write::MARK;
 
@@ -459,7 +459,7 @@ impl LibvirtDomain {
                 change.risks.insert(Risk::GuestRestart);
                 change.complete_after = None;
                 change.notes.push("its guest is asked to shut down; it is never powered off".to_owned());
-                change.steps.push(Step::StopDomain { name: name.clone() });
+                change.steps.push(Step::shut_down(name));
             }
             _ => {}
         }
@@ -481,11 +481,11 @@ impl LibvirtDomain {
         if domain.active {
             return Diff::Blocked {
                 why: "it runs, and the manifest says `absent: true`".to_owned(),
-                help: format!("shut it down first: virsh shutdown {}", self.name),
+                help: format!("shut it down first: gpuvm vm stop {}", self.name),
             };
         }
         let mut change = Change::new(Action::Remove, "its definition, with its UEFI variables; its disks stay");
-        change.steps.push(Step::UndefineDomain { name: self.name.clone() });
+        change.steps.push(Step::undefine(&self.name));
         Diff::Change(change)
     }
 

@@ -421,11 +421,11 @@ impl Thing<'_> {
         match (before, is) {
             (Seen::Nothing, Seen::Domain { active, .. }) => {
                 if *active {
-                    change.steps.push(Step::StopDomain { name: name.clone() });
+                    change.steps.push(Step::shut_down(name));
                     change.risks.insert(Risk::GuestRestart);
                     change.notes.push("its guest is asked to shut down; it is never powered off".to_owned());
                 }
-                change.steps.push(Step::UndefineDomain { name: name.clone() });
+                change.steps.push(Step::undefine(name));
                 change.notes.push("its definition goes, with its UEFI variables".to_owned());
             }
             (Seen::Domain { xml, autostart, active }, Seen::Nothing) => {
@@ -464,7 +464,7 @@ impl Thing<'_> {
                         change.fields.push(FieldDiff::new("running", Some("no".to_owned()), Some("yes".to_owned())));
                     }
                     (false, true) if left == Some(runs) => {
-                        change.steps.push(Step::StopDomain { name: name.clone() });
+                        change.steps.push(Step::shut_down(name));
                         change.risks.insert(Risk::GuestRestart);
                         change.fields.push(FieldDiff::new("running", Some("yes".to_owned()), Some("no".to_owned())));
                     }
@@ -517,7 +517,7 @@ fn leaving(entries: &[Entry], probe: &dyn Probe) -> BTreeSet<String> {
     let Ok(Answer::Value(known)) = probe.virtualisation() else { return BTreeSet::new() };
     let changes = entries.iter().filter_map(|e| if let Diff::Change(c) = &e.diff { Some(c) } else { None });
     let stopped = changes.flat_map(|c| &c.steps).filter_map(|step| match step {
-        Step::StopDomain { name } => known.domain(name.as_str())?.live_xml.as_deref(),
+        Step::StopDomain { name, .. } => known.domain(name.as_str())?.live_xml.as_deref(),
         _ => None,
     });
     stopped.flat_map(libvirt_domain::taps).collect()

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Compiled, Look, MovedGpu, entry, vm};
+use super::{Compiled, Look, MovedGpu, vm};
 use crate::facts::PciFunction;
 use crate::gpu::{self, Gpu, Holder, HolderKind};
 use crate::host::{Domain, HostError, Virtualisation};
@@ -17,12 +17,11 @@ const SLOT: &str = "gpu";
 
 /// A VM has the GPU.
 pub(super) fn attach(moved: &MovedGpu, look: Look<'_>) -> Result<Compiled, HostError> {
-    let words = format!("gpu attach {} {}", moved.vm, moved.gpu);
     let mut compiled = Compiled::default();
     let (domain, known) = match vm::find(&moved.vm, look, "attach-device")? {
         Ok(found) => found,
         Err(diff) => {
-            compiled.entries.push(entry(vm::key(&moved.vm), &words, diff));
+            compiled.entry(&vm::key(&moved.vm), [], *diff);
             return Ok(compiled);
         }
     };
@@ -30,23 +29,20 @@ pub(super) fn attach(moved: &MovedGpu, look: Look<'_>) -> Result<Compiled, HostE
     let binding = bound(moved, &known, look);
     let blocked = matches!(binding, Diff::Blocked { .. } | Diff::Unknown { .. });
     let now_bound = matches!(binding, Diff::Change(_));
-    compiled.entries.push(entry(slot.clone(), &words, binding));
+    compiled.entry(&slot, [], binding);
     if !blocked {
-        let mut of_vm = entry(vm::key(&moved.vm), &words, plugged(moved, &domain, now_bound, look));
-        of_vm.after.insert(slot);
-        compiled.entries.push(of_vm);
+        compiled.entry(&vm::key(&moved.vm), [slot], plugged(moved, &domain, now_bound, look));
     }
     Ok(compiled)
 }
 
 /// A VM does not have the GPU, and the host has it back.
 pub(super) fn detach(moved: &MovedGpu, look: Look<'_>) -> Result<Compiled, HostError> {
-    let words = format!("gpu detach {} {}", moved.vm, moved.gpu);
     let mut compiled = Compiled::default();
     let (domain, known) = match vm::find(&moved.vm, look, "detach-device")? {
         Ok(found) => found,
         Err(diff) => {
-            compiled.entries.push(entry(vm::key(&moved.vm), &words, diff));
+            compiled.entry(&vm::key(&moved.vm), [], *diff);
             return Ok(compiled);
         }
     };
@@ -54,9 +50,9 @@ pub(super) fn detach(moved: &MovedGpu, look: Look<'_>) -> Result<Compiled, HostE
     let of_vm = unplugged(moved, &domain);
     let keeps = matches!(&of_vm, Diff::Waits { .. } | Diff::Blocked { .. } | Diff::Unknown { .. })
         || matches!(&of_vm, Diff::Change(c) if c.complete_after.is_some());
-    let mut back = entry(Key::new(SLOT, moved.slot.to_string()), &words, given_back(moved, &known, keeps, look));
-    back.after.insert(key.clone());
-    compiled.entries.extend([entry(key, &words, of_vm), back]);
+    let back = given_back(moved, &known, keeps, look);
+    compiled.entry(&key, [], of_vm);
+    compiled.entry(&Key::new(SLOT, moved.slot.to_string()), [key], back);
     Ok(compiled)
 }
 

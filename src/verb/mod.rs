@@ -5,6 +5,7 @@
 //! A new verb is one variant of [`Verb`] with its words, and one arm of [`compile`] that says what it comes to on a host;
 //! the compiler points to both. Its steps are those of the one list; an effect that no step has yet is a new step.
 
+mod delete;
 mod gpu;
 mod vm;
 
@@ -27,6 +28,34 @@ pub enum Verb {
     StartVm {
         /// Its name.
         name: DomainName,
+    },
+    /// A VM is off.
+    StopVm {
+        /// Its name.
+        name: DomainName,
+        /// How long its guest may take.
+        #[serde(default)]
+        how: Stop,
+    },
+    /// A VM runs, and not from the start that it ran from when it was asked for.
+    RestartVm {
+        /// Its name.
+        name: DomainName,
+        /// libvirt's number of that start; none where it was off.
+        ran_as: Option<u32>,
+        /// How long its guest may take.
+        #[serde(default)]
+        how: Stop,
+    },
+    /// A VM is gone.
+    DeleteVm {
+        /// Its name.
+        name: DomainName,
+        /// The one that was asked about; none where only disks of it are left.
+        uuid: Option<String>,
+        /// Its disks stay.
+        #[serde(default)]
+        keep_disks: bool,
     },
     /// A VM has a GPU, now where that can be, else from its next start on.
     AttachGpu(MovedGpu),
@@ -58,6 +87,25 @@ impl MovedGpu {
     }
 }
 
+/// How a VM is stopped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stop {
+    /// How long its guest is waited for, in seconds; the usual time where none is said.
+    #[serde(default)]
+    pub patience_s: Option<u32>,
+    /// Its power is cut when that is over.
+    #[serde(default)]
+    pub force: bool,
+}
+
+impl Stop {
+    fn words(&self) -> String {
+        let patience = self.patience_s.map_or(String::new(), |s| format!(" --timeout {s}"));
+        format!("{patience}{}", if self.force { " --force" } else { "" })
+    }
+}
+
 /// How a verb is spoken about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Manner {
@@ -67,6 +115,14 @@ pub struct Manner {
     pub undoable: bool,
 }
 
+impl Compiled {
+    /// A thing of it, and what has to be done before.
+    fn entry(&mut self, key: &Key, after: impl IntoIterator<Item = Key>, diff: Diff) {
+        let after = after.into_iter().collect();
+        self.entries.push(Entry { key: key.clone(), from: String::new(), after, diff });
+    }
+}
+
 impl Verb {
     /// As it is typed, without `gpuvm`.
     pub fn words(&self) -> String {
@@ -74,6 +130,11 @@ impl Verb {
             Verb::StartVm { name } => format!("vm start {name}"),
             Verb::AttachGpu(m) => format!("gpu attach {} {}", m.vm, m.gpu),
             Verb::DetachGpu(m) => format!("gpu detach {} {}", m.vm, m.gpu),
+            Verb::StopVm { name, how } => format!("vm stop {name}{}", how.words()),
+            Verb::RestartVm { name, how, .. } => format!("vm restart {name}{}", how.words()),
+            Verb::DeleteVm { name, keep_disks, .. } => {
+                format!("vm delete {name}{}", if *keep_disks { " --keep-disks" } else { "" })
+            }
         }
     }
 
@@ -83,13 +144,18 @@ impl Verb {
             Verb::StartVm { name } => format!("{name} runs"),
             Verb::AttachGpu(m) => format!("{} has {}", m.vm, m.named()),
             Verb::DetachGpu(m) => format!("{} does not have {}", m.vm, m.named()),
+            Verb::StopVm { name, .. } => format!("{name} is off"),
+            Verb::RestartVm { name, .. } => format!("{name} runs anew"),
+            Verb::DeleteVm { name, .. } => format!("{name} is gone"),
         }
     }
 
     /// How it is spoken about.
     pub fn manner(&self) -> Manner {
         match self {
-            Verb::StartVm { .. } => Manner { plain: true, undoable: true },
+            Verb::StartVm { .. } | Verb::StopVm { .. } => Manner { plain: true, undoable: true },
+            Verb::RestartVm { .. } => Manner { plain: true, undoable: false },
+            Verb::DeleteVm { keep_disks, .. } => Manner { plain: false, undoable: *keep_disks },
             Verb::AttachGpu(_) | Verb::DetachGpu(_) => Manner { plain: false, undoable: true },
         }
     }
@@ -121,12 +187,15 @@ fn compile(verb: &Verb, look: Look<'_>) -> Result<Compiled, HostError> {
         Verb::StartVm { name } => vm::start(name, look),
         Verb::AttachGpu(moved) => gpu::attach(moved, look),
         Verb::DetachGpu(moved) => gpu::detach(moved, look),
+        Verb::StopVm { name, how } => vm::stop(name, *how, look),
+        Verb::RestartVm { name, ran_as, how } => vm::restart(name, *ran_as, *how, look),
+        Verb::DeleteVm { name, uuid, keep_disks } => delete::delete(name, uuid.as_deref(), *keep_disks, look),
     }
 }
 
 /// The plan of a verb, with what stays gpuvm's of the things that it is about.
 pub fn plan(verb: &Verb, past: &Past, probe: &dyn Probe, facts: &HostFacts) -> (Plan, BTreeMap<Key, Wanted>) {
-    let from = verb.words();
+    let from = format!("gpuvm {}", verb.words());
     let Compiled { mut entries, mut findings, ours } =
         compile(verb, Look { past, probe, facts }).unwrap_or_else(|e| Compiled {
             findings: vec![Finding {
@@ -138,6 +207,7 @@ pub fn plan(verb: &Verb, past: &Past, probe: &dyn Probe, facts: &HostFacts) -> (
             }],
             ..Compiled::default()
         });
+    entries.iter_mut().for_each(|e| e.from.clone_from(&from));
     entries.sort_by(|a, b| a.key.cmp(&b.key));
     // Refreshes that another run owes are for the next apply: who starts a VM does not wait for an initramfs.
     let mut order = order(&entries, Wanted::KINDS, &BTreeSet::new()).unwrap_or_else(|e| {
@@ -163,15 +233,10 @@ pub fn plan(verb: &Verb, past: &Past, probe: &dyn Probe, facts: &HostFacts) -> (
         format: PLAN_FORMAT,
         writer: env!("CARGO_PKG_VERSION").to_owned(),
         host: host_line(probe, facts),
-        manifest: sha256_hex(format!("verb {from}").as_bytes()),
+        manifest: sha256_hex(format!("{verb:?}").as_bytes()),
         findings,
         entries,
         order,
     };
     (plan, wanted)
-}
-
-/// The entry of a verb about a thing.
-fn entry(key: Key, verb: &str, diff: Diff) -> Entry {
-    Entry { key, from: format!("gpuvm {verb}"), after: BTreeSet::new(), diff }
 }

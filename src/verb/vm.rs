@@ -1,75 +1,170 @@
-//! Verbs about one VM. They change VMs of gpuvm's alone: one that others made stays untouched, and is theirs to start.
+//! Verbs about whether a VM runs. They are for VMs of gpuvm's alone: one that others made stays untouched, and is theirs
+//! to start.
 
 use std::sync::Arc;
 
-use super::{Compiled, Look, entry};
+use super::{Compiled, Look, Stop};
 use crate::host::{Answer, Domain, HostError, Virtualisation};
-use crate::plan::{Action, Change, Diff, FieldDiff, Key, Step};
+use crate::plan::{Action, Change, Diff, FieldDiff, Finding, Key, Risk, Severity, Step};
 use crate::resource::libvirt_domain::{LibvirtDomain, is_marked};
 use crate::resource::{Resource, Wanted};
 use crate::types::DomainName;
 
 /// A VM runs.
 pub(super) fn start(name: &DomainName, look: Look<'_>) -> Result<Compiled, HostError> {
-    let key = key(name);
-    let diff = match find(name, look, "start")? {
-        Err(diff) => diff,
-        Ok((domain, _)) if domain.active => Diff::InSync { evidence: "it runs".to_owned() },
-        Ok(_) => {
-            let mut change = Change::new(Action::Change, "started");
-            change.fields.push(FieldDiff::new("running", Some("no".to_owned()), Some("yes".to_owned())));
+    let diff = match ours(name, look, "start")? {
+        Err(diff) => *diff,
+        Ok(domain) if domain.paused => stands_still(name, &domain),
+        Ok(domain) if domain.active => Diff::InSync { evidence: "it runs".to_owned() },
+        Ok(_) => starting(name),
+    };
+    let mut compiled = Compiled::default();
+    first_start(name, look, &diff, &mut compiled);
+    compiled.entry(&key(name), [], diff);
+    Ok(compiled)
+}
+
+/// A VM is off.
+pub(super) fn stop(name: &DomainName, how: Stop, look: Look<'_>) -> Result<Compiled, HostError> {
+    let mut compiled = Compiled::default();
+    let diff = match ours(name, look, "shutdown")? {
+        Err(diff) => *diff,
+        Ok(domain) if !domain.active => Diff::InSync { evidence: "it is off".to_owned() },
+        Ok(domain) if domain.paused && !how.force => stands_still(name, &domain),
+        Ok(domain) => {
+            if let Some(Wanted::LibvirtDomain(LibvirtDomain { running: Some(true), .. })) =
+                look.past.owned.get(&key(name))
+            {
+                compiled.findings.push(Finding {
+                    severity: Severity::Warning,
+                    code: "comes-back".to_owned(),
+                    place: format!("vms.{name}"),
+                    message: "the manifest says `state: running`: the next apply starts it again".to_owned(),
+                    help: String::new(),
+                });
+            }
+            let mut change = stopping(name, &domain, how);
+            change.fields.push(FieldDiff::new("running", Some("yes".to_owned()), Some("no".to_owned())));
+            Diff::Change(change)
+        }
+    };
+    compiled.entry(&key(name), [], diff);
+    Ok(compiled)
+}
+
+/// A VM runs, and not from that start. One that was off is started.
+pub(super) fn restart(
+    name: &DomainName,
+    ran_as: Option<u32>,
+    how: Stop,
+    look: Look<'_>,
+) -> Result<Compiled, HostError> {
+    let diff = match ours(name, look, "reboot")? {
+        Err(diff) => *diff,
+        Ok(domain) if !domain.active => starting(name),
+        Ok(domain) if domain.id != ran_as => Diff::InSync { evidence: "it was started since".to_owned() },
+        Ok(domain) if domain.paused && !how.force => stands_still(name, &domain),
+        Ok(domain) => {
+            let mut change = stopping(name, &domain, how);
+            change.what = "shut down, and started again".to_owned();
             change.steps.push(Step::StartDomain { name: name.clone() });
             Diff::Change(change)
         }
     };
     let mut compiled = Compiled::default();
-    // A first start that is still owed is made with this one.
-    if let Some(Wanted::LibvirtDomain(last)) = look.past.owned.get(&key).filter(|_| starts(&diff)) {
-        compiled.ours.insert(key.clone(), Some(LibvirtDomain { start_owed: false, ..last.clone() }.into()));
-    }
-    compiled.entries.push(entry(key, &format!("vm start {name}"), diff));
+    first_start(name, look, &diff, &mut compiled);
+    compiled.entry(&key(name), [], diff);
     Ok(compiled)
 }
 
-fn starts(diff: &Diff) -> bool {
-    matches!(diff, Diff::Change(_) | Diff::InSync { .. })
+fn starting(name: &DomainName) -> Diff {
+    let mut change = Change::new(Action::Change, "started");
+    change.fields.push(FieldDiff::new("running", Some("no".to_owned()), Some("yes".to_owned())));
+    change.steps.push(Step::StartDomain { name: name.clone() });
+    Diff::Change(change)
+}
+
+fn stopping(name: &DomainName, domain: &Domain, how: Stop) -> Change {
+    let mut change = Change::new(Action::Change, "shut down");
+    // A guest that stands still hears nothing.
+    let patience_s = if domain.paused { Some(0) } else { how.patience_s };
+    change.steps.push(Step::StopDomain { name: name.clone(), patience_s, cut_power: how.force });
+    change.risks.insert(Risk::GuestRestart);
+    if how.force {
+        change.risks.insert(Risk::DataLoss);
+        change.notes.push("what its guest has not written to its disks by then is lost".to_owned());
+    }
+    change
+}
+
+fn stands_still(name: &DomainName, domain: &Domain) -> Diff {
+    let why = domain.condition.as_ref().map_or(String::new(), |c| format!(": {c}"));
+    Diff::Blocked {
+        why: format!("it is paused, so its guest hears nothing{why}"),
+        help: format!("let it go on: virsh resume {name}; or cut its power: gpuvm vm stop {name} --force"),
+    }
+}
+
+/// A first start that is still owed is made with this one.
+fn first_start(name: &DomainName, look: Look<'_>, diff: &Diff, compiled: &mut Compiled) {
+    let key = key(name);
+    if let (Some(Wanted::LibvirtDomain(last)), Diff::Change(_) | Diff::InSync { .. }) =
+        (look.past.owned.get(&key), diff)
+    {
+        compiled.ours.insert(key, Some(LibvirtDomain { start_owed: false, ..last.clone() }.into()));
+    }
 }
 
 pub(super) fn key(name: &DomainName) -> Key {
     Key::new(LibvirtDomain::KIND, name.as_str())
 }
 
-/// The VM, which is gpuvm's; else what to say in place of a change.
+/// What libvirt knows; else what to say in place of a change.
+pub(super) fn known(look: Look<'_>) -> Result<Result<Arc<Virtualisation>, Box<Diff>>, HostError> {
+    Ok(match look.probe.virtualisation()? {
+        Answer::Value(known) => Ok(known),
+        Answer::Absent => Err(Box::new(Diff::Blocked {
+            why: "libvirt is not installed, or its daemon has no socket".to_owned(),
+            help: "see what is missing: gpuvm plan; or start it: systemctl start libvirtd.socket".to_owned(),
+        })),
+        Answer::Denied => {
+            Err(Box::new(Diff::Unknown { why: "this user may not ask libvirt: run gpuvm as root".to_owned() }))
+        }
+    })
+}
+
+/// There is no VM of this name.
+pub(super) fn none(known: &Virtualisation) -> Diff {
+    let names: Vec<&str> = known.domains.iter().map(|d| d.name.as_str()).collect();
+    let help = match names.is_empty() {
+        true => "this host has no VM; declare one in host.yaml, and gpuvm apply".to_owned(),
+        false => format!("there is: {}", names.join(", ")),
+    };
+    Diff::Blocked { why: "there is no VM of this name".to_owned(), help }
+}
+
+/// A VM that others made.
+pub(super) fn foreign(name: &DomainName, word: &str) -> Diff {
+    Diff::Blocked {
+        why: "it was not made by gpuvm, which leaves it as it is".to_owned(),
+        help: format!("virsh {word} {name}; or hand it over first: gpuvm adopt libvirt-domain/{name}"),
+    }
+}
+
+/// The VM, which is gpuvm's, with all that libvirt knows; else what to say in place of a change.
 pub(super) fn find(
     name: &DomainName,
     look: Look<'_>,
     word: &str,
-) -> Result<Result<(Domain, Arc<Virtualisation>), Diff>, HostError> {
-    let known = match look.probe.virtualisation()? {
-        Answer::Value(known) => known,
-        Answer::Absent => {
-            return Ok(Err(Diff::Blocked {
-                why: "libvirt is not installed, or its daemon has no socket".to_owned(),
-                help: "see what is missing: gpuvm plan; or start it: systemctl start libvirtd.socket".to_owned(),
-            }));
-        }
-        Answer::Denied => {
-            return Ok(Err(Diff::Unknown { why: "this user may not ask libvirt: run gpuvm as root".to_owned() }));
-        }
-    };
-    let Some(domain) = known.domain(name.as_str()).cloned() else {
-        let names: Vec<&str> = known.domains.iter().map(|d| d.name.as_str()).collect();
-        let help = match names.is_empty() {
-            true => "this host has no VM; declare one in host.yaml, and gpuvm apply".to_owned(),
-            false => format!("there is: {}", names.join(", ")),
-        };
-        return Ok(Err(Diff::Blocked { why: "there is no VM of this name".to_owned(), help }));
-    };
-    if !is_marked(&domain.inactive_xml) {
-        return Ok(Err(Diff::Blocked {
-            why: "it was not made by gpuvm, which leaves it as it is".to_owned(),
-            help: format!("virsh {word} {name}; or hand it over first: gpuvm adopt libvirt-domain/{name}"),
-        }));
-    }
-    Ok(Ok((domain, known)))
+) -> Result<Result<(Domain, Arc<Virtualisation>), Box<Diff>>, HostError> {
+    Ok(known(look)?.and_then(|known| match known.domain(name.as_str()) {
+        None => Err(Box::new(none(&known))),
+        Some(domain) if !is_marked(&domain.inactive_xml) => Err(Box::new(foreign(name, word))),
+        Some(domain) => Ok((domain.clone(), known)),
+    }))
+}
+
+/// The same, of the VM alone.
+fn ours(name: &DomainName, look: Look<'_>, word: &str) -> Result<Result<Domain, Box<Diff>>, HostError> {
+    Ok(find(name, look, word)?.map(|(domain, _)| domain))
 }

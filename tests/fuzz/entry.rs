@@ -19,7 +19,7 @@ use gpuvm::plan::{Diff, Past, Plan, SavedPlan, Selection, Step};
 use gpuvm::resource::Resource as _;
 use gpuvm::resource::libvirt_domain::{self, LibvirtDomain};
 use gpuvm::resource::package::read_simulation;
-use gpuvm::types::{Mode, compare_versions};
+use gpuvm::types::{DomainName, Mode, compare_versions};
 use gpuvm::{check, cli, describe, facts, gpu, host, manifest, report};
 
 /// A manifest: every mistake is told at a place within the text, and a valid one can be planned for.
@@ -488,5 +488,8 @@ impl Probe for Memory {
     fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
         let text = self.files.get(Path::new("/device-users"));
         Ok(Arc::new(text.and_then(|t| serde_json::from_slice(t).ok()).unwrap_or_default()))
+    }
+    fn guest_agent(&self, _: &DomainName) -> Result<Answer<Arc<host::GuestAgent>>, HostError> {
+        Ok(Answer::Absent)
     }
 }

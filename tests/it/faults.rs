@@ -410,6 +410,9 @@ impl Probe for Frozen {
     fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
         self.below.device_users()
     }
+    fn guest_agent(&self, vm: &gpuvm::types::DomainName) -> Result<Answer<Arc<gpuvm::host::GuestAgent>>, HostError> {
+        self.below.guest_agent(vm)
+    }
 }
 
 impl gpuvm::host::Host for Frozen {

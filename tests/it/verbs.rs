@@ -27,6 +27,7 @@ fn with_vms() -> &'static Path {
         host.libvirt(|known| {
             let mut theirs = known["domains"][0].clone();
             let xml = theirs["inactiveXml"].as_str().unwrap().replace("urn:gpuvm:vm:1", "urn:theirs");
+            let xml = xml.replace("/tiny-0.qcow2", "/theirs-0.qcow2");
             (theirs["name"], theirs["uuid"], theirs["inactiveXml"]) = ("theirs".into(), "u".into(), xml.into());
             (theirs["active"], theirs["liveXml"]) = (false.into(), serde_json::Value::Null);
             let tiny = &mut known["domains"][0];
@@ -38,40 +39,63 @@ fn with_vms() -> &'static Path {
     made.path()
 }
 
-struct Host {
-    dir: tempfile::TempDir,
+pub struct Host {
+    pub dir: tempfile::TempDir,
 }
 
 impl Host {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let dir = fast_folder();
         copy_tree(with_vms(), dir.path());
         Self { dir }
     }
-    fn at(&self, path: &str) -> PathBuf {
+    pub fn at(&self, path: &str) -> PathBuf {
         self.dir.path().join(path)
     }
-    fn run(&self, words: &str) -> Output {
+    pub fn run(&self, words: &str) -> Output {
         let words: Vec<&str> = words.split(' ').chain(["--root", "host"]).collect();
         gpuvm(&words, self.dir.path())
     }
     /// Runs it, which ends with this code; what it said.
-    fn says(&self, words: &str, code: i32) -> String {
+    pub fn says(&self, words: &str, code: i32) -> String {
         let output = self.run(words);
         let said = stdout(&output) + &stderr(&output);
         assert_eq!(output.status.code(), Some(code), "{words}: {said}");
         said
     }
-    fn libvirt(&self, change: impl FnOnce(&mut serde_json::Value)) -> serde_json::Value {
+    pub fn libvirt(&self, change: impl FnOnce(&mut serde_json::Value)) -> serde_json::Value {
         let path = self.at("host/gpuvm-record.json");
         let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         change(&mut record["libvirt"]["known"]);
         fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
         record["libvirt"]["known"].clone()
     }
-    fn domain(&self, name: &str) -> serde_json::Value {
+    pub fn domain(&self, name: &str) -> serde_json::Value {
         let known = self.libvirt(|_| {});
         known["domains"].as_array().unwrap().iter().find(|d| d["name"] == name).cloned().unwrap_or_default()
+    }
+    pub fn record(&self, change: impl FnOnce(&mut serde_json::Value)) {
+        let path = self.at("host/gpuvm-record.json");
+        let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut record);
+        fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
+    }
+    /// What libvirt knows, without how often a VM was started: one that was asked for again is another start.
+    fn settled(&self) -> serde_json::Value {
+        let mut known = self.libvirt(|_| {});
+        known["domains"].as_array_mut().unwrap().iter_mut().for_each(|d| drop(d.as_object_mut().unwrap().remove("id")));
+        known
+    }
+    /// What the ledger has as gpuvm's.
+    fn owned(&self) -> serde_json::Value {
+        let text = fs::read_to_string(self.at("host/root/var/lib/gpuvm/ledger.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["owned"].clone()
+    }
+    fn owns(&self, name: &str) -> bool {
+        self.owned().as_array().unwrap().iter().any(|o| o[0]["name"] == name)
+    }
+    fn disk(&self) -> PathBuf {
+        self.at("host/root/var/lib/libvirt/images/tiny-0.qcow2")
     }
     fn runs(&self) -> usize {
         fs::read_dir(self.at("host/root/var/lib/gpuvm/runs")).unwrap().count()
@@ -81,13 +105,11 @@ impl Host {
 #[test]
 fn a_start_is_a_run_like_any_other_and_goes_back() {
     let host = Host::new();
-    let ledger = || fs::read_to_string(host.at("host/root/var/lib/gpuvm/ledger.json")).unwrap();
-    let owned = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap()["owned"].clone();
-    let before = owned(ledger());
+    let before = host.owned();
     let said = host.says("vm start tiny", 0);
     assert!(said.contains("tiny runs\ngo back: gpuvm undo 2\n") && !said.contains("apply this?"), "{said}");
     assert!(host.domain("tiny")["active"] == true);
-    assert_eq!(owned(ledger()), before, "what is gpuvm's stays gpuvm's");
+    assert_eq!(host.owned(), before, "what is gpuvm's stays gpuvm's");
 
     let history = host.says("history", 0);
     assert!(history.lines().next().unwrap().contains("done      gpuvm vm start tiny"), "{history}");
@@ -101,7 +123,7 @@ fn a_start_is_a_run_like_any_other_and_goes_back() {
     let said = host.says("undo --yes", 0);
     assert!(said.contains("running: yes → no"), "{said}");
     assert!(host.domain("tiny")["active"] == false);
-    assert_eq!(owned(ledger()), before);
+    assert_eq!(host.owned(), before);
     assert_eq!(host.says("plan", 0).lines().count(), 1, "the manifest has nothing to say about it");
 }
 
@@ -113,6 +135,11 @@ fn a_vm_of_others_or_none_is_named_and_nothing_changes() {
         ("vm start theirs", "was not made by gpuvm"),
         ("vm start tinny", "there is: theirs, tiny"),
         ("vm start theirs", "gpuvm adopt libvirt-domain/theirs"),
+        ("vm stop theirs --force", "was not made by gpuvm"),
+        ("vm restart theirs", "was not made by gpuvm"),
+        ("vm delete theirs --yes", "was not made by gpuvm"),
+        ("vm delete tinny --yes", "there is: theirs, tiny"),
+        ("vm delete tiny", "there is no terminal to ask on"),
     ] {
         let said = host.says(words, 1);
         assert!(said.contains(why), "{words}: {said}");
@@ -123,9 +150,130 @@ fn a_vm_of_others_or_none_is_named_and_nothing_changes() {
 }
 
 #[test]
+fn a_guest_is_asked_and_its_power_is_cut_only_where_that_was_said() {
+    let host = Host::new();
+    host.says("vm start tiny", 0);
+    host.record(|record| record["deaf"] = serde_json::json!(["tiny"]));
+    let said = host.says("vm stop tiny --timeout 30", 1);
+    assert!(said.contains("did not shut down within 30 s, and runs on") && said.contains("--force"), "{said}");
+    assert!(host.domain("tiny")["active"] == true);
+    let said = host.says("vm stop tiny --timeout 30 --force", 0);
+    assert!(said.contains("did not shut down within 30 s: its power was cut\n"), "{said}");
+    assert!(said.contains("tiny is off\ngo back: gpuvm undo 4\n"), "{said}");
+    assert!(host.domain("tiny")["active"] == false);
+    host.says("undo 4 --yes", 0);
+    assert!(host.domain("tiny")["active"] == true);
+
+    host.libvirt(|known| {
+        known["domains"][1]["paused"] = true.into();
+        known["domains"][1]["condition"] = "a disk failed, or its pool is full".into();
+    });
+    let said = host.says("vm stop tiny", 1);
+    assert!(said.contains("a disk failed") && said.contains("virsh resume tiny"), "{said}");
+    host.says("vm stop tiny --force", 0);
+
+    // What the manifest wants to run comes back, and that is said.
+    fs::write(host.at("host.yaml"), MANIFEST.replace("start: manual", "state: running")).unwrap();
+    host.record(|record| record["deaf"] = serde_json::json!([]));
+    host.says("apply --yes", 0);
+    let said = host.says("vm stop tiny", 0);
+    assert!(said.contains("the next apply starts it again"), "{said}");
+}
+
+#[test]
+fn a_restart_is_another_start_of_the_same_vm() {
+    let host = Host::new();
+    host.says("vm start tiny", 0);
+    let before = host.domain("tiny");
+    let said = host.says("vm restart tiny", 0);
+    assert!(said.contains("tiny runs anew\nrun 3; it cannot be undone\n"), "{said}");
+    let after = host.domain("tiny");
+    assert!(after["active"] == true && after["id"] != before["id"], "{before:#} {after:#}");
+    assert!(host.says("undo --yes", 0).contains("nothing to do"));
+    host.says("vm stop tiny", 0);
+    host.says("vm restart tiny", 0);
+    assert!(host.domain("tiny")["active"] == true, "one that was off is started");
+}
+
+#[test]
+fn what_is_deleted_is_shown_and_what_others_use_or_made_stays() {
+    let host = Host::new();
+    let plan = "  - libvirt-domain[tiny]          its definition, UEFI variables, TPM state and
+                                  saved memory   from gpuvm vm delete tiny
+";
+    host.says("vm start tiny", 0);
+    assert!(host.says("vm delete tiny --yes", 1).contains("gpuvm vm stop tiny"));
+    host.says("vm stop tiny", 0);
+
+    let with_disk = |from: &str, to: &str| {
+        host.libvirt(|known| {
+            let xml = &mut known["domains"][0]["inactiveXml"];
+            *xml = xml.as_str().unwrap().replace(from, to).into();
+        })
+    };
+    with_disk("/theirs-0.qcow2", "/tiny-0.qcow2");
+    let said = host.says("vm delete tiny --yes", 1);
+    assert!(said.contains("VM `theirs` uses it too") && said.contains("--keep-disks"), "{said}");
+    with_disk("/tiny-0.qcow2", "/theirs-0.qcow2");
+
+    let said = host.says("vm delete tiny --yes", 0);
+    assert!(said.contains(plan), "{said}");
+    for line in ["- volume[default/tiny-0.qcow2]", "1GiB, with everything on it [data-loss]", "take `tiny` out"] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    assert!(said.contains("tiny is gone\nrun 4; it cannot be undone\n"), "{said}");
+    assert!(host.domain("tiny").is_null() && !host.disk().exists());
+    assert!(!host.owns("tiny") && !host.owns("default/tiny-0.qcow2"), "{:#}", host.owned());
+    assert!(!host.domain("theirs").is_null());
+    assert!(host.says("vm delete tiny --yes", 1).contains("no VM of this name"));
+}
+
+#[test]
+fn disks_that_are_kept_bring_the_vm_back_or_go_later() {
+    let host = Host::new();
+    host.libvirt(|known| {
+        known["domains"].as_array_mut().unwrap().remove(0);
+    });
+    let said = host.says("vm delete tiny --keep-disks --yes", 0);
+    assert!(said.contains("go back: gpuvm undo 2"), "{said}");
+    assert!(host.domain("tiny").is_null() && host.disk().exists() && host.owns("default/tiny-0.qcow2"));
+    let before = host.domain("tiny");
+    host.says("undo --yes", 0);
+    assert!(before.is_null() && !host.domain("tiny").is_null() && host.owns("tiny"));
+    host.says("vm delete tiny --keep-disks --yes", 0);
+    let said = host.says("vm delete tiny --yes", 0);
+    assert!(said.contains("- volume[default/tiny-0.qcow2]") && !said.contains("libvirt-domain"), "{said}");
+    assert!(!host.disk().exists() && !host.owns("default/tiny-0.qcow2"));
+}
+
+#[test]
+fn a_disk_that_was_there_before_is_not_deleted() {
+    let host = Host::new();
+    host.libvirt(|known| {
+        known["domains"].as_array_mut().unwrap().remove(0);
+        let xml = known["domains"][0]["inactiveXml"].as_str().unwrap();
+        let more = "<disk type='file' device='disk'><source file='/srv/photos.raw'/><target dev='vdz' bus='virtio'/></disk></devices>";
+        known["domains"][0]["inactiveXml"] = xml.replace("</devices>", more).into();
+    });
+    // As an apply with `takeOver: true` would have written it down.
+    let ledger = host.at("host/root/var/lib/gpuvm/ledger.json");
+    let text = fs::read_to_string(&ledger).unwrap();
+    fs::write(&ledger, text.replace("\"vm\":\"tiny\"", "\"vm\":\"tiny\",\"takeOver\":true")).unwrap();
+    let said = host.says("vm delete tiny --yes", 0);
+    assert!(said.contains("`/srv/photos.raw` stays: gpuvm did not make it"), "{said}");
+    assert!(host.disk().exists() && !said.contains("data-loss"), "{said}");
+}
+
+#[test]
 fn a_verb_that_was_killed_anywhere_is_told_of_and_goes_on() {
     // What is asked, and how the host is before it.
-    for (words, before) in [("vm start tiny", None)] as [(&str, Option<&str>); 1] {
+    for (words, before) in [
+        ("vm start tiny", None),
+        ("vm stop tiny", Some("vm start tiny")),
+        ("vm restart tiny", Some("vm start tiny")),
+        ("vm delete tiny --yes", None),
+        ("vm delete tiny --keep-disks --yes", None),
+    ] {
         let prepared = Host::new();
         if let Some(before) = before {
             prepared.says(before, 0);
@@ -133,7 +281,7 @@ fn a_verb_that_was_killed_anywhere_is_told_of_and_goes_on() {
         let undisturbed = Host { dir: fast_folder() };
         copy_tree(prepared.dir.path(), undisturbed.dir.path());
         undisturbed.says(words, 0);
-        let known = undisturbed.libvirt(|_| {});
+        let (known, owned) = (undisturbed.settled(), undisturbed.owned());
         let mut deaths = 0;
         for place in 1.. {
             let host = Host { dir: fast_folder() };
@@ -150,9 +298,13 @@ fn a_verb_that_was_killed_anywhere_is_told_of_and_goes_on() {
                 assert!(refused.contains("gpuvm apply --resume"), "{refused}");
                 host.says("apply --resume", 0);
             } else {
-                host.says(words, 0);
+                // It may have been done by then.
+                let again = host.run(words);
+                let said = stderr(&again);
+                assert!(again.status.success() || said.contains("no VM of this name"), "{words} at {place}: {said}");
             }
-            assert_eq!(host.libvirt(|_| {}), known, "{words}: killed at {place}");
+            assert_eq!(host.settled(), known, "{words}: killed at {place}");
+            assert_eq!(host.owned(), owned, "{words}: killed at {place}");
         }
         assert!(deaths > 10, "{words}: {deaths}");
     }

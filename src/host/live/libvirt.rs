@@ -16,14 +16,17 @@ use virt::storage_pool::StoragePool;
 use virt::storage_vol::StorageVol;
 use virt::sys;
 
-use crate::host::{self, Answer, HostError, Virtualisation};
+use crate::host::{
+    self, Answer, GuestAgent, GuestInterface, HostError, Running, SHUTDOWN_PATIENCE_S, Virtualisation,
+    did_not_shut_down, power_was_cut,
+};
 use crate::plan::{Step, TextEdit, VolumeStep};
 use crate::resource::libvirt_domain::{
     MARK, disk_files, is_marked, passed_function, project, with_passwords, with_uuid,
 };
 use crate::types::{DomainName, PciAddress, xml_escape};
 
-const SYSTEM: &str = "qemu:///system";
+pub(super) const SYSTEM: &str = "qemu:///system";
 
 /// The sockets of the one daemon and of the one for QEMU: without either, nothing answers.
 const SOCKETS: [&str; 2] = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"];
@@ -32,14 +35,14 @@ const SOCKETS: [&str; 2] = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud
 const CHANGE_LIMIT: Duration = Duration::from_secs(120);
 /// A VM with a device has all of its memory pinned before it starts.
 const START_LIMIT: Duration = Duration::from_secs(600);
-/// How long a guest may take to shut down.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(90);
 /// How long a guest may take to let go of a device.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(60);
 /// How often a guest that shuts down or lets go is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// A guest that is still on its way up does not hear it: it is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(15);
 
-fn said(error: &Error) -> HostError {
+pub(super) fn said(error: &Error) -> HostError {
     HostError::Libvirt(error.message().to_owned())
 }
 
@@ -61,7 +64,7 @@ fn in_time<T: Send + 'static>(
 }
 
 /// Opens the library; `false` where it is not installed. What is installed while gpuvm runs is found too.
-fn loaded() -> bool {
+pub(super) fn loaded() -> bool {
     static QUIET: Once = Once::new();
     let loaded = virt_lazy::retry().is_ok();
     if loaded {
@@ -87,6 +90,44 @@ pub(super) fn read(limit: Duration) -> Result<Answer<Virtualisation>, HostError>
             Err(e) => refused(&e).map_or_else(|| Err(said(&e)), Ok),
         }
     })
+}
+
+/// What the agent inside a guest says. It needs a connection that may change things: the daemon says so.
+pub(super) fn ask_agent(vm: &DomainName, limit: Duration) -> Result<Answer<GuestAgent>, HostError> {
+    if !SOCKETS.iter().any(|s| Path::new(s).exists()) || !loaded() {
+        return Ok(Answer::Absent);
+    }
+    let vm = vm.clone();
+    in_time(&format!("the guest agent of `{vm}`"), limit, move || {
+        let mut connection = match Connect::open(Some(SYSTEM)) {
+            Ok(connection) => connection,
+            Err(e) => return refused(&e).map_or_else(|| Err(said(&e)), Ok),
+        };
+        let answer = match lookup(&connection, &vm)? {
+            None => Ok(Answer::Absent),
+            Some(domain) => match virt_lazy::agent_interfaces(&domain) {
+                Some(all) => Ok(Answer::Value(agent(all))),
+                None => match Error::last_error() {
+                    // It was there a moment ago, or the guest is still on its way up.
+                    e if matches!(
+                        e.code(),
+                        ErrorNumber::AgentUnresponsive | ErrorNumber::AgentUnsynced | ErrorNumber::OperationInvalid
+                    ) =>
+                    {
+                        Ok(Answer::Absent)
+                    }
+                    e => Err(said(&e)),
+                },
+            },
+        };
+        let _ = connection.close();
+        answer
+    })
+}
+
+fn agent(all: Vec<virt_lazy::Interface>) -> GuestAgent {
+    let interface = |i: virt_lazy::Interface| GuestInterface { name: i.name, mac: i.hardware, addresses: i.addresses };
+    GuestAgent { interfaces: all.into_iter().map(interface).collect() }
 }
 
 /// A failure to connect that is an answer.
@@ -133,16 +174,46 @@ fn collect(connection: &Connect) -> Result<Virtualisation, Error> {
 
 fn domain(one: &Domain) -> Result<host::Domain, Error> {
     let (active, persistent) = (one.is_active()?, one.is_persistent()?);
+    let (state, reason) = one.get_state()?;
     Ok(host::Domain {
         name: one.get_name()?,
         uuid: one.get_uuid_string()?,
         active,
+        id: one.get_id().filter(|_| active),
+        paused: active && matches!(state, sys::VIR_DOMAIN_PAUSED | sys::VIR_DOMAIN_PMSUSPENDED),
+        condition: condition(state, reason).map(str::to_owned),
         persistent,
         autostart: persistent && one.get_autostart()?,
         // Never with VIR_DOMAIN_XML_SECURE: passwords stay where they are.
         inactive_xml: one.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?,
         live_xml: if active { Some(one.get_xml_desc(0)?) } else { None },
     })
+}
+
+/// Why a VM stands still or ended, where that is worth telling: not what a person did to it.
+fn condition(state: sys::virDomainState, reason: i32) -> Option<&'static str> {
+    let reason = u32::try_from(reason).ok()?;
+    match state {
+        sys::VIR_DOMAIN_PAUSED => match reason {
+            sys::VIR_DOMAIN_PAUSED_IOERROR => Some("a disk failed, or its pool is full"),
+            sys::VIR_DOMAIN_PAUSED_WATCHDOG => Some("its watchdog halted it"),
+            sys::VIR_DOMAIN_PAUSED_CRASHED => Some("its guest crashed"),
+            sys::VIR_DOMAIN_PAUSED_SAVE | sys::VIR_DOMAIN_PAUSED_DUMP => Some("its memory is being saved"),
+            sys::VIR_DOMAIN_PAUSED_SNAPSHOT => Some("a snapshot is being made"),
+            sys::VIR_DOMAIN_PAUSED_MIGRATION => Some("it is being moved to another host"),
+            _ => None,
+        },
+        sys::VIR_DOMAIN_PMSUSPENDED => Some("its guest sleeps"),
+        sys::VIR_DOMAIN_SHUTDOWN => Some("it is shutting down"),
+        sys::VIR_DOMAIN_CRASHED => Some("its guest crashed"),
+        sys::VIR_DOMAIN_SHUTOFF => match reason {
+            sys::VIR_DOMAIN_SHUTOFF_CRASHED => Some("it crashed"),
+            sys::VIR_DOMAIN_SHUTOFF_FAILED => Some("it could not be started"),
+            sys::VIR_DOMAIN_SHUTOFF_SAVED => Some("its memory is saved, and the next start goes on from there"),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 fn pool(one: &StoragePool) -> Result<host::Pool, Error> {
@@ -191,19 +262,22 @@ fn network(one: &Network) -> Result<host::Network, Error> {
 }
 
 /// Carries out a step of libvirt's.
-pub fn execute(step: &Step, progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
+pub fn execute(step: &Step, running: &mut Running<'_>) -> Result<(), HostError> {
     if !loaded() {
         return Err(HostError::Libvirt("libvirt.so.0 is not installed; install libvirt0".to_owned()));
     }
     let (what, limit) = match step {
         Step::StartDomain { name } => (format!("starting VM `{name}`"), START_LIMIT),
-        Step::StopDomain { name } => {
-            progress(&format!("{name} is asked to shut down, and waited for"));
-            (format!("shutting VM `{name}` down"), SHUTDOWN_LIMIT + CHANGE_LIMIT)
+        Step::StopDomain { name, patience_s, .. } => {
+            let patience = patience_s.unwrap_or(SHUTDOWN_PATIENCE_S);
+            if patience > 0 {
+                (running.progress)(&format!("{name} is asked to shut down; this waits up to {patience} s"));
+            }
+            (format!("shutting VM `{name}` down"), Duration::from_secs(patience.into()) + CHANGE_LIMIT)
         }
         Step::AttachDevices { name, .. } => (format!("plugging devices into VM `{name}`"), START_LIMIT),
         Step::DetachDevices { name, .. } => {
-            progress(&format!("the guest of {name} is asked to let go"));
+            (running.progress)(&format!("the guest of {name} is asked to let go"));
             (format!("unplugging devices from VM `{name}`"), UNPLUG_LIMIT + CHANGE_LIMIT)
         }
         _ => ("libvirt".to_owned(), CHANGE_LIMIT),
@@ -211,13 +285,15 @@ pub fn execute(step: &Step, progress: &mut dyn FnMut(&str)) -> Result<(), HostEr
     let step = step.clone();
     in_time(&what, limit, move || {
         let mut connection = Connect::open(Some(SYSTEM)).map_err(|e| said(&e))?;
-        let result = perform(&connection, &step);
+        let mut notes = Vec::new();
+        let result = perform(&connection, &step, &mut notes);
         let _ = connection.close();
-        result
+        result.map(|()| notes)
     })
+    .map(|notes| running.notes.extend(notes))
 }
 
-fn perform(connection: &Connect, step: &Step) -> Result<(), HostError> {
+fn perform(connection: &Connect, step: &Step, notes: &mut Vec<String>) -> Result<(), HostError> {
     match step {
         Step::Pool { name, path } => make_pool(connection, name.as_str(), path).map_err(|e| said(&e)),
         Step::RemovePool { name } => {
@@ -260,15 +336,17 @@ fn perform(connection: &Connect, step: &Step) -> Result<(), HostError> {
         Step::DefineDomain { name, xml, autostart } => define(connection, name, xml, *autostart),
         Step::EditDomain { name, edit, autostart } => edit_domain(connection, name, edit, *autostart),
         Step::MarkDomain { name, present } => mark(connection, name, *present),
-        Step::UndefineDomain { name } => undefine(connection, name),
+        Step::UndefineDomain { name, wholly, .. } => undefine(connection, name, *wholly),
         Step::StartDomain { name } => match lookup(connection, name)? {
             None => Err(HostError::Refused(format!("there is no VM `{name}` to start"))),
             Some(domain) if domain.is_active().map_err(|e| said(&e))? => Ok(()),
             Some(domain) => domain.create().map(drop).map_err(|e| said(&e)),
         },
-        Step::StopDomain { name } => match lookup(connection, name)? {
+        Step::StopDomain { name, patience_s, cut_power } => match lookup(connection, name)? {
             None => Ok(()),
-            Some(domain) => shut_down(&domain, name, SHUTDOWN_LIMIT),
+            Some(domain) => {
+                shut_down(&domain, name, patience_s.unwrap_or(SHUTDOWN_PATIENCE_S), *cut_power).map(|n| notes.extend(n))
+            }
         },
         Step::AttachDevices { name, devices, .. } => attach(connection, name, devices),
         Step::DetachDevices { name, devices } => detach(connection, name, devices, UNPLUG_LIMIT),
@@ -276,7 +354,7 @@ fn perform(connection: &Connect, step: &Step) -> Result<(), HostError> {
     }
 }
 
-fn lookup(connection: &Connect, name: &DomainName) -> Result<Option<Domain>, HostError> {
+pub(super) fn lookup(connection: &Connect, name: &DomainName) -> Result<Option<Domain>, HostError> {
     unless_gone(Domain::lookup_by_name(connection, name.as_str())).map_err(|e| said(&e))
 }
 
@@ -437,18 +515,32 @@ fn mark(connection: &Connect, name: &DomainName, present: bool) -> Result<(), Ho
     domain.set_metadata(element as _, content, prefix, Some(MARK), config).map(drop).map_err(failed)
 }
 
-fn undefine(connection: &Connect, name: &DomainName) -> Result<(), HostError> {
+fn undefine(connection: &Connect, name: &DomainName, wholly: bool) -> Result<(), HostError> {
     let Some(domain) = lookup(connection, name)? else { return Ok(()) };
     ours(&domain, name)?;
     if domain.is_active().map_err(|e| said(&e))? {
-        return Err(HostError::Refused(format!("VM `{name}` runs; shut it down first: virsh shutdown {name}")));
+        return Err(HostError::Refused(format!("VM `{name}` runs; shut it down first: gpuvm vm stop {name}")));
     }
     // The variables may be there though the definition does not name their file (yet).
-    match domain.undefine_flags(sys::VIR_DOMAIN_UNDEFINE_NVRAM) {
-        // A driver without UEFI does not know the flag.
-        Err(e) if e.code() == ErrorNumber::InvalidArg => domain.undefine().map_err(|e| said(&e)),
-        other => other.map_err(|e| said(&e)),
+    let nvram = sys::VIR_DOMAIN_UNDEFINE_NVRAM;
+    let kept = sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+        | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+        | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
+    let ways = match wholly {
+        // The TPM's state has a flag since libvirt 8.9; before that it goes by itself.
+        true => vec![nvram | kept | sys::VIR_DOMAIN_UNDEFINE_TPM, nvram | kept, kept, 0],
+        false => vec![nvram, 0],
+    };
+    let mut last = Ok(());
+    for flags in ways {
+        last = domain.undefine_flags(flags);
+        match &last {
+            // A driver without UEFI or snapshots does not know the flag.
+            Err(e) if e.code() == ErrorNumber::InvalidArg => {}
+            _ => break,
+        }
     }
+    last.map_err(|e| said(&e))
 }
 
 /// The passed functions of a running VM.
@@ -521,27 +613,45 @@ fn detach(connection: &Connect, name: &DomainName, devices: &[String], limit: Du
     }
 }
 
-/// Asks the guest, and waits. It is never powered off.
-fn shut_down(domain: &Domain, name: &DomainName, limit: Duration) -> Result<(), HostError> {
+/// Asks the guest, and waits. Its power is cut only where that was asked for; then a note says so.
+fn shut_down(
+    domain: &Domain,
+    name: &DomainName,
+    patience_s: u32,
+    cut_power: bool,
+) -> Result<Option<String>, HostError> {
     let runs = || match unless_gone(domain.is_active()) {
         Ok(active) => Ok(active.unwrap_or(false)),
         Err(e) => Err(said(&e)),
     };
-    if !runs()? {
-        return Ok(());
-    }
-    domain.shutdown().map_err(|e| said(&e))?;
+    let patience = Duration::from_secs(patience_s.into());
     let begun = Instant::now();
-    while begun.elapsed() < limit {
-        if !runs()? {
-            return Ok(());
+    let mut asked: Option<Instant> = None;
+    while runs()? {
+        if begun.elapsed() >= patience {
+            if !cut_power {
+                return Err(HostError::Refused(did_not_shut_down(name, patience_s)));
+            }
+            return match domain.destroy() {
+                Ok(()) => Ok(Some(power_was_cut(name, patience_s))),
+                // It went down by itself in the last moment.
+                Err(_) if !runs()? => Ok(None),
+                Err(e) => Err(said(&e)),
+            };
         }
-        std::thread::sleep(LOOK_AGAIN);
+        if asked.is_none_or(|at| at.elapsed() >= ASK_AGAIN) {
+            match domain.shutdown() {
+                Ok(_) => {}
+                // Only the first question has to be heard: it may be on its way down by now.
+                Err(_) if asked.is_some() || !runs()? => {}
+                Err(_) if cut_power => {}
+                Err(e) => return Err(said(&e)),
+            }
+            asked = Some(Instant::now());
+        }
+        std::thread::sleep(LOOK_AGAIN.min(patience));
     }
-    Err(HostError::Refused(format!(
-        "VM `{name}` did not shut down within {} s, and runs on; look at its guest: virsh console {name}",
-        limit.as_secs()
-    )))
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -556,7 +666,7 @@ mod tests {
     }
 
     fn step(connection: &Connect, step: Step) -> Result<(), String> {
-        perform(connection, &step).map_err(|e| e.to_string())
+        perform(connection, &step, &mut Vec::new()).map_err(|e| e.to_string())
     }
 
     const XML: &str = "<domain type='test'>\n  <name>mine</name>\n  <metadata><v xmlns='urn:gpuvm:vm:1'/></metadata>\n  \
@@ -604,12 +714,12 @@ mod tests {
         step(c, Step::StartDomain { name: name.clone() }).unwrap();
         step(c, Step::StartDomain { name: name.clone() }).unwrap();
         assert!(collect(c).unwrap().domain("mine").unwrap().live_xml.is_some());
-        let said = step(c, Step::UndefineDomain { name: name.clone() }).unwrap_err();
-        assert!(said.contains("virsh shutdown mine"), "{said}");
-        step(c, Step::StopDomain { name: name.clone() }).unwrap();
-        step(c, Step::StopDomain { name: name.clone() }).unwrap();
-        step(c, Step::UndefineDomain { name: name.clone() }).unwrap();
-        step(c, Step::UndefineDomain { name: name.clone() }).unwrap();
+        let said = step(c, Step::undefine(&name)).unwrap_err();
+        assert!(said.contains("gpuvm vm stop mine"), "{said}");
+        step(c, Step::shut_down(&name)).unwrap();
+        step(c, Step::shut_down(&name)).unwrap();
+        step(c, Step::undefine(&name)).unwrap();
+        step(c, Step::undefine(&name)).unwrap();
         assert_eq!(collect(c).unwrap().domain("mine"), None);
         assert!(step(c, Step::StartDomain { name }).unwrap_err().contains("no VM `mine`"));
         let _ = connection.close();
@@ -621,8 +731,8 @@ mod tests {
         let before = collect(&connection).unwrap().domain("test").unwrap().clone();
         let said = step(&connection, define("test", &XML.replace("mine", "test"))).unwrap_err();
         assert!(said.contains("not made by gpuvm"), "{said}");
-        step(&connection, Step::StopDomain { name: "test".parse().unwrap() }).unwrap();
-        let said = step(&connection, Step::UndefineDomain { name: "test".parse().unwrap() }).unwrap_err();
+        step(&connection, Step::shut_down(&"test".parse().unwrap())).unwrap();
+        let said = step(&connection, Step::undefine(&"test".parse().unwrap())).unwrap_err();
         assert!(said.contains("not made by gpuvm"), "{said}");
         assert_eq!(collect(&connection).unwrap().domain("test").unwrap().inactive_xml, before.inactive_xml);
         let _ = connection.close();
@@ -684,6 +794,13 @@ mod tests {
         let _ = connection.close();
     }
 
+    fn run(step: &Step) {
+        let (secrets, mut notes) = (Default::default(), Vec::new());
+        let mut running =
+            Running { secrets: &secrets, progress: &mut |_| {}, notes: &mut notes, run_dir: Path::new("/nowhere") };
+        execute(step, &mut running).unwrap();
+    }
+
     /// Plans and executes until nothing is left to do; the ways that it took.
     fn settle<R: crate::resource::Resource>(
         wanted: &R,
@@ -699,7 +816,7 @@ mod tests {
             match wanted.diff(&state.into(), last, facts) {
                 crate::plan::Diff::Change(change) => {
                     seen.push(change.what);
-                    change.steps.iter().for_each(|s| execute(s, &mut |_| {}).unwrap());
+                    change.steps.iter().for_each(run);
                 }
                 crate::plan::Diff::InSync { .. } => return seen,
                 crate::plan::Diff::Waits { on, .. } => {
@@ -728,7 +845,7 @@ mod tests {
 
         let dir = PathBuf::from("/var/lib/libvirt/gpuvm-test");
         let pool = Pool { name: "gpuvm-test".parse().unwrap(), path: dir.clone(), existing: false };
-        execute(&Step::Pool { name: pool.name.clone(), path: dir.clone() }, &mut |_| {}).unwrap();
+        run(&Step::Pool { name: pool.name.clone(), path: dir.clone() });
         let volume = |n: usize, mib| Volume {
             pool: pool.name.clone(),
             name: format!("gpuvm-test-{n}.qcow2"),

@@ -40,6 +40,15 @@ fn start(path: &Path, args: &[&str]) -> Result<Child, HostError> {
         .map_err(HostError::file(path))
 }
 
+/// Becomes another program, with this terminal and this environment. Comes back only where that failed.
+pub fn become_program(program: Program, args: &[String]) -> HostError {
+    use std::os::unix::process::CommandExt;
+    let Some(path) = place(program) else { return HostError::NoProgram(program.name()) };
+    #[allow(clippy::disallowed_methods)] // this is the one place that starts programs
+    let error = Command::new(&path).args(args).exec();
+    HostError::File { path, source: error }
+}
+
 fn number(status: ExitStatus) -> i32 {
     status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(-1)
 }

@@ -57,7 +57,7 @@ impl Projection {
     }
 
     /// What of this stored definition is not in force in the running one.
-    pub(super) fn differs_from_running(&self, live: &Self) -> Vec<FieldDiff> {
+    pub fn differs_from_running(&self, live: &Self) -> Vec<FieldDiff> {
         let mut all = Vec::new();
         let mut field = |name: &str, live: Option<String>, stored: Option<String>| {
             if live != stored {
@@ -209,6 +209,12 @@ pub fn managed_functions(xml: &str) -> Vec<PciAddress> {
     let Ok(doc) = Document::parse(xml) else { return Vec::new() };
     let managed = devices(&doc, "hostdev").into_iter().filter(|h| h.attribute("managed") == Some("yes"));
     managed.filter_map(function).collect()
+}
+
+/// The file of a VM's UEFI variables, where its definition names one.
+pub fn nvram(xml: &str) -> Option<String> {
+    let doc = Document::parse(xml).ok()?;
+    text(child(child(doc.root_element(), "os")?, "nvram"))
 }
 
 /// Whether gpuvm's mark is in a definition. One that cannot be read is not marked.

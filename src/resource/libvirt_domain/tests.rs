@@ -141,9 +141,9 @@ fn known(xml: &str, live: Option<&str>) -> Virtualisation {
         uuid: "11111111-2222-3333-4444-555555555555".to_owned(),
         active: live.is_some(),
         persistent: true,
-        autostart: false,
         inactive_xml: xml.to_owned(),
         live_xml: live.map(str::to_owned),
+        ..Domain::default()
     };
     Virtualisation { domains: vec![domain], ..Virtualisation::default() }
 }

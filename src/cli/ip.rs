@@ -1,0 +1,512 @@
+//! `gpuvm ip`: the addresses that are known on the host's networks, and whether one is free: asked on the link itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use miette::{IntoDiagnostic, miette};
+use serde::Serialize;
+
+use super::vm_look::told;
+use super::{Output, code, host, print};
+use crate::apply::StateDir;
+use crate::facts;
+use crate::facts::NetworkFacts;
+use crate::host::{Answer, Probe, Snapshot, Virtualisation, live};
+use crate::plan::Past;
+use crate::report::{self, ListedAddress};
+use crate::resource::Wanted;
+use crate::resource::libvirt_domain::project;
+use crate::types::MacAddress;
+use crate::vm::{self, Around, Told};
+
+/// Arguments of `gpuvm ip`.
+#[derive(Debug, Args)]
+pub struct IpArgs {
+    #[command(subcommand)]
+    command: IpCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum IpCommand {
+    /// The addresses that are known of this host, its VMs and its neighbours, each with who told it.
+    List(LookArgs),
+    /// Whether an address is free: asked on its link, and looked for in leases, neighbour tables and VMs.
+    ///
+    /// Ends with 0 for FREE, 1 for IN USE, 3 for UNKNOWN. What does not answer three questions within the time is free as
+    /// far as can be seen: a machine that is off, or does not answer anyone, is not seen.
+    Check(CheckArgs),
+}
+
+#[derive(Debug, Args)]
+struct LookArgs {
+    /// A recorded host in place of this machine.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// How it is written to stdout.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// The addresses.
+    #[arg(required_unless_present = "free")]
+    address: Vec<IpAddr>,
+    /// Find so many free IPv4 addresses, from the end of the network.
+    #[arg(long, value_name = "N", conflicts_with = "address", value_parser = clap::value_parser!(u16).range(1..=64))]
+    free: Option<u16>,
+    /// The link to ask on; for an address the one whose network it is in, for `--free` the bridge for VMs.
+    #[arg(long, value_name = "LINK")]
+    on: Option<String>,
+    /// How long answers are waited for, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=60))]
+    wait: u64,
+    #[command(flatten)]
+    look: LookArgs,
+}
+
+pub(super) fn run(args: &IpArgs) -> miette::Result<u8> {
+    match &args.command {
+        IpCommand::List(look) => list(look),
+        IpCommand::Check(check) => self::check(check),
+    }
+}
+
+/// What is known of a host's addresses.
+struct Seen {
+    network: NetworkFacts,
+    past: Past,
+    told: Told,
+    /// VMs by the addresses of their cards.
+    cards: BTreeMap<MacAddress, String>,
+    /// What running guests say themselves.
+    guests: Vec<(IpAddr, String, MacAddress)>,
+}
+
+fn look(probe: &dyn Probe, state: &Path, root: Option<&Path>) -> miette::Result<Seen> {
+    let facts = facts::collect(probe);
+    let network = match facts.network {
+        facts::Known::Value(network) => network,
+        facts::Known::Unknown(why) => return Err(miette!("the host's network is not known: {why}")),
+    };
+    let past = StateDir::open(state).and_then(|s| s.past()).unwrap_or_default();
+    let told = told(probe, root);
+    let (mut cards, mut guests) = (BTreeMap::new(), Vec::new());
+    // Where libvirt is not there or may not be asked, the link itself is asked all the same.
+    if let Ok(Answer::Value(known)) = probe.virtualisation() {
+        cards = self::cards(&known);
+        for vm in vm::all(probe, &known, Around { pci: &facts.pci, past: &past, told: &told }) {
+            for nic in &vm.nics {
+                let addresses = nic.addresses.iter().filter(|a| a.source == vm::AddressSource::Agent);
+                guests.extend(addresses.map(|a| (a.ip, vm.name.clone(), nic.mac)));
+            }
+        }
+    }
+    Ok(Seen { network, past, told, cards, guests })
+}
+
+fn cards(known: &Virtualisation) -> BTreeMap<MacAddress, String> {
+    let all = known.domains.iter().flat_map(|d| {
+        let is = [Some(&d.inactive_xml), d.live_xml.as_ref()].into_iter().flatten().filter_map(|x| project(x).ok());
+        is.flat_map(|is| is.nics.into_keys()).map(|mac| (mac, d.name.clone())).collect::<Vec<_>>()
+    });
+    all.collect()
+}
+
+fn list(args: &LookArgs) -> miette::Result<u8> {
+    let (probe, state) = host::open(args.root.as_deref())?;
+    let snapshot = Snapshot::new(probe.as_ref());
+    let seen = look(&snapshot, &state, args.root.as_deref())?;
+    let all = listed(&seen);
+    print(&match args.output {
+        Output::Json => {
+            let value = serde_json::json!({ "format": 1, "addresses": all, "unknown": seen.told.unknown });
+            serde_json::to_string_pretty(&value).into_diagnostic()? + "\n"
+        }
+        Output::Text => report::ip_list(&all),
+    })?;
+    if args.output == Output::Text {
+        seen.told.unknown.iter().for_each(|u| anstream::eprintln!("?  {}", report::safe(u)));
+    }
+    Ok(code::OK)
+}
+
+/// Every address once, from whoever knows best.
+fn listed(seen: &Seen) -> Vec<ListedAddress> {
+    let mut all: BTreeMap<IpAddr, ListedAddress> = BTreeMap::new();
+    for (name, link) in &seen.network.links {
+        for a in link.addresses.iter().filter(|a| a.scope == "global") {
+            let source = if a.dynamic { "its own, by lease or advertisement" } else { "its own" };
+            let mac = link.mac.map(|m| m.to_string());
+            let one = ListedAddress {
+                ip: a.address,
+                of: "this host".to_owned(),
+                link: name.clone(),
+                mac,
+                source: source.to_owned(),
+            };
+            all.entry(a.address).or_insert(one);
+        }
+    }
+    let whose = |mac: &MacAddress| seen.cards.get(mac).map(|vm| format!("VM {vm}"));
+    for (ip, vm, mac) in &seen.guests {
+        let link = String::new();
+        let (of, source) = (format!("VM {vm}"), vm::AddressSource::Agent.word().to_owned());
+        all.entry(*ip).or_insert(ListedAddress { ip: *ip, of, link, mac: Some(mac.to_string()), source });
+    }
+    for h in &seen.told.heard {
+        let of = whose(&h.mac).or_else(|| h.hostname.clone()).unwrap_or_else(|| "?".to_owned());
+        let one = ListedAddress {
+            ip: h.ip,
+            of,
+            link: h.link.clone().unwrap_or_default(),
+            mac: Some(h.mac.to_string()),
+            source: h.source.word().to_owned(),
+        };
+        all.entry(h.ip).or_insert(one);
+    }
+    all.retain(|_, a| vm::Address { ip: a.ip, source: vm::AddressSource::Neighbour }.is_routable());
+    all.into_values().collect()
+}
+
+/// What is said of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+enum Said {
+    #[serde(rename = "FREE")]
+    Free,
+    #[serde(rename = "UNKNOWN")]
+    Unknown,
+    #[serde(rename = "IN USE")]
+    InUse,
+}
+
+impl Said {
+    const fn word(self) -> &'static str {
+        match self {
+            Said::Free => "FREE",
+            Said::Unknown => "UNKNOWN",
+            Said::InUse => "IN USE",
+        }
+    }
+}
+
+/// One address that was asked about.
+#[derive(Debug, Clone, Serialize)]
+struct Checked {
+    address: IpAddr,
+    verdict: Said,
+    /// What that rests on.
+    because: Vec<String>,
+}
+
+/// Who is asked on a link, for so long: given in so that what is said of the answers can be tested without a network.
+type Ask<'a> = dyn Fn(&str, &BTreeSet<IpAddr>) -> Result<Answer<BTreeMap<IpAddr, BTreeSet<MacAddress>>>, String> + 'a;
+
+fn check(args: &CheckArgs) -> miette::Result<u8> {
+    let (probe, state) = host::open(args.look.root.as_deref())?;
+    let snapshot = Snapshot::new(probe.as_ref());
+    let seen = look(&snapshot, &state, args.look.root.as_deref())?;
+    let wait = Duration::from_secs(args.wait);
+    let recorded = args.look.root.is_some();
+    let ask = |link: &str, addresses: &BTreeSet<IpAddr>| match recorded {
+        true => Err("nobody can be asked on a recorded host".to_owned()),
+        false => live::who_has(link, addresses, wait).map_err(|e| e.to_string()),
+    };
+    let (checked, free) = match args.free {
+        Some(n) => find_free(&seen, args.on.as_deref(), n.into(), &ask)?,
+        None => (judge(&seen, args.on.as_deref(), &args.address, &ask), true),
+    };
+    print(&match args.look.output {
+        Output::Json => {
+            let value = serde_json::json!({ "format": 1, "checked": checked });
+            serde_json::to_string_pretty(&value).into_diagnostic()? + "\n"
+        }
+        Output::Text => text(&checked),
+    })?;
+    let worst = checked.iter().map(|c| c.verdict).max();
+    Ok(match worst {
+        Some(Said::InUse) => code::ERROR,
+        Some(Said::Unknown) => code::WAITS,
+        _ if !free => code::ERROR,
+        _ => code::OK,
+    })
+}
+
+fn text(checked: &[Checked]) -> String {
+    let wide = checked.iter().map(|c| c.address.to_string().len()).max().unwrap_or(0);
+    let mut out = String::new();
+    for c in checked {
+        let address = c.address.to_string();
+        let mut because = c.because.iter();
+        let first = because.next().cloned().unwrap_or_default();
+        out += format!("{address:wide$}  {:<7}  {}", c.verdict.word(), report::safe(&first)).trim_end();
+        out.push('\n');
+        because.for_each(|b| out += &format!("{:1$}{2}\n", "", wide + 11, report::safe(b)));
+    }
+    out
+}
+
+/// What is known of an address without asking anyone.
+fn known(seen: &Seen, ip: IpAddr) -> Vec<String> {
+    let mut all = Vec::new();
+    for (name, link) in &seen.network.links {
+        if link.addresses.iter().any(|a| a.address == ip) {
+            all.push(format!("this host has it on {name}"));
+        }
+    }
+    for (_, vm, _) in seen.guests.iter().filter(|(at, ..)| *at == ip) {
+        all.push(format!("VM {vm} has it (guest agent)"));
+    }
+    for h in seen.told.heard.iter().filter(|h| h.ip == ip) {
+        let whose = seen.cards.get(&h.mac).map_or(h.mac.to_string(), |vm| format!("VM {vm}, {}", h.mac));
+        all.push(match h.source {
+            vm::AddressSource::Lease => format!("a lease to {whose}"),
+            _ => format!("heard of lately: {whose} ({})", h.source.word()),
+        });
+    }
+    let gateways = seen.network.routes.iter().filter(|r| r.via == Some(ip));
+    all.extend(gateways.take(1).map(|r| format!("the gateway of {}", r.to)));
+    all
+}
+
+/// The link of the host whose network an address is in.
+fn link_of(network: &NetworkFacts, ip: IpAddr) -> Option<String> {
+    let mut links = network.links.iter().filter(|(_, l)| l.up && l.mac.is_some());
+    let of = links.find(|(_, l)| l.addresses.iter().any(|a| within(ip, a.address, a.prefix)));
+    of.map(|(name, _)| name.clone())
+}
+
+fn within(ip: IpAddr, network: IpAddr, prefix: u8) -> bool {
+    match (ip, network) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => {
+            let shift = 32u32.saturating_sub(prefix.into());
+            u64::from(u32::from(a)) >> shift == u64::from(u32::from(b)) >> shift
+        }
+        (IpAddr::V6(a), IpAddr::V6(b)) => {
+            let shift = 128u32.saturating_sub(prefix.into());
+            let cut = |ip: u128| ip.checked_shr(shift).unwrap_or(0);
+            cut(a.into()) == cut(b.into())
+        }
+        _ => false,
+    }
+}
+
+fn judge(seen: &Seen, on: Option<&str>, addresses: &[IpAddr], ask: &Ask<'_>) -> Vec<Checked> {
+    let mut by_link: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+    for ip in addresses {
+        if let Some(link) = on.map(str::to_owned).or_else(|| link_of(&seen.network, *ip)) {
+            by_link.entry(link).or_default().insert(*ip);
+        }
+    }
+    let answers: BTreeMap<&String, _> = by_link.iter().map(|(link, ips)| (link, ask(link, ips))).collect();
+    let mut all = Vec::new();
+    for ip in addresses {
+        let mut because = Vec::new();
+        let link = by_link.iter().find(|(_, ips)| ips.contains(ip)).map(|(link, _)| link);
+        let asked = link.and_then(|link| Some((link, answers.get(link)?)));
+        let mut verdict = match asked {
+            None => {
+                because.push("no link of this host is on its network: nobody there can be asked".to_owned());
+                Said::Unknown
+            }
+            Some((link, Ok(Answer::Value(answered)))) => match answered.get(ip) {
+                Some(macs) => {
+                    for mac in macs {
+                        let vm = seen.cards.get(mac).map_or(String::new(), |vm| format!(", which is VM {vm}"));
+                        because.push(format!("{mac} answers for it on {link}{vm}"));
+                    }
+                    Said::InUse
+                }
+                None => {
+                    because.push(format!("nobody answers for it on {link}"));
+                    Said::Free
+                }
+            },
+            Some((link, Ok(_))) => {
+                because.push(format!("this user may not ask on {link}: run gpuvm as root"));
+                Said::Unknown
+            }
+            Some((_, Err(why))) => {
+                because.push(why.clone());
+                Said::Unknown
+            }
+        };
+        let known = known(seen, *ip);
+        if !known.is_empty() {
+            verdict = Said::InUse;
+            // What is known comes first, and then that it does not answer now.
+            because.splice(0..0, known);
+        } else if verdict == Said::Free && !seen.told.unknown.is_empty() {
+            verdict = Said::Unknown;
+            because.extend(seen.told.unknown.iter().map(|u| format!("not known: {u}")));
+        }
+        all.push(Checked { address: *ip, verdict, because });
+    }
+    all
+}
+
+/// Free addresses of a link's IPv4 network, from its end: home routers and installers begin at the other one. Whether
+/// there were as many as were asked for.
+fn find_free(seen: &Seen, on: Option<&str>, n: usize, ask: &Ask<'_>) -> miette::Result<(Vec<Checked>, bool)> {
+    let of_vms = || {
+        seen.past.owned.values().find_map(|w| match w {
+            Wanted::Bridge(bridge) => Some(bridge.name.to_string()),
+            _ => None,
+        })
+    };
+    let link = on.map(str::to_owned).or_else(of_vms).or_else(|| seen.network.uplink.clone());
+    let link = link.ok_or_else(|| miette!(help = "name one: --on LINK", "this host has no uplink to look on"))?;
+    let addresses = seen.network.links.get(&link).map(|l| l.addresses.as_slice()).unwrap_or_default();
+    let network = addresses.iter().find_map(|a| match a.address {
+        IpAddr::V4(ip) if a.scope == "global" && (8..=30).contains(&a.prefix) => Some((ip, a.prefix)),
+        _ => None,
+    });
+    let (ip, prefix) = network.ok_or_else(|| {
+        miette!(help = "see what there is: gpuvm ip list", "`{link}` has no IPv4 address, so its network is not known")
+    })?;
+    let (mut found, mut left) = (Vec::new(), candidates(ip, prefix));
+    while found.len() < n && !left.is_empty() {
+        // A few more than are missing: some of them are taken.
+        let batch: Vec<IpAddr> = left.drain(..left.len().min((n - found.len()) * 2 + 4)).map(IpAddr::V4).collect();
+        let unasked: Vec<IpAddr> = batch.into_iter().filter(|ip| known(seen, *ip).is_empty()).collect();
+        if unasked.is_empty() {
+            continue;
+        }
+        let judged = judge(seen, Some(&link), &unasked, ask);
+        // What cannot be asked about is told, in place of being looked for on and on.
+        if let Some(unknown) = judged.iter().find(|c| c.verdict == Said::Unknown) {
+            return Ok((vec![unknown.clone()], false));
+        }
+        found.extend(judged.into_iter().filter(|c| c.verdict == Said::Free));
+    }
+    found.truncate(n);
+    if found.len() < n {
+        anstream::eprintln!("{} of {n}: nothing more of {ip}/{prefix} is free", found.len());
+    }
+    Ok((found.clone(), found.len() == n))
+}
+
+/// At most so many addresses of a network are looked at.
+const MOST_LOOKED_AT: u32 = 1024;
+
+/// The addresses of a network from its end, without its own and the broadcast.
+fn candidates(ip: Ipv4Addr, prefix: u8) -> Vec<Ipv4Addr> {
+    let size = 1u32.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+    let first = u32::from(ip) & !(size.wrapping_sub(1));
+    let last = first.saturating_add(size.saturating_sub(2));
+    let from = (first + 1).max(last.saturating_sub(MOST_LOOKED_AT - 1));
+    (from..=last).rev().map(Ipv4Addr::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::{Address, Link};
+    use crate::vm::Heard;
+
+    const MAC: MacAddress = MacAddress([0x52, 0x54, 0, 0, 0, 9]);
+
+    fn seen() -> Seen {
+        let address = Address {
+            address: "10.9.0.2".parse().unwrap(),
+            prefix: 24,
+            dynamic: false,
+            scope: "global".to_owned(),
+            temporary: false,
+        };
+        let link = Link { up: true, mac: Some(MacAddress([2; 6])), addresses: vec![address], ..Link::default() };
+        let network = NetworkFacts {
+            links: [("br0".to_owned(), link)].into(),
+            uplink: Some("br0".to_owned()),
+            ..NetworkFacts::default()
+        };
+        let (past, told, cards) = (Past::default(), Told::default(), [(MAC, "desk".to_owned())].into());
+        Seen { network, past, told, cards, guests: Vec::new() }
+    }
+    fn heard(ip: &str, source: vm::AddressSource) -> Heard {
+        Heard { mac: MAC, ip: ip.parse().unwrap(), link: None, hostname: None, source }
+    }
+    fn nobody(_: &str, _: &BTreeSet<IpAddr>) -> Result<Answer<BTreeMap<IpAddr, BTreeSet<MacAddress>>>, String> {
+        Ok(Answer::Value(BTreeMap::new()))
+    }
+    fn said(seen: &Seen, ip: &str, ask: &Ask<'_>) -> (Said, String) {
+        let all = judge(seen, None, &[ip.parse().unwrap()], ask);
+        (all[0].verdict, all[0].because.join("; "))
+    }
+
+    #[test]
+    fn an_address_that_anyone_knows_of_is_never_free() {
+        let mut seen = seen();
+        assert_eq!(said(&seen, "10.9.0.7", &nobody), (Said::Free, "nobody answers for it on br0".to_owned()));
+        let answers =
+            |_: &str, ips: &BTreeSet<IpAddr>| Ok(Answer::Value(ips.iter().map(|ip| (*ip, [MAC].into())).collect()));
+        let (verdict, because) = said(&seen, "10.9.0.7", &answers);
+        assert!(
+            verdict == Said::InUse && because.contains("52:54:00:00:00:09 answers") && because.ends_with("VM desk")
+        );
+        assert_eq!(said(&seen, "10.9.0.2", &nobody).0, Said::InUse, "the host's own does not answer itself");
+        for source in [vm::AddressSource::Lease, vm::AddressSource::Neighbour] {
+            seen.told.heard = vec![heard("10.9.0.7", source)];
+            let (verdict, because) = said(&seen, "10.9.0.7", &nobody);
+            assert!(verdict == Said::InUse && because.contains("VM desk"), "{because}");
+        }
+        seen.told.heard.clear();
+        seen.guests = vec![("10.9.0.7".parse().unwrap(), "desk".to_owned(), MAC)];
+        assert_eq!(said(&seen, "10.9.0.7", &nobody).0, Said::InUse);
+    }
+
+    #[test]
+    fn what_cannot_be_asked_is_unknown_and_never_free() {
+        let denied = |_: &str, _: &BTreeSet<IpAddr>| Ok(Answer::Denied);
+        let broken = |_: &str, _: &BTreeSet<IpAddr>| Err("the link is down".to_owned());
+        let mut seen = seen();
+        assert!(said(&seen, "10.9.0.7", &denied).1.contains("run gpuvm as root"));
+        for ask in [&denied as &Ask<'_>, &broken] {
+            assert_eq!(said(&seen, "10.9.0.7", ask).0, Said::Unknown);
+        }
+        assert_eq!(said(&seen, "192.168.7.7", &nobody).0, Said::Unknown, "no link is there");
+        assert_eq!(said(&seen, "10.9.0.2", &denied).0, Said::InUse, "it is known all the same");
+        seen.told.unknown.push("leases: only root may look at them".to_owned());
+        assert_eq!(said(&seen, "10.9.0.7", &nobody).0, Said::Unknown);
+    }
+
+    #[test]
+    fn free_ones_are_found_from_the_end_and_what_is_taken_is_left_out() {
+        let mut seen = seen();
+        seen.told.heard = vec![heard("10.9.0.253", vm::AddressSource::Lease)];
+        let taken: IpAddr = "10.9.0.254".parse().unwrap();
+        let asked = std::cell::RefCell::new(BTreeSet::new());
+        let ask = |link: &str, ips: &BTreeSet<IpAddr>| {
+            assert_eq!(link, "br0");
+            asked.borrow_mut().extend(ips.iter().copied());
+            let answers = ips.iter().filter(|ip| **ip == taken).map(|ip| (*ip, [MAC].into()));
+            Ok(Answer::Value(answers.collect()))
+        };
+        let (found, enough) = find_free(&seen, None, 2, &ask).unwrap();
+        let addresses: Vec<String> = found.iter().map(|c| c.address.to_string()).collect();
+        assert!(enough && addresses == ["10.9.0.252", "10.9.0.251"], "{addresses:?}");
+        assert!(asked.borrow().contains(&taken) && !asked.borrow().contains(&"10.9.0.253".parse::<IpAddr>().unwrap()));
+        assert!(!asked.borrow().contains(&"10.9.0.255".parse::<IpAddr>().unwrap()), "the broadcast address");
+        let everyone =
+            |_: &str, ips: &BTreeSet<IpAddr>| Ok(Answer::Value(ips.iter().map(|ip| (*ip, [MAC].into())).collect()));
+        let (found, enough) = find_free(&seen, None, 2, &everyone).unwrap();
+        assert!(found.is_empty() && !enough);
+    }
+
+    #[test]
+    fn a_network_holds_what_its_prefix_says() {
+        let within = |ip: &str, network: &str, prefix| within(ip.parse().unwrap(), network.parse().unwrap(), prefix);
+        assert!(within("10.9.0.255", "10.9.0.2", 24) && !within("10.9.1.0", "10.9.0.2", 24));
+        assert!(within("8.8.8.8", "1.1.1.1", 0) && !within("10.9.0.3", "10.9.0.2", 32));
+        assert!(within("fd00::1", "fd00::2", 64) && !within("fd01::1", "fd00::2", 64) && within("::1", "fd00::2", 0));
+        assert!(!within("10.9.0.1", "fd00::2", 0));
+        assert_eq!(
+            candidates("10.9.0.2".parse().unwrap(), 30),
+            ["10.9.0.2", "10.9.0.1"].map(|a| a.parse::<Ipv4Addr>().unwrap())
+        );
+        assert_eq!(candidates("10.0.0.2".parse().unwrap(), 8).len(), 1024);
+    }
+}
