@@ -14,7 +14,9 @@ pub fn safe_line(text: &str) -> String {
 /// A text of the same bytes' places with a stand-in for each character that steers, for whoever shows places in it.
 pub fn safe_in_place(text: &str) -> String {
     let stand_in = |c: char| match c.len_utf8() {
-        _ if c == '\n' || c == '\t' || c == '\r' || !steers(c) => c,
+        _ if c == '\n' || c == '\t' || !steers(c) => c,
+        // It would write over what stands before it on the line.
+        _ if c == '\r' => ' ',
         1 => '?',
         2 => '¿',
         _ => '\u{fffd}',
@@ -42,6 +44,7 @@ mod tests {
         let hostile = "a\u{1b}[2J\u{202e}b\u{85}\u{200b}c\n\tü日";
         assert_eq!(safe(hostile), "a\\u{1b}[2J\\u{202e}b\\u{85}\\u{200b}c\n\tü日");
         assert_eq!(safe_line("a\nb"), "a\\nb");
+        assert_eq!(safe_in_place("a\rb\r\n"), "a b \n");
         let placed = safe_in_place(hostile);
         assert_eq!(placed, "a?[2J\u{fffd}b¿\u{fffd}c\n\tü日");
         assert!(hostile.char_indices().zip(placed.char_indices()).all(|((a, _), (b, _))| a == b), "places move");
