@@ -193,8 +193,8 @@ fn passed(moved: &MovedGpu, look: Look<'_>) -> PassedSlot {
 }
 
 /// The functions of a slot that a definition passes.
-fn of_slot(xml: &str, slot: PciSlot) -> Result<BTreeSet<PciAddress>, Diff> {
-    let is = project(xml).map_err(|why| Diff::Unknown { why: format!("its definition cannot be read: {why}") })?;
+fn of_slot(xml: &str, slot: PciSlot) -> Result<BTreeSet<PciAddress>, String> {
+    let is = project(xml).map_err(|why| format!("its definition cannot be read: {why}"))?;
     Ok(is.functions.into_iter().filter(|f| f.slot == slot).collect())
 }
 
@@ -209,7 +209,7 @@ fn plugged(moved: &MovedGpu, domain: &Domain, now_bound: bool, look: Look<'_>) -
     let all: BTreeSet<PciAddress> = slot.functions.iter().copied().collect();
     let (stored, running) =
         match (of_slot(&domain.inactive_xml, moved.slot), live(domain).map(|x| of_slot(x, moved.slot))) {
-            (Err(diff), _) | (_, Some(Err(diff))) => return diff,
+            (Err(why), _) | (_, Some(Err(why))) => return Diff::Unknown { why },
             (Ok(stored), None) => (stored, None),
             (Ok(stored), Some(Ok(running))) => (stored, Some(running)),
         };
@@ -250,16 +250,15 @@ fn plugged(moved: &MovedGpu, domain: &Domain, now_bound: bool, look: Look<'_>) -
             Ok(edit) => {
                 change.steps.push(Step::EditDomain { name: moved.vm.clone(), edit, autostart: domain.autostart });
             }
-            Err(diff) => return diff,
+            Err(why) => return Diff::Unknown { why },
         }
     }
     settled(change, waits)
 }
 
-fn edit(xml: &str, splices: Option<Vec<crate::types::Splice>>) -> Result<TextEdit, Diff> {
-    let unknown = |why: String| Diff::Unknown { why };
-    let splices = splices.ok_or_else(|| unknown("its definition has no place for devices".to_owned()))?;
-    TextEdit::new(xml, splices).map_err(|e| unknown(format!("its definition cannot be changed in place: {e}")))
+fn edit(xml: &str, splices: Option<Vec<crate::types::Splice>>) -> Result<TextEdit, String> {
+    let splices = splices.ok_or("its definition has no place for devices")?;
+    TextEdit::new(xml, splices).map_err(|e| format!("its definition cannot be changed in place: {e}"))
 }
 
 /// The change, complete at the next start of the VM where something waits for that.
@@ -283,7 +282,7 @@ fn settled(mut change: Change, waits: Option<String>) -> Diff {
 fn unplugged(moved: &MovedGpu, domain: &Domain) -> Diff {
     let (stored, running) =
         match (of_slot(&domain.inactive_xml, moved.slot), live(domain).map(|x| of_slot(x, moved.slot))) {
-            (Err(diff), _) | (_, Some(Err(diff))) => return diff,
+            (Err(why), _) | (_, Some(Err(why))) => return Diff::Unknown { why },
             (Ok(stored), None) => (stored, BTreeSet::new()),
             (Ok(stored), Some(Ok(running))) => (stored, running),
         };
@@ -313,7 +312,7 @@ fn unplugged(moved: &MovedGpu, domain: &Domain) -> Diff {
             Ok(edit) => {
                 change.steps.push(Step::EditDomain { name: moved.vm.clone(), edit, autostart: domain.autostart });
             }
-            Err(diff) => return diff,
+            Err(why) => return Diff::Unknown { why },
         }
     }
     settled(change, waits)
