@@ -7,6 +7,7 @@ mod apt;
 mod network;
 mod play;
 mod play_guests;
+mod play_initramfs;
 mod play_libvirt;
 mod record_file;
 

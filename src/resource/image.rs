@@ -35,7 +35,7 @@ pub enum Want {
         /// Its name.
         name: ResourceName,
         /// Where it comes from.
-        origin: Origin,
+        origin: Box<Origin>,
         /// What it has to add up to.
         digest: Option<Digest>,
         /// The newest, asked for with this word.
@@ -88,7 +88,7 @@ impl Image {
 
     fn change(&self, action: Action, kept: Option<&Cached>) -> Change {
         let Want::Kept { name, origin, digest, asked } = &self.want else { return Change::new(action, String::new()) };
-        let (mut origin, mut digest) = (origin.clone(), digest.clone());
+        let (mut origin, mut digest) = ((**origin).clone(), digest.clone());
         let mut change = Change::new(action, format!("from {}", origin.place()));
         if let Some(kept) = kept.filter(|_| asked.is_none() && digest.is_none()) {
             // Its file is gone, and disks may be made from it: none but the very same will do.
@@ -305,7 +305,7 @@ mod tests {
         Image {
             pool: "default".parse().unwrap(),
             directory: "/srv".into(),
-            want: Want::Kept { name: "u".parse().unwrap(), origin, digest, asked: asked.map(str::to_owned) },
+            want: Want::Kept { name: "u".parse().unwrap(), origin: Box::new(origin), digest, asked: asked.map(str::to_owned) },
         }
     }
     fn cached(digest: &str) -> Cached {

@@ -267,11 +267,11 @@ impl LibvirtDomain {
             NicOn::Network(name) => format!("on network {name}"),
         }));
         parts.extend(self.slots.iter().map(|s| format!("gets {}", s.slot)));
-        parts.extend(self.extras.iter().filter_map(|extra| match extra {
-            Extra::Tpm => Some("TPM".to_owned()),
-            Extra::Display(_) => Some(extra.value()),
-            Extra::Usb(id) => Some(format!("USB {id}")),
-            Extra::Folder { path, .. } => Some(format!("folder {}", path.display())),
+        parts.extend(self.extras.iter().map(|extra| match extra {
+            Extra::Tpm => "TPM".to_owned(),
+            Extra::Display(_) => extra.value(),
+            Extra::Usb(id) => format!("USB {id}"),
+            Extra::Folder { path, .. } => format!("folder {}", path.display()),
         }));
         parts.join(", ")
     }

@@ -19,22 +19,6 @@ pub fn xml_escape(text: &str) -> String {
     out
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_text_leaves_its_attribute() {
-        let hostile = "a' b=\"c\"/><x>&amp;\u{1}\n";
-        let xml = format!("<e one='{0}' two=\"{0}\">{0}</e>", xml_escape(hostile));
-        let doc = roxmltree::Document::parse(&xml).unwrap();
-        let e = doc.root_element();
-        let want = "a' b=\"c\"/><x>&amp;\n";
-        assert_eq!((e.attribute("one"), e.attribute("two"), e.text()), (Some(want), Some(want), Some(want)));
-        assert_eq!(e.children().filter(|c| c.is_element()).count(), 0);
-    }
-}
-
 /// Whether a text is one whole element that may stand in a definition. One with a password in it may not: definitions are
 /// shown in plans, and whoever may look at VMs reads them.
 pub fn xml_fragment(text: &str) -> Result<(), String> {
@@ -50,4 +34,20 @@ pub fn xml_fragment(text: &str) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_leaves_its_attribute() {
+        let hostile = "a' b=\"c\"/><x>&amp;\u{1}\n";
+        let xml = format!("<e one='{0}' two=\"{0}\">{0}</e>", xml_escape(hostile));
+        let doc = roxmltree::Document::parse(&xml).unwrap();
+        let e = doc.root_element();
+        let want = "a' b=\"c\"/><x>&amp;\n";
+        assert_eq!((e.attribute("one"), e.attribute("two"), e.text()), (Some(want), Some(want), Some(want)));
+        assert_eq!(e.children().filter(|c| c.is_element()).count(), 0);
+    }
 }

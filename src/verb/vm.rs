@@ -151,12 +151,11 @@ pub(super) fn foreign(name: &DomainName, word: &str) -> Diff {
     }
 }
 
-/// The VM, which is gpuvm's, with all that libvirt knows; else what to say in place of a change.
-pub(super) fn find(
-    name: &DomainName,
-    look: Look<'_>,
-    word: &str,
-) -> Result<Result<(Domain, Arc<Virtualisation>), Box<Diff>>, HostError> {
+/// What was looked for; else what to say in place of a change.
+type Found<T> = Result<Result<T, Box<Diff>>, HostError>;
+
+/// The VM, which is gpuvm's, with all that libvirt knows.
+pub(super) fn find(name: &DomainName, look: Look<'_>, word: &str) -> Found<(Domain, Arc<Virtualisation>)> {
     Ok(known(look)?.and_then(|known| match known.domain(name.as_str()) {
         None => Err(Box::new(none(&known))),
         Some(domain) if !is_marked(&domain.inactive_xml) => Err(Box::new(foreign(name, word))),
@@ -165,6 +164,6 @@ pub(super) fn find(
 }
 
 /// The same, of the VM alone.
-fn ours(name: &DomainName, look: Look<'_>, word: &str) -> Result<Result<Domain, Box<Diff>>, HostError> {
+fn ours(name: &DomainName, look: Look<'_>, word: &str) -> Found<Domain> {
     Ok(find(name, look, word)?.map(|(domain, _)| domain))
 }

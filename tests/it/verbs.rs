@@ -300,7 +300,7 @@ fn a_verb_that_was_killed_anywhere_is_told_of_and_goes_on() {
             } else {
                 // It may have been done by then.
                 let again = host.run(words);
-                let said = stderr(&again);
+                let said = stdout(&again) + &stderr(&again);
                 assert!(again.status.success() || said.contains("no VM of this name"), "{words} at {place}: {said}");
             }
             assert_eq!(host.settled(), known, "{words}: killed at {place}");
