@@ -220,7 +220,9 @@ fn gpus(seen: &Seen<'_>, vm: &Vm) -> Vec<Hinder> {
         let asked = Asked { name, given: slots.clone(), another: None, vms: vec![(vm.name.clone(), slots.clone())] };
         let explained = check::explain(&seen.facts, &looked, &all, gpu, &asked);
         let named = explained.name.clone().unwrap_or_else(|| gpu.slot.to_string());
-        hinders.extend(explained.links.into_iter().filter(|l| l.status == Status::Fail).map(|link| Hinder {
+        // What the next boot of the host will come to does not keep a VM from starting now.
+        let now = |l: &check::Link| l.status == Status::Fail && !["initramfs", "next boot"].contains(&l.name);
+        hinders.extend(explained.links.into_iter().filter(now).map(|link| Hinder {
             why: format!("GPU {named}: {}: {}", link.name, link.says),
             help: link.fix.first().cloned().unwrap_or_else(|| format!("gpuvm gpu explain {}", gpu.slot)),
         }));

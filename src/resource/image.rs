@@ -305,7 +305,12 @@ mod tests {
         Image {
             pool: "default".parse().unwrap(),
             directory: "/srv".into(),
-            want: Want::Kept { name: "u".parse().unwrap(), origin: Box::new(origin), digest, asked: asked.map(str::to_owned) },
+            want: Want::Kept {
+                name: "u".parse().unwrap(),
+                origin: Box::new(origin),
+                digest,
+                asked: asked.map(str::to_owned),
+            },
         }
     }
     fn cached(digest: &str) -> Cached {
