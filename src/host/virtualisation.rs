@@ -1,6 +1,6 @@
 //! What libvirt knows, as plain data: read from the daemon once in a pass, or from a record.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -115,6 +115,20 @@ pub struct Network {
 }
 
 impl Virtualisation {
+    /// Who needs the file of a disk: another VM than `but` that names it, running or not, or a disk that goes on in it.
+    /// A definition that only mentions it counts: whoever deletes it cannot take that back.
+    pub fn user_of(&self, path: &Path, but: Option<&str>) -> Option<String> {
+        let text = path.to_string_lossy();
+        let names = |d: &&Domain| {
+            d.inactive_xml.contains(&*text) || d.live_xml.as_ref().is_some_and(|live| live.contains(&*text))
+        };
+        let vm = self.domains.iter().filter(|d| but != Some(d.name.as_str())).find(names);
+        let over = || {
+            let volumes = self.pools.iter().flat_map(|p| &p.volumes);
+            volumes.into_iter().find(|v| v.path != path && v.backing.as_deref() == Some(path))
+        };
+        vm.map(|d| format!("VM `{}`", d.name)).or_else(|| over().map(|v| format!("the disk `{}`", v.path.display())))
+    }
     /// The VM of this name.
     pub fn domain(&self, name: &str) -> Option<&Domain> {
         self.domains.iter().find(|d| d.name == name)

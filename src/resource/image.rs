@@ -204,9 +204,9 @@ impl Image {
                 Some(image) => {
                     let file = state.all.iter().find(|(n, _)| n == image).and_then(|(_, kept)| kept.as_ref());
                     named.iter().any(|n| n.as_str() == image)
-                        || file.is_some_and(|kept| used.contains(&folder.join(&kept.file)))
+                        || file.is_some_and(|kept| used.contains(kept.file.as_str()))
                 }
-                None => used.contains(&path) || named_files.contains(name.as_str()),
+                None => used.contains(name.as_str()) || named_files.contains(name.as_str()),
             };
             if !keep {
                 change.fields.push(FieldDiff::new(name.clone(), Some("there".to_owned()), None));
@@ -217,17 +217,19 @@ impl Image {
             return Diff::InSync { evidence: "every image is in use".to_owned() };
         }
         change.what = format!("{} that nothing uses", if change.steps.len() == 1 { "a file" } else { "files" });
-        change.notes.push("they can be fetched again".to_owned());
+        change.notes.push("what its server still has can be fetched again".to_owned());
         Diff::Change(change)
     }
 }
 
 /// The files that a disk of any pool or VM goes on in.
-fn used(known: &Virtualisation) -> BTreeSet<PathBuf> {
+/// By name, which carries the digest: a folder has several spellings.
+fn used(known: &Virtualisation) -> BTreeSet<String> {
     let volumes = known.pools.iter().flat_map(|p| &p.volumes).filter_map(|v| v.backing.clone());
     let of_vms = known.domains.iter().flat_map(|d| [Some(&d.inactive_xml), d.live_xml.as_ref()]).flatten();
     let of_vms = of_vms.flat_map(|xml| super::libvirt_domain::project(xml).map(|p| p.disks).unwrap_or_default());
-    volumes.chain(of_vms.flatten().map(PathBuf::from)).collect()
+    let paths = volumes.chain(of_vms.flatten().map(PathBuf::from));
+    paths.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect()
 }
 
 impl Resource for Image {

@@ -75,6 +75,12 @@ fn of<'a>(name: &DomainName, wanted: &'a Wanted) -> Option<&'a Volume> {
 
 fn undefined(name: &DomainName, domain: &Domain) -> Diff {
     let mut change = Change::new(Action::Remove, "its definition, UEFI variables, TPM state and saved memory");
+    if domain.inactive_xml.contains("<tpm") {
+        change.risks.insert(Risk::DataLoss);
+        change.notes.push(
+            "what its guest keeps in the TPM (keys of encrypted disks) is lost, also with --keep-disks".to_owned(),
+        );
+    }
     change.steps.push(Step::UndefineDomain {
         name: name.clone(),
         wholly: true,
@@ -112,9 +118,9 @@ fn disk(name: &DomainName, volume: &Volume, keep: bool, known: &Virtualisation) 
             },
         };
     };
-    if let Some(user) = other_user(name, &there.path.to_string_lossy(), known) {
+    if let Some(user) = known.user_of(&there.path, Some(name.as_str())) {
         return Diff::Blocked {
-            why: format!("VM `{user}` uses it too"),
+            why: format!("{user} needs it too"),
             help: format!("take it from that one first; or leave the disks: gpuvm vm delete {name} --keep-disks"),
         };
     }
@@ -122,17 +128,6 @@ fn disk(name: &DomainName, volume: &Volume, keep: bool, known: &Virtualisation) 
     change.risks.insert(Risk::DataLoss);
     change.steps.push(Step::RemoveVolume { pool: volume.pool.clone(), name: volume.name.clone() });
     Diff::Change(change)
-}
-
-/// Another VM that has a file as a disk, or below one, running or not.
-fn other_user<'a>(name: &DomainName, path: &str, known: &'a Virtualisation) -> Option<&'a str> {
-    let uses = |xml: &String| match project(xml) {
-        Ok(is) => is.disks.iter().flatten().any(|source| source == path),
-        // What cannot be read may hold anything.
-        Err(_) => xml.contains(path),
-    };
-    let others = known.domains.iter().filter(|d| d.name != name.as_str());
-    others.into_iter().find(|d| uses(&d.inactive_xml) || d.live_xml.as_ref().is_some_and(uses)).map(|d| d.name.as_str())
 }
 
 /// What its definition names and gpuvm did not make.

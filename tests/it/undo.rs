@@ -236,3 +236,14 @@ fn old_runs_are_forgotten() {
     assert_eq!(runs, usize::try_from(gpuvm::apply::KEPT_RUNS).unwrap());
     assert_eq!(host.run(&["undo", "1"]).status.code(), Some(1));
 }
+
+#[test]
+fn a_disk_that_something_still_needs_does_not_go_with_its_data() {
+    let host = Host::named("nat-network");
+    succeeded(&host.apply(), "apply");
+    // The VM stays, and so does what it runs on, whatever the words are.
+    let undo = host.undo(&["--with-data", "--skip", "libvirt-domain"]);
+    let said = stdout(&undo) + &stderr(&undo);
+    assert!(!undo.status.success() && said.contains("is not deleted: VM `web` needs it"), "{said}");
+    assert!(host.tree().contains_key("/var/lib/libvirt/images/web-0.qcow2"));
+}

@@ -213,8 +213,19 @@ fn what_is_deleted_is_shown_and_what_others_use_or_made_stays() {
     };
     with_disk("/theirs-0.qcow2", "/tiny-0.qcow2");
     let said = host.says("vm delete tiny --yes", 1);
-    assert!(said.contains("VM `theirs` uses it too") && said.contains("--keep-disks"), "{said}");
+    assert!(said.contains("VM `theirs` needs it too") && said.contains("--keep-disks"), "{said}");
     with_disk("/tiny-0.qcow2", "/theirs-0.qcow2");
+    // A clone, of a VM whose definition does not say what its disk goes on in.
+    host.libvirt(|known| {
+        let volumes = known["pools"][0]["volumes"].as_array_mut().unwrap();
+        let mut clone = volumes.iter().find(|v| v["name"] == "tiny-0.qcow2").unwrap().clone();
+        clone["backing"] = clone["path"].take();
+        (clone["name"], clone["path"]) = ("clone.qcow2".into(), "/var/lib/libvirt/images/clone.qcow2".into());
+        volumes.push(clone);
+    });
+    let said = host.says("vm delete tiny --yes", 1);
+    assert!(said.contains("the disk `/var/lib/libvirt/images/clone.qcow2` needs it too"), "{said}");
+    host.libvirt(|known| drop(known["pools"][0]["volumes"].as_array_mut().unwrap().pop()));
 
     let said = host.says("vm delete tiny --yes", 0);
     assert!(said.contains(plan), "{said}");

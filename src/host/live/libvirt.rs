@@ -308,18 +308,7 @@ fn perform(connection: &Connect, step: &Step, notes: &mut Vec<String>) -> Result
             };
             remove().map_err(|e| said(&e))
         }
-        Step::RemoveVolume { pool, name } => {
-            let remove = || {
-                let Some(pool) = unless_gone(StoragePool::lookup_by_name(connection, pool.as_str()))? else {
-                    return Ok(());
-                };
-                match unless_gone(StorageVol::lookup_by_name(&pool, name))? {
-                    Some(volume) => volume.delete(0),
-                    None => Ok(()),
-                }
-            };
-            remove().map_err(|e| said(&e))
-        }
+        Step::RemoveVolume { pool, name } => remove_volume(connection, pool.as_str(), name),
         Step::Network { name, active, autostart } => {
             let set = || {
                 let network = Network::lookup_by_name(connection, name.as_str())?;
@@ -380,6 +369,21 @@ fn make_pool(connection: &Connect, name: &str, path: &Path) -> Result<(), Error>
     }
     pool.set_autostart(true)?;
     Ok(())
+}
+
+/// What a disk holds cannot come back: who needs it is asked anew, of every pool as it is on the disk by now.
+fn remove_volume(connection: &Connect, pool: &str, name: &str) -> Result<(), HostError> {
+    let failed = |e: Error| said(&e);
+    let Some(pool) = unless_gone(StoragePool::lookup_by_name(connection, pool)).map_err(failed)? else { return Ok(()) };
+    for other in connection.list_all_storage_pools(sys::VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE).map_err(failed)? {
+        other.refresh(0).map_err(failed)?;
+    }
+    let Some(volume) = unless_gone(StorageVol::lookup_by_name(&pool, name)).map_err(failed)? else { return Ok(()) };
+    let path = PathBuf::from(volume.get_path().map_err(failed)?);
+    if let Some(user) = collect(connection).map_err(failed)?.user_of(&path, None) {
+        return Err(HostError::Refused(format!("`{}` is not deleted: {user} needs it", path.display())));
+    }
+    volume.delete(0).map_err(failed)
 }
 
 fn make_volume(connection: &Connect, want: &VolumeStep) -> Result<(), HostError> {
