@@ -257,6 +257,13 @@ fn known(seen: &Seen, ip: IpAddr) -> Vec<String> {
             all.push(format!("this host has it on {name}"));
         }
     }
+    // A VM that is off answers nothing, and has its address again at its next start.
+    for seed in seen.past.owned.values().filter_map(|w| if let Wanted::Seed(seed) = w { Some(seed) } else { None }) {
+        let fixed = seed.shown.get("address").and_then(|a| a.split('/').next()?.trim().parse().ok());
+        if fixed == Some(ip) {
+            all.push(format!("VM {} has it by host.yaml", seed.vm));
+        }
+    }
     for (_, vm, _) in seen.guests.iter().filter(|(at, ..)| *at == ip) {
         all.push(format!("VM {vm} has it (guest agent)"));
     }
@@ -456,6 +463,22 @@ mod tests {
         seen.told.heard.clear();
         seen.guests = vec![("10.9.0.7".parse().unwrap(), "desk".to_owned(), MAC)];
         assert_eq!(said(&seen, "10.9.0.7", &nobody).0, Said::InUse);
+        seen.guests.clear();
+        let seed = crate::resource::seed::Seed {
+            vm: "desk".parse().unwrap(),
+            path: "/var/lib/libvirt/images/desk-seed.iso".into(),
+            inputs: String::new(),
+            instance: String::new(),
+            shown: [("address".to_owned(), "10.9.0.7/24".to_owned())].into(),
+            key_files: Vec::new(),
+            absent: false,
+        };
+        seen.past.owned.insert(crate::plan::Key::new("seed", "desk"), Wanted::Seed(seed));
+        let (verdict, because) = said(&seen, "10.9.0.7", &nobody);
+        assert!(
+            verdict == Said::InUse && because.contains("by host.yaml"),
+            "one that is off answers nothing: {because}"
+        );
     }
 
     #[test]

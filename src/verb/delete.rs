@@ -59,6 +59,17 @@ pub(super) fn delete(
         }
         compiled.entry(&at, [key(name)], diff);
     }
+    for seed in look.past.owned.values().filter_map(|w| if let Wanted::Seed(seed) = w { Some(seed) } else { None }) {
+        if seed.vm == *name {
+            compiled.findings.push(Finding {
+                severity: Severity::Note,
+                code: "stays".to_owned(),
+                place: String::new(),
+                message: format!("its seed `{}` stays, for root's eyes", seed.path.display()),
+                help: "it goes with `absent: true` in host.yaml".to_owned(),
+            });
+        }
+    }
     if let Some(domain) = domain {
         compiled.findings.extend(foreign_disks(domain, &made, &known));
     }
