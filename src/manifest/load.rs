@@ -79,10 +79,7 @@ pub enum LoadError {
     Invalid(#[from] Invalid),
     /// It could not be read.
     #[error("cannot read `{}`", .path.display())]
-    #[diagnostic(
-        code(gpuvm::manifest),
-        help("name it with `-f FILE`; `gpuvm init` writes one of this host as it is")
-    )]
+    #[diagnostic(code(gpuvm::manifest), help("name it with `-f FILE`; `gpuvm init` writes one of this host as it is"))]
     Unreadable {
         /// The file.
         path: PathBuf,
