@@ -21,6 +21,9 @@
 //!
 //! *Undo* and *verbs* (`gpuvm vm start`) are other sources of plans, for the same interpreter, journal and record.
 //!
+//! What verbs and kinds need to know of their subject is beside them: `image` (names, lists, what is cached), `guest` (what a
+//! seed says to cloud-init), `vm` (addresses, what keeps one from starting, QEMU's log), `net` (netplan, questions on a link).
+//!
 //! Dependencies point one way: `cli → stages → resource → plan types → host::Probe`. A kind never reads the manifest,
 //! nothing but `apply` changes a host, and nothing but `cli` opens the live one.
 

@@ -9,10 +9,9 @@ use miette::{IntoDiagnostic, miette};
 use super::adopt::save;
 use super::apply::{Consent, Machine, Talk, approve};
 use super::plan::verdict;
-use super::status::{Standing, cut_off, standing};
+use super::status::free;
 use super::{Target, code, host, print, say, shell_word};
 use crate::describe::{self, NewVm, Refused};
-use crate::host::live;
 use crate::manifest::{self, NvidiaBranch, SshKey, UserName};
 use crate::plan::{SavedPlan, Selection};
 use crate::types::{ByteSize, DomainName, ResourceName};
@@ -129,13 +128,7 @@ fn create(
     }
     let (mut machine, mut state) = Machine::open(args.target.root.as_deref())?;
     let live = host::live();
-    match standing(&state, matches!(machine, Machine::This) && live::waits_for_boot()) {
-        Standing::AtWork(run) => {
-            return Err(miette!(help = "see what it does: gpuvm status --follow", "run {run} is at work"));
-        }
-        Standing::CutOff(run) => return Err(miette!("{}", cut_off(&state, run).trim_end())),
-        _ => {}
-    }
+    free(&state, matches!(machine, Machine::This))?;
     let before = manifest::load(&args.target.file)?;
     if let Err(other) = host::is_meant(&before, machine.probe(&live)) {
         say(&format!("{other}\n"));

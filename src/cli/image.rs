@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use miette::{IntoDiagnostic, miette};
+use miette::IntoDiagnostic;
 use serde::Serialize;
 
 use super::apply::{Consent, Machine, Talk, approve};
-use super::status::{Standing, cut_off, standing};
+use super::status::free;
 use super::{Output, Target, code, host, print, say};
 use crate::desire::{self, IMAGES};
 use crate::facts;
-use crate::host::{Answer, Probe, Snapshot, live};
+use crate::host::{Answer, Probe, Snapshot};
 use crate::image::{self, Cached, FOLDER};
 use crate::manifest::{self, Loaded};
 use crate::plan::{ImageTask, SavedPlan, Selection};
@@ -72,13 +72,7 @@ pub(super) fn run(args: &ImageArgs, talk: Talk<'_>) -> miette::Result<u8> {
 
 fn planned(target: &Target, task: ImageTask, yes: bool, talk: Talk<'_>) -> miette::Result<u8> {
     let (mut machine, mut state) = Machine::open(target.root.as_deref())?;
-    match standing(&state, matches!(machine, Machine::This) && live::waits_for_boot()) {
-        Standing::AtWork(run) => {
-            return Err(miette!(help = "see what it does: gpuvm status --follow", "run {run} is at work"));
-        }
-        Standing::CutOff(run) => return Err(miette!("{}", cut_off(&state, run).trim_end())),
-        _ => {}
-    }
+    free(&state, matches!(machine, Machine::This))?;
     let loaded = manifest::load(&target.file)?;
     let live = host::live();
     if let Err(other) = host::is_meant(&loaded, machine.probe(&live)) {

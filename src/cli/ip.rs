@@ -258,7 +258,7 @@ fn known(seen: &Seen, ip: IpAddr) -> Vec<String> {
         }
     }
     // A VM that is off answers nothing, and has its address again at its next start.
-    for seed in seen.past.owned.values().filter_map(|w| if let Wanted::Seed(seed) = w { Some(seed) } else { None }) {
+    for seed in seen.past.seeds() {
         let fixed = seed.shown.get("address").and_then(|a| a.split('/').next()?.trim().parse().ok());
         if fixed == Some(ip) {
             all.push(format!("VM {} has it by host.yaml", seed.vm));

@@ -16,7 +16,7 @@ use super::{code, host, print, say};
 use crate::apply::{Order, Purpose};
 use crate::describe;
 use crate::facts;
-use crate::host::{Snapshot, live};
+use crate::host::Snapshot;
 use crate::manifest::{self, DeviceUse, Loaded};
 use crate::resource::Wanted;
 use crate::resource::vfio_binding::Card;
@@ -47,7 +47,7 @@ pub struct MoveArgs {
 pub(super) fn run(args: &MoveArgs, attach: bool, talk: Talk<'_>) -> miette::Result<u8> {
     let (mut machine, mut state) = Machine::open(args.root.as_deref())?;
     let this = host::live();
-    free(&state, matches!(machine, Machine::This) && live::waits_for_boot())?;
+    free(&state, matches!(machine, Machine::This))?;
     let usual = || Some(PathBuf::from("host.yaml")).filter(|p| p.is_file());
     let manifest = args.file.clone().or_else(usual).map(|f| manifest::load(&f)).transpose()?;
     let past = state.past().into_diagnostic()?;

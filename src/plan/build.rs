@@ -8,6 +8,7 @@ use crate::desire::Desired;
 use crate::facts::{HostFacts, Iommu};
 use crate::host::{Answer, Probe};
 use crate::resource::Wanted;
+use crate::resource::seed::Seed;
 
 /// What earlier runs left behind.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +17,13 @@ pub struct Past {
     pub owned: BTreeMap<Key, Wanted>,
     /// Refreshes that a cut-off run still owes.
     pub pending: BTreeSet<Refresh>,
+}
+
+impl Past {
+    /// The seeds of guests that are ours.
+    pub fn seeds(&self) -> impl Iterator<Item = &Seed> {
+        self.owned.values().filter_map(|wanted| if let Wanted::Seed(seed) = wanted { Some(seed) } else { None })
+    }
 }
 
 /// Compares what is wanted with the host. `manifest` is the digest of the manifest and its files.

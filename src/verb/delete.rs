@@ -59,7 +59,7 @@ pub(super) fn delete(
         }
         compiled.entry(&at, [key(name)], diff);
     }
-    for seed in look.past.owned.values().filter_map(|w| if let Wanted::Seed(seed) = w { Some(seed) } else { None }) {
+    for seed in look.past.seeds() {
         if seed.vm == *name {
             compiled.findings.push(Finding {
                 severity: Severity::Note,
