@@ -110,7 +110,7 @@ fn every_case_goes_back_and_forth_again() {
             }
         }
         if host.folders() != folders {
-            wrong.push(format!("{name}: these folders stayed: {:?}", host.folders().difference(&folders)));
+            wrong.push(format!("{name}: these folders stayed: {:?}", host.folders().difference(&folders).collect::<Vec<_>>()));
         }
         if host.would_do() != would_do {
             wrong.push(format!("{name}: after the undo the manifest plans {:?}, not {would_do:?}", host.would_do()));
