@@ -186,7 +186,7 @@ pub enum HostError {
         said: String,
     },
     /// Something did not answer in time and was left behind.
-    #[error("`{what}` did not answer within {} s", .limit.as_secs())]
+    #[error("{what} did not answer within {} s", .limit.as_secs())]
     Timeout {
         /// What was asked.
         what: String,

@@ -53,7 +53,7 @@ node=$(guest "ls /sys/bus/pci/devices/$SECOND.0/misc")
 guest "systemd-run -q --unit=holder sleep infinity && systemctl stop holder
   systemd-run -q --unit=holder sh -c 'exec sleep infinity </dev/$node'"
 expect_status 1 guest gpuvm gpu attach tiny "$SECOND" --yes
-expect_text holder.service "nothing was changed"
+expect_text holder.service "systemctl stop" "nothing is changed"
 expect_drivers "$HOST"
 guest systemctl stop holder
 
