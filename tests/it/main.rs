@@ -19,6 +19,7 @@ mod layers;
 mod machine;
 mod manifest;
 mod moves;
+mod namespaces;
 mod network_guard;
 mod packages;
 mod policy;
