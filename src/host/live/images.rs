@@ -571,12 +571,12 @@ mod tests {
         let maker = Maker::new();
         let path = maker.dir.path().join("golden");
         let file = File::create(&path).unwrap();
-        file.set_len(64 << 20).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 4096], 32 << 20).unwrap();
+        file.set_len(4 << 20).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 4096], 2 << 20).unwrap();
         let part = maker.dir.path().join("part");
         copy(&path, &part, &Room { reserve: 0, free: |_| Some(2 << 20) }).unwrap();
         assert_eq!(Sums::of(&part).unwrap(), Sums::of(&path).unwrap());
-        assert!(fs::metadata(&part).unwrap().blocks() < 8192, "its holes stay holes");
+        assert!(fs::metadata(&part).unwrap().blocks() < 4096, "its holes stay holes");
 
         fs::write(&path, vec![7; 3 << 20]).unwrap();
         for free in [(|_| Some(1)) as fn(&Path) -> Option<u64>, |_| None] {
