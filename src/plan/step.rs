@@ -254,6 +254,9 @@ pub struct VolumeStep {
     pub format: String,
     /// Grow an existing one in place of making it.
     pub grow: bool,
+    /// An earlier run began to make it, so that a file of its name that libvirt has not listed is what that run left.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub begun: bool,
     /// What it begins as: the file that says what is kept of an image. The image itself stays as it is, and backs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<PathBuf>,

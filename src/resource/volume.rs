@@ -69,20 +69,24 @@ impl From<Libvirt> for State {
 const FORMAT: &str = "qcow2";
 
 impl Volume {
-    fn step(&self, grow: bool) -> Step {
+    fn step(&self, grow: bool, begun: bool) -> Step {
         Step::Volume(VolumeStep {
             pool: self.pool.clone(),
             name: self.name.clone(),
             size: self.size,
             format: FORMAT.to_owned(),
             grow,
+            begun,
             image: self.image.as_ref().filter(|_| !grow).map(|i| i.pointer.clone()),
         })
     }
     fn made(&self) -> Change {
+        self.making(false)
+    }
+    fn making(&self, begun: bool) -> Change {
         let from = self.image.as_ref().map_or(String::new(), |i| format!(", from {}", i.name));
         let mut change = Change::new(Action::Create, format!("{}, {FORMAT}{from}", self.size));
-        change.steps.push(self.step(false));
+        change.steps.push(self.step(false, begun));
         change
     }
 
@@ -173,7 +177,9 @@ impl Resource for Volume {
             };
         }
         let Some(volume) = pool.volumes.iter().find(|v| v.name == self.name) else {
-            if let Some(path) = &state.unlisted {
+            // The ledger has the word before the file is begun.
+            let begun = state.unlisted.is_some() && last.is_some_and(|l| l.made);
+            if let Some(path) = state.unlisted.as_ref().filter(|_| !begun) {
                 return Diff::Blocked {
                     why: format!(
                         "`{}` is there, and libvirt does not know of it: it may hold anything",
@@ -185,7 +191,7 @@ impl Resource for Volume {
             if let Some((why, help)) = state.image.as_ref().and_then(|kept| image::too_small(kept, self.size)) {
                 return Diff::Blocked { why, help };
             }
-            let mut change = self.made();
+            let mut change = self.making(begun);
             self.room(pool, self.size.bytes(), &mut change);
             return Diff::Change(change);
         };
@@ -225,7 +231,7 @@ impl Resource for Volume {
         let mut change = Change::new(Action::Change, format!("grows to {}", self.size));
         change.fields.push(FieldDiff::new("size", Some(is.to_string()), Some(self.size.to_string())));
         change.notes.push("the guest's partition and file system are the guest's to grow".to_owned());
-        change.steps.push(self.step(true));
+        change.steps.push(self.step(true, false));
         self.room(pool, self.size.bytes() - is.bytes(), &mut change);
         Diff::Change(change)
     }

@@ -413,6 +413,7 @@ impl Thing<'_> {
                     size: ByteSize::from_bytes(*capacity),
                     format: format.clone(),
                     grow: false,
+                    begun: false,
                     image: None,
                 }));
                 self.stays

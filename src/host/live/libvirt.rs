@@ -426,8 +426,8 @@ fn make_volume(connection: &Connect, want: &VolumeStep) -> Result<(), HostError>
     let listed = lookup()?.is_some();
     pool.refresh(0).map_err(failed)?;
     let found = lookup()?;
-    // What libvirt made, it has listed: a file that only shows up now was put there by others.
-    if let (false, Some(volume)) = (listed, &found) {
+    // What libvirt made, it has listed, unless it ended meanwhile: a file that only shows up now was put there by others.
+    if let (false, false, Some(volume)) = (listed, want.begun, &found) {
         return Err(HostError::Refused(format!(
             "`{}` is there, and libvirt did not know of it when the plan was made; it is left as it is: plan again",
             volume.get_path().map_err(failed)?
@@ -817,6 +817,7 @@ mod tests {
                 size: ByteSize::from_mib(mib),
                 format: "qcow2".to_owned(),
                 grow,
+                begun: false,
                 image: None,
             })
         };
