@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::OnceLock;
 
-use crate::machine::{command, copy_tree, fast_folder, gpuvm, repository, stderr, stdout};
+use crate::machine::{command, copy_tree, fast_folder, gpuvm, on_the_host, repository, stderr, stdout};
 
 const MANIFEST: &str = "version: 1
 networks:
@@ -55,7 +55,7 @@ impl Host {
     }
     fn says(&self, words: &str, code: i32) -> String {
         let output = self.run(words);
-        let said = stdout(&output) + &stderr(&output);
+        let said = on_the_host(&(stdout(&output) + &stderr(&output)));
         assert_eq!(output.status.code(), Some(code), "{words}: {said}");
         said
     }

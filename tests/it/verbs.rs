@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::OnceLock;
 
-use crate::machine::{command, copy_tree, fast_folder, gpuvm, repository, stderr, stdout, tree};
+use crate::machine::{command, copy_tree, fast_folder, gpuvm, on_the_host, repository, stderr, stdout, tree};
 
 const MANIFEST: &str = "version: 1
 networks:
@@ -59,7 +59,7 @@ impl Host {
     /// Runs it, which ends with this code; what it said.
     pub fn says(&self, words: &str, code: i32) -> String {
         let output = self.run(words);
-        let said = stdout(&output) + &stderr(&output);
+        let said = on_the_host(&(stdout(&output) + &stderr(&output)));
         assert_eq!(output.status.code(), Some(code), "{words}: {said}");
         said
     }
