@@ -11,6 +11,7 @@ mod faults;
 mod foreign;
 mod fuzz;
 mod guests;
+mod hardware;
 mod hostile;
 mod hosts;
 mod init;
