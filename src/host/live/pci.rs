@@ -79,7 +79,12 @@ fn one(address: PciAddress, target: &BindTarget, progress: &mut dyn FnMut(&str))
     }
     if let Some(now) = &now {
         progress(&format!("{address}: leaving {now}"));
-        write(&at.join("driver/unbind"), &address.to_string())?;
+        write(&at.join("driver/unbind"), &address.to_string()).map_err(|e| match e {
+            HostError::Timeout { limit, .. } => {
+                HostError::Timeout { what: format!("{now}, asked to let go of {address} (see dmesg),"), limit }
+            }
+            other => other,
+        })?;
     }
     progress(&format!("{address}: looking for its driver"));
     write(Path::new("/sys/bus/pci/drivers_probe"), &address.to_string())?;
