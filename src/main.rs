@@ -3,7 +3,6 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
 use gpuvm::cli::{Cli, LogFormat, VMCTL_HELP, code, run, words};
 
 fn main() -> ExitCode {
@@ -11,7 +10,7 @@ fn main() -> ExitCode {
         let _ = std::io::stdout().write_all(VMCTL_HELP.as_bytes());
         return ExitCode::from(code::OK);
     };
-    let cli = match Cli::try_parse_from(words) {
+    let cli = match Cli::read(words) {
         Ok(cli) => cli,
         Err(e) => {
             // Help and version are answers, not errors.

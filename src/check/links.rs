@@ -471,6 +471,12 @@ fn holders(on: &On<'_>) -> Vec<Link> {
         } else {
             format!("{} runs", h.name)
         };
+        // libvirt's word, not a process's name: that VM is the one that the manifest means.
+        if h.kind == HolderKind::Vm && h.pid.is_none() && on.asked.vms.iter().any(|(vm, _)| *vm == h.name) {
+            let says = format!("the VM {} has it, to which the manifest gives it", h.name);
+            links.push(Link::new("holder", Status::Ok, says).seen(source, value));
+            continue;
+        }
         let mut link = Link::new("holder", Status::Fail, who(h)).seen(source, value);
         if !h.cgroup.is_empty() {
             link = link.seen(format!("/proc/{}/cgroup", h.pid.unwrap_or_default()), h.cgroup.clone());
@@ -666,6 +672,10 @@ fn memory(on: &On<'_>) -> Link {
     let link = |status, says: String| {
         Link::new("memory", status, says).seen(file.clone(), format!("largest {}", size(largest)))
     };
+    if all == 0 {
+        let says = format!("no window that is placed by 64 bits; the largest, of {}, fits any guest", size(largest));
+        return link(Status::Ok, says);
+    }
     if all <= 16 << 30 {
         return link(Status::Ok, format!("{what} fit the guest's window"));
     }

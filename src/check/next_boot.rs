@@ -80,6 +80,9 @@ pub struct NextBoot {
     pub intel_on: Option<bool>,
     /// What DKMS has built: for each module and version, the kernels.
     pub dkms: BTreeMap<String, BTreeSet<String>>,
+    /// The modules that the GPUs' drivers are in, by the drivers' own names, which may be others (`bochs-drm` is in
+    /// `bochs`); without those for which sysfs does not tell.
+    pub driver_modules: BTreeMap<String, String>,
     /// What is kept for VMs.
     pub rules: Vec<Rule>,
 }
@@ -123,6 +126,7 @@ impl NextBoot {
             built_in,
             intel_on: config.map(|c| c.lines().any(|l| l == "CONFIG_INTEL_IOMMU_DEFAULT_ON=y")),
             dkms: dkms(probe),
+            driver_modules: driver_modules(probe, facts),
             rules: rules(probe),
             chosen,
             release,
@@ -209,6 +213,18 @@ fn content(probe: &dyn Probe, path: &str) -> Content {
         Ok(Answer::Denied) => Content::Unknown("it may not be read (not root)".to_owned()),
         Err(e) => Content::Unknown(e.to_string()),
     }
+}
+
+/// `/sys/bus/pci/drivers/NAME/module` leads to `/sys/module/MODULE` (`module_add_driver` in the kernel).
+fn driver_modules(probe: &dyn Probe, facts: &HostFacts) -> BTreeMap<String, String> {
+    let drivers: BTreeSet<&String> =
+        facts.pci.values().filter(|f| f.is_gpu()).filter_map(|f| f.driver.as_ref()).collect();
+    let module = |driver: &String| {
+        let path = format!("/sys/bus/pci/drivers/{driver}/module");
+        let link = probe.link(std::path::Path::new(&path)).ok().and_then(crate::host::Answer::value)?;
+        Some((driver.clone(), link.file_name()?.to_string_lossy().into_owned()))
+    };
+    drivers.into_iter().filter_map(module).collect()
 }
 
 /// /var/lib/dkms/MODULE/VERSION/KERNEL/ARCH (dkms(8)); `source` and `build` are no kernels.

@@ -10,7 +10,7 @@ use miette::{IntoDiagnostic, miette};
 
 use super::apply::{Consent, Machine, Talk, approve, need_root};
 use super::status::free;
-use super::{Target, code, host, print};
+use super::{Target, code, host, print, say, tell};
 use crate::describe::{self, Entry, Refused};
 use crate::host::{Probe, Snapshot};
 use crate::manifest::{self, Loaded};
@@ -59,7 +59,7 @@ pub(super) fn run(args: &AdoptArgs, talk: Talk<'_>) -> miette::Result<u8> {
     free(&state, matches!(machine, Machine::This))?;
     let before = manifest::load(&args.target.file)?;
     if let Err(other) = host::is_meant(&before, machine.probe(&live)) {
-        anstream::eprintln!("{other}");
+        say(&format!("{other}\n"));
         return Ok(code::REFUSED);
     }
     let things: BTreeSet<Key> = args.things.iter().map(|t| t.0.clone()).collect();
@@ -68,7 +68,7 @@ pub(super) fn run(args: &AdoptArgs, talk: Talk<'_>) -> miette::Result<u8> {
     let mut loaded = before.clone();
     let mut missing: Vec<Entry> = Vec::new();
     for thing in things.iter().filter(|t| t.kind != "vfio-binding") {
-        let entry = described(thing, &loaded, machine.probe(&live))?;
+        let entry = described(thing, &loaded, machine.probe(&live)).map_err(|e| in_a_record(e, thing, args))?;
         if let Some(entry) = entry {
             let mut files = loaded.files.clone();
             files.extend(entry.extra.iter().map(|e| (e.path.clone(), e.bytes.clone())));
@@ -81,15 +81,15 @@ pub(super) fn run(args: &AdoptArgs, talk: Talk<'_>) -> miette::Result<u8> {
             print(&entry.shown)?;
         }
         let path = args.target.file.display();
-        anstream::eprintln!("`{path}` does not have this yet; put it in, or say `--save`; nothing was changed");
+        say(&format!("`{path}` does not have this yet; put it in, or say `--save`; nothing was changed\n"));
         for extra in missing.iter().filter_map(|e| e.extra.as_ref()) {
-            anstream::eprintln!("its content is copied to `{}` beside the manifest by `--save`", extra.path.display());
+            say(&format!("its content is copied to `{}` beside the manifest by `--save`\n", extra.path.display()));
         }
         return Ok(code::OK);
     }
     for thing in things.iter().filter(|t| t.kind == "vfio-binding") {
         if let Some(told) = foreign_binding(thing, &loaded, machine.probe(&live), &past)? {
-            print(&told)?;
+            tell(&told)?;
             return Ok(code::ERROR);
         }
     }
@@ -112,6 +112,22 @@ pub(super) fn run(args: &AdoptArgs, talk: Talk<'_>) -> miette::Result<u8> {
         }
         Ok(())
     })
+}
+
+/// A record has what was looked at when it was made, and that was not every file of the host.
+fn in_a_record(error: miette::Report, thing: &Key, args: &AdoptArgs) -> miette::Report {
+    match &args.target.root {
+        Some(dir) if thing.kind == "file" && !dir.join("root").join(thing.name.trim_start_matches('/')).exists() => {
+            miette!(
+                help = "a record has the files that were looked at: make it anew with a manifest that lists this one under \
+                        `files` (gpuvm facts --record DIR -f FILE), or adopt it on the host itself, without `--root`",
+                "the record `{}` does not hold `{}`",
+                dir.display(),
+                thing.name
+            )
+        }
+        _ => error,
+    }
 }
 
 fn described(thing: &Key, loaded: &Loaded, probe: &dyn Probe) -> miette::Result<Option<Entry>> {

@@ -11,7 +11,7 @@ use super::run::{Around, EVENTS, carry_out as carry_out_here};
 use super::source::Source;
 use super::status::{Standing, cut_off, follow, standing};
 use super::stop::Stop;
-use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, plan::verdict, print, say};
+use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, plan::verdict, print, say, tell};
 use crate::apply::{self, ABOUT_FORMAT, About, Allowed, ApplyError, Ending, Order, Purpose, StateDir};
 use crate::host::{Host, Probe, live};
 use crate::manifest;
@@ -113,7 +113,7 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
             }
             let text = format!("run {run} was abandoned; what it did stays done\n");
             state.finish(run, &Ending { code: code::ERROR, text: text.clone() }).into_diagnostic()?;
-            print(&text)?;
+            tell(&text)?;
             return Ok(code::OK);
         }
         Standing::WaitsForBoot(run) => {
@@ -210,7 +210,7 @@ pub(super) fn approve(
         _ => {
             // What is asked about is shown, however quiet it is to be.
             let detail = if talk.quiet && !consent.yes { Detail::Normal } else { talk.detail };
-            print(&report::plan_text(approved, detail))?;
+            tell(&report::plan_text(approved, detail))?;
         }
     }
     match verdict(approved) {
@@ -225,7 +225,7 @@ pub(super) fn approve(
     }
     need_root(machine)?;
     if !consent.reboot && !talk.quiet && boots(approved) {
-        anstream::eprintln!("this stops before the reboot; with `--reboot` it goes on through it");
+        say("this stops before the reboot; with `--reboot` it goes on through it\n");
     }
     if !consent.yes && plain.is_none() && !asked()? {
         say("nothing was changed\n");
@@ -303,11 +303,11 @@ fn carry_out(
             Ok(ending.code)
         }
         Some(ending) => {
-            print(&ending.text)?;
+            tell(&ending.text)?;
             Ok(ending.code)
         }
         None if live::waits_for_boot() => {
-            print(&format!("run {number} goes on after the reboot: gpuvm status --follow\n"))?;
+            tell(&format!("run {number} goes on after the reboot: gpuvm status --follow\n"))?;
             Ok(code::WAITS)
         }
         None => Err(miette!("{}", cut_off(state, number).trim_end())),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use miette::{IntoDiagnostic, miette};
 
-use super::{Output, code, host, print};
+use super::{Output, code, host, print, say};
 use crate::host::record::Recorder;
 use crate::host::{Probe, Program, Snapshot};
 use crate::plan::{Past, Selection};
@@ -68,7 +68,7 @@ pub(super) fn run(args: &FactsArgs) -> miette::Result<u8> {
                 host::plan_now(&manifest::load(file)?, &Selection::default(), &recorder, &Past::default());
             }
             recorder.write(dir).into_diagnostic()?;
-            anstream::eprintln!("recorded to {}; look through it before you give it away", dir.display());
+            say(&format!("recorded to {}; look through it before you give it away\n", dir.display()));
             facts
         }
     };

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::apply::Talk;
 use super::move_gpu::{self, MoveArgs};
-use super::{Output, code, host, print};
+use super::{Output, code, host, print, say, tell};
 use crate::apply::StateDir;
 use crate::check::{self, Asked, Explanation, Looked, NextBoot, Verdict};
 use crate::desire;
@@ -166,6 +166,7 @@ impl Seen {
         let first = self.facts.slot(gpu.slot).find(|f| f.is_gpu());
         NamedGpu {
             name: self.asked(gpu.slot).name,
+            kept_by_host: self.named().iter().any(|(_, slot, usage)| *slot == gpu.slot && *usage == DeviceUse::Host),
             matched_by: first.map_or(String::new(), |f| identity::shortest(f, true, &self.facts)),
             gpu: gpu.clone(),
         }
@@ -197,7 +198,17 @@ pub(super) fn meant(text: &str, manifest: Option<&Loaded>, facts: &HostFacts) ->
             0 => format!("no GPU is `{text}`"),
             n => format!("{n} GPUs are `{text}`"),
         };
-        miette!(help = format!("there are:\n      {}", e.lines()), "{why}")
+        let names: Vec<String> =
+            manifest.iter().flat_map(|m| m.manifest.gpus.keys()).map(|n| format!("`{n}`")).collect();
+        let by_name = match (manifest, names.is_empty()) {
+            (None, _) => {
+                "a name that a manifest gives needs that manifest: -f host.yaml; without it, an address does\n"
+                    .to_owned()
+            }
+            (Some(_), true) => "the manifest names no GPU; an address does\n".to_owned(),
+            (Some(_), false) => format!("the manifest names {}\n", names.join(", ")),
+        };
+        miette!(help = format!("{by_name}there are:\n      {}", e.lines()), "{why}")
     })
 }
 
@@ -213,7 +224,7 @@ fn look(
     let past = StateDir::open(state).and_then(|s| s.past()).unwrap_or_default();
     let manifest = file.map(|f| manifest::load(f)).transpose()?;
     if let Some(Err(other)) = manifest.as_ref().map(|m| host::is_meant(m, probe)) {
-        anstream::eprintln!("{other}");
+        say(&format!("{other}\n"));
         return Ok(code::REFUSED);
     }
     let snapshot = Snapshot::new(probe);
@@ -225,6 +236,13 @@ fn look(
 
 fn json(value: &impl Serialize) -> miette::Result<String> {
     Ok(serde_json::to_string_pretty(value).into_diagnostic()? + "\n")
+}
+
+fn tell_or_json(output: Output, value: &impl Serialize, text: impl FnOnce() -> String) -> miette::Result<()> {
+    match output {
+        Output::Json => print(&json(value)?),
+        Output::Text => tell(&text()),
+    }
 }
 
 fn exit(verdict: Verdict) -> u8 {
@@ -241,7 +259,7 @@ pub(super) fn gpu(args: &GpuArgs, verbose: bool, talk: Talk<'_>) -> miette::Resu
         GpuCommand::Detach(moved) => move_gpu::run(moved, false, talk),
         GpuCommand::List { look: l } => look(l.root.as_ref(), l.file.as_ref(), |seen, _| {
             let all: Vec<NamedGpu> = seen.gpus.iter().map(|g| seen.named_gpu(g)).collect();
-            print(&if l.output == Output::Json { json(&all)? } else { report::gpu_list(&all) })?;
+            tell_or_json(l.output, &all, || report::gpu_list(&all))?;
             Ok(code::OK)
         }),
         GpuCommand::Status { gpu, look: l } => look(l.root.as_ref(), l.file.as_ref(), |seen, _| {
@@ -250,17 +268,12 @@ pub(super) fn gpu(args: &GpuArgs, verbose: bool, talk: Talk<'_>) -> miette::Resu
                 None => seen.gpus.iter().collect(),
             };
             let all: Vec<NamedGpu> = wanted.into_iter().map(|g| seen.named_gpu(g)).collect();
-            let text = || all.iter().map(report::gpu_status).collect::<Vec<_>>().join("\n");
-            print(&if l.output == Output::Json { json(&all)? } else { text() })?;
+            tell_or_json(l.output, &all, || all.iter().map(report::gpu_status).collect::<Vec<_>>().join("\n"))?;
             Ok(code::OK)
         }),
         GpuCommand::Explain { gpu, look: l } => look(l.root.as_ref(), l.file.as_ref(), |seen, _| {
             let explanation = seen.explain(seen.find(gpu)?);
-            print(&if l.output == Output::Json {
-                json(&explanation)?
-            } else {
-                report::explanation(&explanation, verbose)
-            })?;
+            tell_or_json(l.output, &explanation, || report::explanation(&explanation, verbose))?;
             Ok(exit(explanation.verdict))
         }),
     }
@@ -298,17 +311,15 @@ pub(super) fn check(args: &CheckArgs, verbose: bool, quiet: bool) -> miette::Res
         let refused_starts = gpu::refused_starts(probe);
         let verdict = if wrong || !refused_starts.is_empty() { Some(Verdict::Fail) } else { check::worst(&gpus) };
         let checked = Checked { findings, refused_starts, gpus, verdict };
-        if l.output == Output::Json {
-            print(&json(&checked)?)?;
-        } else {
+        tell_or_json(l.output, &checked, || {
             let mut parts: Vec<String> = checked.findings.iter().map(report::finding).collect();
             parts.extend(checked.refused_starts.iter().map(report::refused_start));
             parts.extend(checked.gpus.iter().map(|e| report::explanation(e, verbose)));
             if parts.is_empty() {
                 parts.push("no GPU to judge\n".to_owned());
             }
-            print(&parts.join("\n"))?;
-        }
+            parts.join("\n")
+        })?;
         Ok(verdict.map_or(code::OK, exit))
     })
 }
@@ -333,10 +344,7 @@ fn next_boot(args: &CheckArgs, seen: &Seen, probe: &dyn Probe, verbose: bool, qu
         report.links.retain(|l| l.status == check::Status::Fail);
     }
     if !quiet || verdict == Some(Verdict::Fail) {
-        print(&match args.look.output {
-            Output::Json => json(&report)?,
-            Output::Text => report::next_boot(&report, verbose),
-        })?;
+        tell_or_json(args.look.output, &report, || report::next_boot(&report, verbose))?;
     }
     Ok(verdict.map_or(code::OK, exit))
 }

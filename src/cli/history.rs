@@ -7,7 +7,7 @@ use miette::{IntoDiagnostic, miette};
 
 use super::apply::Machine;
 use super::status::{Standing, standing};
-use super::{Output, code, print};
+use super::{Output, code, print, tell};
 use crate::apply::{About, StateDir};
 use crate::report::{self, Detail};
 
@@ -144,7 +144,7 @@ pub(super) fn show(args: &ShowArgs) -> miette::Result<u8> {
     let log = dir.join("log");
     let place = if log.exists() { log } else { dir.join("journal.jsonl") };
     out += &format!("log: {}\n", place.display());
-    print(&out)?;
+    tell(&out)?;
     Ok(code::OK)
 }
 

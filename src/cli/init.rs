@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use miette::{IntoDiagnostic, miette};
 
-use super::{code, host, plan::verdict, print};
+use super::{code, host, plan::verdict, print, say, shell_word};
 use crate::apply::StateDir;
 use crate::describe;
 use crate::host::Snapshot;
@@ -30,8 +30,8 @@ pub(super) fn run(args: &InitArgs) -> miette::Result<u8> {
     let stdout = args.out == Path::new("-");
     if !stdout && args.out.symlink_metadata().is_ok() {
         return Err(miette!(
-            help = "name another with `-o FILE`, or look at it with `-o -`",
-            "`{}` is there already, and is not replaced",
+            help = "`-o FILE` writes it elsewhere, `-o -` shows it; to have a new one there, move yours away first",
+            "`{}` is there already, and is not replaced; nothing was written",
             args.out.display()
         ));
     }
@@ -53,17 +53,20 @@ pub(super) fn run(args: &InitArgs) -> miette::Result<u8> {
         print(&text)?;
     } else {
         write(&args.out, &text)?;
+        let at = std::path::absolute(&args.out).unwrap_or_else(|_| args.out.clone());
+        say(&format!("wrote {}\n", at.display()));
     }
     let name = if stdout { "it".to_owned() } else { args.out.display().to_string() };
+    let file = if stdout { "host.yaml".to_owned() } else { shell_word(&args.out.to_string_lossy()) };
     if verdict(&plan) == code::OK {
-        anstream::eprintln!("{name} describes this host as it is: nothing would change");
-        anstream::eprintln!("next: read it, change what you want, then: gpuvm plan");
+        say(&format!("{name} describes this host as it is: nothing would change\n"));
+        say(&format!("next: read it, change what you want, then: gpuvm plan -f {file}\n"));
         return Ok(code::OK);
     }
     let findings = plan.findings.iter().map(|f| format!("{}: {}", f.place, f.message));
     let entries = plan.entries.iter().filter(|e| !matches!(e.diff, Diff::InSync { .. })).map(|e| e.key.to_string());
     let said: Vec<String> = findings.chain(entries).collect();
-    anstream::eprintln!("{name} is not wholly as the host is; see `gpuvm plan`: {}", said.join("; "));
+    say(&format!("{name} is not wholly as the host is; see `gpuvm plan -f {file}`: {}\n", said.join("; ")));
     Ok(verdict(&plan))
 }
 

@@ -10,7 +10,7 @@ use miette::{IntoDiagnostic, miette};
 use serde::Serialize;
 
 use super::vm_look::told;
-use super::{Output, code, host, print};
+use super::{Output, code, host, print, say};
 use crate::apply::StateDir;
 use crate::facts;
 use crate::facts::{NetworkFacts, PciFunction};
@@ -145,7 +145,7 @@ fn list(args: &LookArgs) -> miette::Result<u8> {
         Output::Text => report::ip_list(&all),
     })?;
     if args.output == Output::Text {
-        seen.told.unknown.iter().for_each(|u| anstream::eprintln!("?  {}", report::safe(u)));
+        seen.told.unknown.iter().for_each(|u| say(&format!("?  {}\n", report::safe(u))));
     }
     Ok(code::OK)
 }
@@ -227,6 +227,16 @@ fn check(args: &CheckArgs) -> miette::Result<u8> {
     let seen = look(&snapshot, &state, args.look.root.as_deref())?;
     let wait = Duration::from_secs(args.wait);
     let recorded = args.look.root.is_some();
+    if let (true, Some(n)) = (recorded, args.free) {
+        if args.look.output == Output::Json {
+            print("{\n  \"format\": 1,\n  \"checked\": []\n}\n")?;
+        }
+        say(&format!(
+            "UNKNOWN: which {n} are free only the network itself can tell, and a recorded host has none\n\
+             what the record knows of: gpuvm ip list\n"
+        ));
+        return Ok(code::WAITS);
+    }
     let ask = |link: &str, addresses: &BTreeSet<IpAddr>| match recorded {
         true => Err("nobody can be asked on a recorded host".to_owned()),
         false => live::who_has(link, addresses, wait).map_err(|e| e.to_string()),
@@ -465,7 +475,7 @@ fn find_free(seen: &Seen, on: Option<&str>, n: usize, ask: &Ask<'_>) -> miette::
     }
     found.truncate(n);
     if found.len() < n {
-        anstream::eprintln!("{} of {n}: nothing more of {ip}/{prefix} is free", found.len());
+        say(&format!("{} of {n}: nothing more of {ip}/{prefix} is free\n", found.len()));
     }
     Ok((found.clone(), found.len() == n))
 }

@@ -14,6 +14,7 @@ mod move_gpu;
 mod next_boot;
 mod plan;
 mod progress;
+mod rehearsal;
 mod run;
 mod schema;
 mod source;
@@ -32,7 +33,7 @@ use std::process::ExitCode;
 pub use host::plan_now;
 pub use vmctl::{HELP as VMCTL_HELP, words};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 /// Exit codes, as documented in the README.
 pub mod code {
@@ -69,6 +70,16 @@ pub struct Cli {
 }
 
 impl Cli {
+    /// Reads a command line. What is said from here on is about the host that it names.
+    ///
+    /// # Errors
+    /// Wrong usage, and help and version, which are answers.
+    pub fn read(words: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches_from(words)?;
+        rehearsal::begin(&matches);
+        Self::from_arg_matches(&matches)
+    }
+
     /// The least that is logged. A run has no terminal: what it logs is its log file, which says what it did.
     pub fn log_level(&self) -> &'static str {
         match (self.quiet, self.verbose) {
@@ -210,10 +221,10 @@ impl PolicyArgs {
 fn keeps(policies: &[crate::plan::Policy], plan: &crate::plan::Plan, now: jiff::Timestamp) -> bool {
     let refusals: Vec<_> = policies.iter().flat_map(|p| p.judge(plan, now)).collect();
     for refusal in &refusals {
-        anstream::eprintln!("refused: {refusal}");
+        say(&format!("refused: {refusal}\n"));
     }
     if !refusals.is_empty() {
-        anstream::eprintln!("nothing was changed");
+        say("nothing was changed\n");
     }
     refusals.is_empty()
 }
@@ -280,7 +291,7 @@ pub fn run(cli: Cli) -> ExitCode {
 /// Talk goes to standard error. A terminal that is gone is no reason to stop.
 fn say(text: &str) {
     use std::io::Write;
-    let _ = anstream::stderr().write_all(text.as_bytes());
+    let _ = anstream::stderr().write_all(rehearsal::said(text).as_bytes());
 }
 
 /// A word of a command line, for a person to copy.
@@ -291,6 +302,11 @@ fn shell_word(word: &str) -> String {
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
+}
+
+/// A result for people: data on standard output too, with commands in it that are about this host.
+fn tell(text: &str) -> miette::Result<()> {
+    print(&rehearsal::said(text))
 }
 
 /// Standard output is data; a closed pipe is the reader's choice and no error.

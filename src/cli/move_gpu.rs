@@ -54,7 +54,7 @@ pub(super) fn run(args: &MoveArgs, attach: bool, talk: Talk<'_>) -> miette::Resu
     let (slot, card) = {
         let probe = machine.probe(&this);
         if let Some(Err(other)) = manifest.as_ref().map(|m| host::is_meant(m, probe)) {
-            anstream::eprintln!("{other}");
+            say(&format!("{other}\n"));
             return Ok(code::REFUSED);
         }
         let facts = facts::collect(&Snapshot::new(probe));

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use miette::IntoDiagnostic;
 
 use super::status::{Standing, cut_off, standing};
-use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, print, say, shell_word};
+use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, print, say, shell_word, tell};
 use crate::apply::StateDir;
 use crate::manifest;
 use crate::plan::{Diff, Item, Plan, SavedPlan};
@@ -63,18 +63,18 @@ pub(super) fn run(args: &PlanArgs, detail: Detail) -> miette::Result<u8> {
         saved.policies = policies.clone();
         save(out, &serde_json::to_vec_pretty(&saved).into_diagnostic()?)?;
     }
-    print(&match args.output {
-        PlanOutput::Text => report::plan_text(&plan, detail),
-        PlanOutput::Json => report::plan_json(&plan),
-        PlanOutput::Markdown => report::plan_markdown(&plan),
-    })?;
+    match args.output {
+        PlanOutput::Text => tell(&report::plan_text(&plan, detail))?,
+        PlanOutput::Json => print(&report::plan_json(&plan))?,
+        PlanOutput::Markdown => print(&report::plan_markdown(&plan))?,
+    }
     if !keeps(&policies, &plan, args.policy.now()) {
         return Ok(code::REFUSED);
     }
     let verdict = verdict(&plan);
     if args.output == PlanOutput::Text && detail != Detail::Summary && may_apply(&plan, verdict) {
         // Not to stdout: a plan of the same host and manifest is the same bytes, however it was asked for.
-        anstream::eprintln!("apply: {}", next(args, &plan));
+        say(&format!("apply: {}\n", next(args, &plan)));
     }
     Ok(verdict)
 }

@@ -12,7 +12,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::progress::{Screen, Told as Progress};
 use super::run::EVENTS;
-use super::{code, host, print};
+use super::{code, host, print, tell};
 use crate::apply::{Ending, StateDir};
 use crate::host::live;
 
@@ -92,7 +92,7 @@ pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
     match args.output {
         super::Output::Text => {
             let refused: String = refused.iter().map(crate::report::refused_start).collect();
-            print(&(text + next_boot.as_deref().unwrap_or_default() + &refused))?;
+            tell(&(text + next_boot.as_deref().unwrap_or_default() + &refused))?;
         }
         super::Output::Json => print(&format!(
             "{}\n",

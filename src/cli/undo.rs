@@ -9,9 +9,9 @@ use super::apply::{Consent, Machine, Talk, approve};
 use super::plan::verdict;
 use super::source::Source;
 use super::status::free;
-use super::{host, print};
+use super::{host, tell};
 use crate::apply::{Order, Purpose};
-use crate::report::{self, Detail};
+use crate::report;
 use crate::undo::Back;
 
 /// Arguments of `gpuvm undo`.
@@ -56,7 +56,7 @@ pub(super) fn run(args: &UndoArgs, talk: Talk<'_>) -> miette::Result<u8> {
     let this = host::live();
     let (plan, _) = source.plan(machine.probe(&this), &state.past().into_diagnostic()?);
     if args.plan {
-        print(&report::plan_text(&plan, Detail::Normal))?;
+        tell(&report::plan_text(&plan, talk.detail))?;
         return Ok(verdict(&plan));
     }
     let consent = Consent { yes: args.yes, reboot: args.reboot, at: None };

@@ -40,7 +40,7 @@ enum VmCommand {
     /// A shell in a VM's guest: finds where it can be reached, and becomes ssh.
     Ssh(vm_look::SshArgs),
     /// Start a VM.
-    Start(OneArgs),
+    Start(StartArgs),
     /// Ask a VM's guest to shut down, and wait until it has.
     Stop(StopArgs),
     /// Shut a VM down and start it again: what changed in its definition takes effect.
@@ -60,9 +60,27 @@ struct OneArgs {
 }
 
 #[derive(Debug, Args)]
+struct StartArgs {
+    #[command(flatten)]
+    vm: OneArgs,
+    #[command(flatten)]
+    yes: Plain,
+}
+
+/// For whoever says it to every verb.
+#[derive(Debug, Args)]
+struct Plain {
+    /// Nothing is asked in any case: this is done as it is said, and what it would come to is in the plan of the run.
+    #[arg(short, long)]
+    yes: bool,
+}
+
+#[derive(Debug, Args)]
 struct StopArgs {
     #[command(flatten)]
     vm: OneArgs,
+    #[command(flatten)]
+    yes: Plain,
     /// How long its guest is waited for; it runs on when that is over.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(..=86_400))]
     timeout: Option<u32>,
@@ -90,7 +108,7 @@ struct DeleteArgs {
 }
 
 pub(super) fn run(args: &VmArgs, talk: Talk<'_>) -> miette::Result<u8> {
-    let plain = Consent::default();
+    let plain = |said: &Plain| Consent { yes: said.yes, ..Consent::default() };
     match &args.command {
         VmCommand::List(args) => vm_look::list(args),
         VmCommand::Info(args) => vm_look::info(args),
@@ -98,19 +116,19 @@ pub(super) fn run(args: &VmArgs, talk: Talk<'_>) -> miette::Result<u8> {
         VmCommand::Console(args) => vm_look::console(args, talk),
         VmCommand::Logs(args) => vm_look::logs(args),
         VmCommand::Ssh(args) => vm_look::ssh(args),
-        VmCommand::Start(one) => {
-            perform(one.root.as_deref(), plain, talk, |_| Ok(Verb::StartVm { name: one.name.clone() }))
-        }
-        VmCommand::Stop(stop) => perform(stop.vm.root.as_deref(), plain, talk, |_| {
+        VmCommand::Start(start) => perform(start.vm.root.as_deref(), plain(&start.yes), talk, |_| {
+            Ok(Verb::StartVm { name: start.vm.name.clone() })
+        }),
+        VmCommand::Stop(stop) => perform(stop.vm.root.as_deref(), plain(&stop.yes), talk, |_| {
             Ok(Verb::StopVm { name: stop.vm.name.clone(), how: stop.how() })
         }),
-        VmCommand::Restart(stop) => perform(stop.vm.root.as_deref(), plain, talk, |machine| {
+        VmCommand::Restart(stop) => perform(stop.vm.root.as_deref(), plain(&stop.yes), talk, |machine| {
             let name = &stop.vm.name;
             let ran_as = seen(machine, name)?.filter(|d| d.active).and_then(|d| d.id);
             Ok(Verb::RestartVm { name: name.clone(), ran_as, how: stop.how() })
         }),
         VmCommand::Delete(delete) => {
-            let consent = Consent { yes: delete.yes, ..plain };
+            let consent = Consent { yes: delete.yes, ..Consent::default() };
             perform(delete.vm.root.as_deref(), consent, talk, |machine| {
                 let name = &delete.vm.name;
                 let uuid = seen(machine, name)?.map(|d| d.uuid);

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use miette::{IntoDiagnostic, miette};
 
 use super::apply::Talk;
-use super::{Output, code, host, print, say};
+use super::{Output, code, host, print, say, tell};
 use crate::apply::StateDir;
 use crate::check::{self, Asked, Looked, Status};
 use crate::facts::{self, HostFacts};
@@ -90,6 +90,9 @@ pub struct ConsoleArgs {
     /// Throw out whoever has its console.
     #[arg(long)]
     force: bool,
+    /// Refused: a guest of a recorded host does not run anywhere.
+    #[arg(long, value_name = "DIR", hide = true)]
+    root: Option<PathBuf>,
 }
 
 /// Arguments of `gpuvm vm ssh`.
@@ -100,6 +103,9 @@ pub struct SshArgs {
     /// The user in the guest; ssh's own choice where none is said.
     #[arg(short = 'l', long, value_name = "USER")]
     user: Option<String>,
+    /// Refused: a guest of a recorded host does not run anywhere.
+    #[arg(long, value_name = "DIR", hide = true)]
+    root: Option<PathBuf>,
     /// A command in place of a shell.
     #[arg(last = true)]
     command: Vec<String>,
@@ -190,10 +196,10 @@ pub(super) fn info(args: &InfoArgs) -> miette::Result<u8> {
             Run::Off => off(seen, &args.name, &vm, args.list.root.as_deref())?,
             _ => Off::default(),
         };
-        print(&match args.list.output {
-            Output::Json => json(&serde_json::json!({ "format": 1, "vm": vm, "off": off }))?,
-            Output::Text => report::vm_info(&vm, &off, &seen.told.unknown),
-        })?;
+        match args.list.output {
+            Output::Json => print(&json(&serde_json::json!({ "format": 1, "vm": vm, "off": off }))?)?,
+            Output::Text => tell(&report::vm_info(&vm, &off, &seen.told.unknown, args.list.root.is_some()))?,
+        }
         Ok(code::OK)
     })
 }
@@ -347,7 +353,20 @@ pub(super) fn logs(args: &LogsArgs) -> miette::Result<u8> {
     Ok(code::OK)
 }
 
+/// Nothing behind a record answers.
+fn needs_a_guest(root: Option<&Path>, name: &DomainName) -> miette::Result<()> {
+    match root {
+        None => Ok(()),
+        Some(dir) => Err(miette!(
+            help = format!("what is known of it: gpuvm vm info {name}"),
+            "`{}` is a recorded host: no guest runs there that one could get into",
+            dir.display()
+        )),
+    }
+}
+
 pub(super) fn console(args: &ConsoleArgs, talk: Talk<'_>) -> miette::Result<u8> {
+    needs_a_guest(args.root.as_deref(), &args.name)?;
     if !talk.quiet {
         say(&format!("the console of {}; Ctrl-] leaves it; Enter shows where it is\n", args.name));
     }
@@ -359,6 +378,7 @@ pub(super) fn console(args: &ConsoleArgs, talk: Talk<'_>) -> miette::Result<u8> 
 }
 
 pub(super) fn ssh(args: &SshArgs) -> miette::Result<u8> {
+    needs_a_guest(args.root.as_deref(), &args.name)?;
     let mut words = Vec::new();
     look(None, |seen| {
         let vm = seen.vm(&args.name)?;

@@ -12,8 +12,8 @@ use crate::manifest::{
     Accel, BridgeSection, CpuCount, Cpus, DeviceUse, DirectBoot, DiskEntry, Firmware, Manifest, Memory, NetworkEntry,
     NicEntry, StartWhen, Uplink, VmEntry,
 };
-use crate::resource::libvirt_domain::{Projection, project};
-use crate::types::{ByteSize, DomainName, PciSlot, ResourceName};
+use crate::resource::libvirt_domain::{Projection, is_marked, project};
+use crate::types::{ByteSize, DomainName, PciAddress, PciSlot, ResourceName};
 
 /// A VM as a manifest has it.
 #[derive(Debug)]
@@ -77,6 +77,26 @@ pub(super) fn vm(
     }
     let nic = nic(&is, manifest, facts, known, &mut rest);
     let (gpus, devices) = devices(&is, manifest, facts, &mut rest);
+    // What gpuvm gave it and the entry does not name, the next apply would take away.
+    let unnamed = is.functions.iter().find(|a| rest.contains(&passed(a)));
+    if let Some(address) = unnamed.filter(|_| is_marked(&domain.inactive_xml)) {
+        let card = facts.slot(address.slot).next();
+        let (section, gpu) = match facts.slot(address.slot).any(crate::facts::PciFunction::is_gpu) {
+            true => ("gpus", true),
+            false => ("devices", false),
+        };
+        let fits = card.map_or_else(
+            || format!("match: {{ address: \"{}\" }}", address.slot),
+            |f| crate::gpu::identity::shortest(f, gpu, facts),
+        );
+        return Err(refused(
+            format!(
+                "gpuvm made it and gave it {}, which the manifest does not name: its entry would be without",
+                address.slot
+            ),
+            format!("name the device first, as it was named before: `{section}: {{ NAME: {{ {fits}, use: vfio }} }}`"),
+        ));
+    }
     let boot = boot(&is, &mut rest);
     let entry = VmEntry {
         cpus: Cpus { count: CpuCount(is.cpus), pin: None, emulator: None },
@@ -195,6 +215,10 @@ fn is_bridge(facts: &HostFacts, name: &str) -> bool {
     matches!(&facts.network, Known::Value(net) if net.links.get(name).is_some_and(|l| l.kind == LinkKind::Bridge))
 }
 
+fn passed(address: &PciAddress) -> String {
+    format!("passed device {address}")
+}
+
 /// The passed slots that the manifest keeps for VMs, by their names there.
 fn devices(
     is: &Projection,
@@ -219,7 +243,7 @@ fn devices(
     let gpus = named(&m.gpus, true);
     let devices = named(&m.devices, false);
     for address in is.functions.iter().filter(|a| !taken.contains(&a.slot)) {
-        rest.push(format!("passed device {address}"));
+        rest.push(passed(address));
     }
     (gpus, devices)
 }

@@ -1,6 +1,8 @@
 //! What the VMs ask for against what the host has: processors, memory, huge pages. A VM that asks for more than there is
-//! fails when it starts, in the middle of an apply or at three in the morning. Warnings only: what a VM is defined with
-//! may be meant for another day, and one that was taken over is as its owner made it.
+//! fails when it starts, in the middle of an apply or at three in the morning. What cannot start and is to run refuses the
+//! plan before anything is changed: memory that is locked, huge pages, processors that are not there. The rest is a
+//! warning: what a person starts may be meant for another day, and what is not locked may be swapped. All is compared
+//! with what the host has, not with what is free, so that a VM that runs already is not counted twice.
 
 use std::collections::BTreeMap;
 
@@ -10,9 +12,12 @@ use crate::manifest::{CpuSet, Manifest, StartWhen, VmEntry, VmState};
 use crate::plan::{Finding, Severity};
 use crate::types::{ByteSize, ResourceName, cpu_list_text};
 
+/// The codes of what keeps a VM from starting. Where a plan neither makes nor starts such a VM (it runs already, or was
+/// taken over as it is), they are warnings there.
+pub const ADMISSION: [&str; 2] = ["too-much-memory", "huge-pages"];
+
 pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
-    let mut find = |code: &str, place: String, message: String, help: String| {
-        let severity = Severity::Warning;
+    let mut find = |severity, code: &str, place: String, message: String, help: String| {
         desired.findings.push(Finding { severity, code: code.to_owned(), place, message, help });
     };
     let host = facts.cpu.memory;
@@ -21,6 +26,7 @@ pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
         let place = format!("vms.{name}");
         if facts.cpu.count > 0 && vm.cpus.count.0 > facts.cpu.count {
             find(
+                Severity::Warning,
                 "too-many-cpus",
                 place.clone(),
                 format!("{} CPUs, and the host has {}: they wait for each other", vm.cpus.count.0, facts.cpu.count),
@@ -28,24 +34,57 @@ pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
             );
         }
         // Memory of a VM with a device is locked from its start on, and huge pages never leave either.
-        let locked = !vm.gpus.is_empty() || !vm.devices.is_empty() || vm.memory.pages.is_some();
+        let locked = locked(vm) || vm.memory.pages.is_some();
         if known && vm.memory.size >= host {
             find(
+                if locked && runs(vm) { Severity::Error } else { Severity::Warning },
                 "too-much-memory",
                 place,
                 match locked {
-                    true => format!("{} of memory, and the host has {}: it cannot start", vm.memory.size, round(host)),
+                    true => format!(
+                        "{} of memory, locked while it runs, and the host has {}: it cannot start",
+                        vm.memory.size,
+                        round(host)
+                    ),
                     false => format!("{} of memory, and the host has {}", vm.memory.size, round(host)),
                 },
-                "give it less, and leave the host some".to_owned(),
+                match runs(vm) {
+                    true => "give it less, and leave the host some; or write `start: manual`".to_owned(),
+                    false => "give it less, and leave the host some".to_owned(),
+                },
             );
         }
     }
     let running = || m.vms.iter().filter(|(_, vm)| runs(vm));
     let all = running().fold(0u64, |sum, (_, vm)| sum.saturating_add(vm.memory.size.bytes()));
-    if known && all >= host.bytes() && running().all(|(_, vm)| vm.memory.size < host) {
+    let kept = facts.cpu.huge_pages.iter().fold(0u64, |sum, p| sum.saturating_add(p.total * p.size.bytes()));
+    let left = host.bytes().saturating_sub(kept);
+    let never_leaves = || running().filter(|(_, vm)| locked(vm) && vm.memory.pages.is_none());
+    let pinned = never_leaves().fold(0u64, |sum, (_, vm)| sum.saturating_add(vm.memory.size.bytes()));
+    let each_fits = running().all(|(_, vm)| vm.memory.size < host);
+    if known && pinned >= left && pinned > 0 && each_fits {
+        let names: Vec<String> = never_leaves().map(|(name, _)| format!("`{name}`")).collect();
+        let beside = match kept {
+            0 => String::new(),
+            kept => format!(" beside its huge pages of {}", round(ByteSize::from_bytes(kept))),
+        };
+        find(
+            Severity::Error,
+            "too-much-memory",
+            "vms".to_owned(),
+            format!(
+                "{} run at the same time with {} of memory that is locked, and the host has {}{beside}: not all of them \
+                 can start",
+                names.join(", "),
+                round(ByteSize::from_bytes(pinned)),
+                round(ByteSize::from_bytes(left))
+            ),
+            "give them less, or write `start: manual` for one of them".to_owned(),
+        );
+    } else if known && all >= host.bytes() && each_fits {
         let names: Vec<String> = running().map(|(name, _)| format!("`{name}`")).collect();
         find(
+            Severity::Warning,
             "too-much-memory",
             "vms".to_owned(),
             format!(
@@ -63,7 +102,7 @@ pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
 }
 
 /// What is locked in memory on one NUMA node by VMs that run at the same time, beside their GPUs.
-fn near(m: &Manifest, facts: &HostFacts, find: &mut impl FnMut(&str, String, String, String)) {
+fn near(m: &Manifest, facts: &HostFacts, find: &mut impl FnMut(Severity, &str, String, String, String)) {
     for node in &facts.cpu.nodes {
         let on_node = |name: &ResourceName| {
             let slot = m.gpus.get(name).and_then(|e| super::slot_of(e, true, facts));
@@ -74,6 +113,7 @@ fn near(m: &Manifest, facts: &HostFacts, find: &mut impl FnMut(&str, String, Str
         if node.memory.bytes() > 0 && all >= node.memory.bytes() && all < facts.cpu.memory.bytes() {
             let names: Vec<String> = there().map(|(name, _)| format!("`{name}`")).collect();
             find(
+                Severity::Warning,
                 "numa",
                 "vms".to_owned(),
                 format!(
@@ -122,6 +162,11 @@ fn pins(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
     }
 }
 
+/// Whether its memory stays in place while it runs, since devices reach into it.
+fn locked(vm: &VmEntry) -> bool {
+    !vm.gpus.is_empty() || !vm.devices.is_empty()
+}
+
 /// Whether the manifest makes a VM run.
 fn runs(vm: &VmEntry) -> bool {
     !vm.absent
@@ -134,22 +179,28 @@ fn round(size: ByteSize) -> ByteSize {
     ByteSize::from_mib(size.mib())
 }
 
-fn huge_pages(m: &Manifest, facts: &HostFacts, find: &mut impl FnMut(&str, String, String, String)) {
+fn huge_pages(m: &Manifest, facts: &HostFacts, find: &mut impl FnMut(Severity, &str, String, String, String)) {
     // Those that the manifest itself asks the kernel for are there after the boot.
     let asked = m.kernel_args.iter().any(|a| a.as_str().starts_with("hugepages="));
     if facts.cpu.huge_pages.is_empty() || asked {
         return;
     }
-    let mut wanted: BTreeMap<ByteSize, (u64, Vec<String>)> = BTreeMap::new();
+    // A file of the manifest's may bring them in this very apply (`vm.nr_hugepages` in sysctl.d).
+    let by_file = m.files.values().any(|f| f.content.as_deref().is_none_or(|text| text.contains("hugepages")));
+    // Of each size: pages of those that run at the same time, of all that are to start one day, and their names.
+    let mut wanted: BTreeMap<ByteSize, (u64, u64, Vec<String>)> = BTreeMap::new();
     for (name, vm) in m.vms.iter().filter(|(_, vm)| !vm.absent) {
         let Some(pages) = vm.memory.pages else { continue };
         let entry = wanted.entry(pages).or_default();
         let need = vm.memory.size.bytes() / pages.bytes().max(1);
         // All that run at the same time; of the others, the largest one.
-        entry.0 = if runs(vm) { entry.0.saturating_add(need) } else { entry.0.max(need) };
-        entry.1.push(format!("`{name}`"));
+        entry.1 = if runs(vm) { entry.1.saturating_add(need) } else { entry.1.max(need) };
+        if runs(vm) {
+            entry.0 = entry.0.saturating_add(need);
+        }
+        entry.2.push(format!("`{name}`"));
     }
-    for (size, (need, names)) in wanted {
+    for (size, (at_once, need, names)) in wanted {
         let has = facts.cpu.huge_pages.iter().find(|p| p.size == size).map(|p| p.total);
         if has.is_some_and(|has| has >= need) {
             continue;
@@ -168,7 +219,10 @@ fn huge_pages(m: &Manifest, facts: &HostFacts, find: &mut impl FnMut(&str, Strin
                 "take `pages` out, or write a size that it has".to_owned(),
             ),
         };
-        find("huge-pages", "vms".to_owned(), message, help);
+        let cannot = at_once > has.unwrap_or(0) && !by_file;
+        let severity = if cannot { Severity::Error } else { Severity::Warning };
+        let message = if cannot { format!("{message}: what is to run cannot start") } else { message };
+        find(severity, "huge-pages", "vms".to_owned(), message, help);
     }
 }
 
@@ -186,7 +240,7 @@ mod tests {
         found(vms, &facts)
     }
     fn found(vms: &str, facts: &HostFacts) -> Vec<String> {
-        let gpus = "gpus: { w: { match: '0000:01:00', use: vfio } }\n";
+        let gpus = "gpus: { w: { match: '0000:01:00', use: vfio }, v: { match: '0000:02:00', use: vfio } }\n";
         let manifest = crate::manifest::parse("host.yaml", &format!("version: 1\n{gpus}{vms}")).unwrap();
         let mut desired = Desired::default();
         check(&manifest, facts, &mut desired);
@@ -198,19 +252,25 @@ mod tests {
         assert_eq!(findings("vms: { a: { cpus: 4, memory: 8GiB, start: boot } }"), [""; 0]);
         let one = |vms: &str| findings(vms).join("\n");
         assert!(one("vms: { a: { cpus: 5, memory: 8GiB } }").starts_with("Warning too-many-cpus vms.a: 5 CPUs"));
-        let said = one("vms: { a: { cpus: 1, memory: 16GiB, gpus: [w] } }");
-        assert!(
-            said.starts_with(
-                "Warning too-much-memory vms.a: 16GiB of memory, and the host has 16383MiB: it cannot start"
-            ),
-            "{said}"
-        );
+        for (start, severity) in [("manual", "Warning"), ("boot", "Error")] {
+            let said = one(&format!("vms: {{ a: {{ cpus: 1, memory: 16GiB, gpus: [w], start: {start} }} }}"));
+            let locked = "too-much-memory vms.a: 16GiB of memory, locked while it runs, and the host has 16383MiB: it cannot start";
+            assert_eq!(said, format!("{severity} {locked}"));
+        }
+        let unlocked = one("vms: { a: { cpus: 1, memory: 16GiB, start: boot } }");
+        assert!(unlocked.starts_with("Warning too-much-memory vms.a"), "swap may be there: {unlocked}");
         assert!(one("vms: { a: { cpus: 1, memory: 16GiB } }").starts_with("Warning too-much-memory vms.a"));
         let two = "vms:\n  a: { cpus: 1, memory: 8GiB, start: boot }\n  b: { cpus: 1, memory: 8GiB, start: manual }\n";
         assert_eq!(findings(two), [""; 0]);
         let said = findings(&two.replace("manual", "boot"));
         assert!(said.len() == 1 && said[0].starts_with("Warning too-much-memory vms: `a`, `b` run"), "{said:?}");
         assert_eq!(findings(&two.replace("manual", "boot").replace("a: {", "a: { absent: true,")), [""; 0]);
+        // Locked, they do not both start; the GiB of huge pages is not there for them either.
+        let gpus = two.replacen("cpus: 1", "cpus: 1, gpus: [w]", 1).replace("cpus: 1, mem", "cpus: 1, gpus: [v], mem");
+        assert_eq!(findings(&gpus), [""; 0]);
+        let said = findings(&gpus.replace("manual", "boot").replace("8GiB", "7680MiB")).join("\n");
+        assert!(said.starts_with("Error too-much-memory vms: `a`, `b` run at the same time with 15GiB"), "{said}");
+        assert!(said.contains("the host has 15359MiB beside its huge pages of 1GiB"), "{said}");
     }
 
     #[test]
@@ -220,7 +280,12 @@ mod tests {
         };
         assert_eq!(findings(&vm("1GiB", "2MiB")), [""; 0]);
         let said = findings(&vm("2GiB", "2MiB"));
-        assert_eq!(said, ["Warning huge-pages vms: `a` needs 1024 pages of 2MiB, and the host keeps 512"]);
+        let lacks = "huge-pages vms: `a` needs 1024 pages of 2MiB, and the host keeps 512";
+        assert_eq!(said, [format!("Error {lacks}: what is to run cannot start")]);
+        assert_eq!(findings(&vm("2GiB", "2MiB").replace("boot", "manual")), [format!("Warning {lacks}")]);
+        let file = "files: { /etc/sysctl.d/90-pages.conf: { content: \"vm.nr_hugepages = 1024\" } }\n";
+        assert_eq!(findings(&(vm("2GiB", "2MiB") + file)), [format!("Warning {lacks}")], "this apply brings them");
+        assert_eq!(findings(&(vm("2GiB", "2MiB") + &file.replace("hugepages", "swappiness"))).len(), 1);
         assert!(findings(&vm("1GiB", "1GiB"))[0].contains("which this host does not have"));
         assert_eq!(findings(&(vm("2GiB", "2MiB") + "kernelArgs: [hugepages=1024]\n")), [""; 0]);
     }

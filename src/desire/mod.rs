@@ -28,6 +28,7 @@ pub struct Node {
     pub after: BTreeSet<Key>,
 }
 
+pub use capacity::ADMISSION;
 pub use gpus::{resolve, slot_of};
 pub use host_basics::secrets;
 pub use vms::IMAGES;

@@ -195,7 +195,17 @@ fn check(source: &str) -> Checked {
     let (manifest, more) = yaml_de::from_tree::<Manifest>(&root);
     problems.extend(more);
     if let Some(manifest) = &manifest {
-        problems.extend(validate::validate(manifest, &root));
+        let stand_ins = yaml_tree::stand_ins(&root);
+        let as_written = |mut text: String| {
+            stand_ins.iter().for_each(|(read, written)| text = text.replace(read, written));
+            text
+        };
+        problems.extend(validate::validate(manifest, &root).into_iter().map(|p| Problem {
+            message: as_written(p.message),
+            path: p.path,
+            labels: p.labels.into_iter().map(|(span, label)| (span, as_written(label))).collect(),
+            help: p.help.map(as_written),
+        }));
     }
     Checked { manifest, root: Some(root), problems }
 }

@@ -477,6 +477,10 @@ impl<'a> Checks<'a> {
         });
         let help = match elsewhere {
             Some(other) => format!("`{name}` is in `{other}`: write it in the VM's list `{other}`"),
+            None if names.is_empty() && what == "network" => {
+                "there is none yet: write `bridge: { name: br0, uplink: auto }`, or `networks: { nat: { libvirt: default } }`"
+                    .to_owned()
+            }
             None if names.is_empty() => format!("name it under `{section}`; there is none yet"),
             None => {
                 let some: Vec<_> = names.iter().take(8).map(|name| format!("`{name}`")).collect();

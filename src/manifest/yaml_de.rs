@@ -22,6 +22,21 @@ enum StandIn {
     Text(&'static str),
 }
 
+/// What to write where a field is missing.
+fn example(field: &str) -> String {
+    let value = match field {
+        "version" => "write `version: 1` at the beginning",
+        "cpus" => "write `cpus: 2`",
+        "memory" => "write `memory: 4GiB`",
+        "size" => "write `size: 20GiB`",
+        "match" => "write `match: { address: \"0000:01:00\" }`; `gpuvm gpu list` has the addresses",
+        "use" => "write `use: vfio` to keep it for VMs, or `use: host`",
+        "name" => "write `name: …`",
+        _ => return format!("write `{field}: …`; what it takes is in schema/host.schema.json, or: gpuvm schema"),
+    };
+    value.to_owned()
+}
+
 fn stand_in(field: &str) -> Option<StandIn> {
     Some(match field {
         "version" | "cpus" => StandIn::Number(1),
@@ -55,6 +70,17 @@ pub fn from_tree<T: de::DeserializeOwned>(root: &Node) -> (Option<T>, Vec<Proble
         let path = error.path.concat().trim_start_matches('.').to_owned();
         let place = locate(root, &error.path);
         let span = error.span.clone().unwrap_or(0..0);
+        let key = locate_key(root, &error.path);
+        if let Some(key) = key.filter(|key| key.reads_as() != key.name) {
+            // The key was reported. What was guessed for it is no problem of its own.
+            if !(error.of_key && key.try_another()) {
+                match place {
+                    Some(node) => node.pruned.set(true),
+                    None => return (None, problems),
+                }
+            }
+            continue;
+        }
         let problem = match &error.what {
             What::Unknown { name, expected, variant } => {
                 let best = closest(name, expected.iter().copied());
@@ -87,7 +113,7 @@ pub fn from_tree<T: de::DeserializeOwned>(root: &Node) -> (Option<T>, Vec<Proble
                     message: format!("missing field `{field}`"),
                     path,
                     labels: vec![(first_key(place).unwrap_or(span), format!("`{field}` is required here"))],
-                    help: None,
+                    help: Some(example(field)),
                 }
             }
             What::Other(message) => {
@@ -96,6 +122,7 @@ pub fn from_tree<T: de::DeserializeOwned>(root: &Node) -> (Option<T>, Vec<Proble
         };
         problems.push(problem);
         match place {
+            Some(node) if error.of_key && key.is_some_and(|key| read_on(root, &error, key, node)) => {}
             _ if matches!(error.what, What::Missing(field) if fill(place, field)) => {}
             Some(node) if !error.path.is_empty() => node.pruned.set(true),
             _ => return (None, problems),
@@ -103,6 +130,29 @@ pub fn from_tree<T: de::DeserializeOwned>(root: &Node) -> (Option<T>, Vec<Proble
     }
     (None, problems)
 }
+
+/// Has something else read in the place of a key that is wrong, so that what stands under it is checked; `false` where
+/// nothing does: a field that is like no other, or one with a plain value.
+fn read_on(root: &Node, error: &Error, key: &Key, under: &Node) -> bool {
+    let What::Unknown { name, expected, variant: false } = &error.what else {
+        return matches!(error.what, What::Other(_)) && key.try_another();
+    };
+    let above = error.path.split_last().and_then(|(_, above)| locate(root, above));
+    let there = |field: &str| {
+        let entries = above.map(|node| &node.kind);
+        matches!(entries, Some(Kind::Map(entries)) if entries.iter().any(|(key, _)| key.name == field))
+    };
+    let meant = closest(name, expected.iter().copied()).filter(|best| strsim::jaro_winkler(name, best) > SURE);
+    match meant.filter(|best| !there(best)) {
+        Some(best) if !matches!(under.kind, Kind::Scalar { .. }) => {
+            key.instead.iter().zip(std::iter::repeat(best)).all(|(cell, best)| cell.set(best.to_owned()).is_ok())
+        }
+        _ => false,
+    }
+}
+
+/// How like a known field a misspelt one has to be for its content to be read as that field's.
+const SURE: f64 = 0.85;
 
 /// The known name that a misspelt one is most like.
 pub fn closest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
@@ -138,9 +188,21 @@ fn locate<'a>(root: &'a Node, path: &[String]) -> Option<&'a Node> {
     })
 }
 
+/// The key that a path ends with.
+fn locate_key<'a>(root: &'a Node, path: &[String]) -> Option<&'a Key> {
+    let (last, above) = path.split_last()?;
+    let name = last.strip_prefix('.')?;
+    match &locate(root, above)?.kind {
+        Kind::Map(entries) => entries.iter().find(|(key, _)| key.name == name).map(|(key, _)| key),
+        _ => None,
+    }
+}
+
 #[derive(Debug)]
 struct Error {
     what: What,
+    /// Whether the key at the end of the path is at fault, and not its value.
+    of_key: bool,
     /// `.name` or `[index]`, from the document down.
     path: Vec<String>,
     span: Option<Span>,
@@ -155,7 +217,7 @@ enum What {
 
 impl Error {
     fn new(what: What) -> Self {
-        Error { what, path: Vec::new(), span: None }
+        Error { what, of_key: false, path: Vec::new(), span: None }
     }
     /// The innermost place wins.
     fn or_span(mut self, span: &Span) -> Self {
@@ -367,8 +429,9 @@ impl<'de> de::MapAccess<'de> for Entries<'de> {
             self.filled = stand_in(field);
             return seed.deserialize(BorrowedStrDeserializer::<Error>::new(field)).map(Some);
         };
-        let name = BorrowedStrDeserializer::<Error>::new(&key.name);
-        seed.deserialize(name).map(Some).map_err(|e| e.or_span(&key.span).under(format!(".{}", key.name)))
+        let name = BorrowedStrDeserializer::<Error>::new(key.reads_as());
+        let failed = |e: Error| Error { of_key: true, ..e.or_span(&key.span).under(format!(".{}", key.name)) };
+        seed.deserialize(name).map(Some).map_err(failed)
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Error> {

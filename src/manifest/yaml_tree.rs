@@ -4,7 +4,7 @@
 //! keys, keys that are not scalars, and aliases that expand past a budget of nodes ("billion laughs"). The depth is
 //! bounded by the parser itself.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
@@ -42,6 +42,28 @@ pub enum Kind {
 pub struct Key {
     pub name: String,
     pub span: Span,
+    /// What is read in its place, once a problem of the key itself was reported: so that what stands under it is checked
+    /// too. The last one that is set counts.
+    pub instead: [OnceCell<String>; STAND_INS],
+}
+
+/// How many names are tried in the place of one that is wrong.
+pub const STAND_INS: usize = 3;
+
+impl Key {
+    /// The key as it is read.
+    pub fn reads_as(&self) -> &str {
+        self.instead.iter().rev().find_map(OnceCell::get).unwrap_or(&self.name)
+    }
+
+    /// Has a valid name read in the place of this one, another each time; `false` once there is none left. The kinds of
+    /// names are words, absolute paths and units of systemd.
+    pub fn try_another(&self) -> bool {
+        let at = self.span.start;
+        let names = [format!("x-{at}-x"), format!("/x-{at}-x"), format!("x-{at}-x.service")];
+        let mut free = self.instead.iter().zip(names).filter(|(cell, _)| cell.get().is_none());
+        free.next().is_some_and(|(cell, name)| cell.set(name).is_ok())
+    }
 }
 
 /// A message with the places that it is about; the first label is the primary one.
@@ -208,7 +230,7 @@ impl<'a> Builder<'a> {
                 continue;
             }
             seen.insert(name.clone(), at.clone());
-            entries.push((Key { name, span: at }, value));
+            entries.push((Key { name, span: at, instead: Default::default() }, value));
         }
         merge(&mut entries, merges)?;
         Ok((Kind::Map(entries), start.unwrap_or(span.start)..end))
@@ -231,6 +253,19 @@ fn merge(entries: &mut Vec<(Key, Node)>, merges: Vec<(Span, Node)>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// What was read in the place of names, with what was written; outermost first.
+pub fn stand_ins(node: &Node) -> Vec<(&str, &str)> {
+    match &node.kind {
+        Kind::Scalar { .. } => Vec::new(),
+        Kind::Seq(items) => items.iter().flat_map(stand_ins).collect(),
+        Kind::Map(entries) => {
+            let own = |key: &'_ Key| key.reads_as() != key.name;
+            let of = entries.iter().filter(|(key, _)| own(key)).map(|(key, _)| (key.reads_as(), key.name.as_str()));
+            of.chain(entries.iter().flat_map(|(_, value)| stand_ins(value))).collect()
+        }
+    }
 }
 
 fn size(node: &Node) -> usize {
@@ -278,7 +313,7 @@ impl<'a> Place<'a> {
 
     /// The value under a key, also where it was pruned.
     pub fn get(&self, name: &str) -> Option<Place<'a>> {
-        self.pairs().iter().find(|(key, _)| key.name == name).map(|pair| self.below(pair))
+        self.pairs().iter().find(|(key, _)| key.name == name || key.reads_as() == name).map(|pair| self.below(pair))
     }
 
     /// The keys of a mapping with their values, also those that were pruned.

@@ -3,12 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Diff, Entry, Finding, HostLine, Key, PLAN_FORMAT, Plan, Refresh, Severity, name_guests, order};
-use crate::desire::Desired;
+use super::{
+    Action, Diff, Entry, Finding, HostLine, Key, PLAN_FORMAT, Plan, Refresh, Severity, Step, name_guests, order,
+};
+use crate::desire::{ADMISSION, Desired};
 use crate::facts::{HostFacts, Iommu};
 use crate::host::{Answer, Probe};
-use crate::resource::Wanted;
+use crate::resource::libvirt_domain::LibvirtDomain;
 use crate::resource::seed::Seed;
+use crate::resource::{Resource, Wanted};
 
 /// What earlier runs left behind.
 #[derive(Debug, Clone, Default)]
@@ -53,6 +56,7 @@ pub fn build(desired: &Desired, past: &Past, probe: &dyn Probe, facts: &HostFact
     entries.sort_by(|a, b| a.key.cmp(&b.key));
 
     let mut findings = desired.findings.clone();
+    admit(&mut findings, &entries, desired);
     let mut order = order(&entries, Wanted::KINDS, &past.pending).unwrap_or_else(|e| {
         findings.push(Finding {
             severity: Severity::Error,
@@ -72,6 +76,24 @@ pub fn build(desired: &Desired, past: &Past, probe: &dyn Probe, facts: &HostFact
         findings,
         entries,
         order,
+    }
+}
+
+/// What keeps a VM from starting refuses a plan that makes or starts it, and no other.
+fn admit(findings: &mut [Finding], entries: &[Entry], desired: &Desired) {
+    let begins = |entry: &&Entry| match &entry.diff {
+        _ if entry.key.kind != LibvirtDomain::KIND || desired.adopt.contains(&entry.key) => false,
+        Diff::Change(change) | Diff::Waits { promise: change, .. } => {
+            change.action == Action::Create || change.steps.iter().any(|s| matches!(s, Step::StartDomain { .. }))
+        }
+        _ => false,
+    };
+    let begun: BTreeSet<String> = entries.iter().filter(begins).map(|e| format!("vms.{}", e.key.name)).collect();
+    let of_capacity = |f: &&mut Finding| f.severity == Severity::Error && ADMISSION.contains(&f.code.as_str());
+    for finding in findings.iter_mut().filter(of_capacity) {
+        if !begun.iter().any(|vm| finding.place == "vms" || finding.place == *vm) {
+            finding.severity = Severity::Warning;
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use owo_colors::OwoColorize;
 
 use super::text::safe;
 use crate::check::{Explanation, Link, NextBootReport, Status, Verdict};
-use crate::gpu::{Gpu, GpuKind, Holder, HolderKind, RefusedStart};
+use crate::gpu::{Gpu, GpuKind, Holder, HolderKind, PciLink, RefusedStart};
 
 const WIDTH: usize = 80;
 
@@ -16,6 +16,8 @@ const WIDTH: usize = 80;
 pub struct NamedGpu {
     /// Its name in the manifest.
     pub name: Option<String>,
+    /// Whether the manifest keeps it for the host.
+    pub kept_by_host: bool,
     /// The shortest line for a manifest that fits it alone.
     pub matched_by: String,
     /// The GPU.
@@ -66,9 +68,17 @@ fn user(h: &Holder) -> String {
     }
 }
 
-fn users(gpu: &Gpu) -> String {
+/// Who uses it; and what else keeps it from being free.
+fn users(named: &NamedGpu) -> String {
+    let gpu = &named.gpu;
     let mut all: Vec<String> = gpu.holders.iter().map(user).collect();
     all.dedup();
+    if named.kept_by_host {
+        all.push("kept for the host".to_owned());
+    }
+    if gpu.boot_display {
+        all.push("boot display".to_owned());
+    }
     match (all.is_empty(), &gpu.hidden_holders) {
         (true, None) => "free".to_owned(),
         (true, Some(_)) => "?".to_owned(),
@@ -94,7 +104,7 @@ pub fn gpu_list(gpus: &[NamedGpu]) -> String {
                 GpuKind::Virtual => format!("{} (virtual)", g.gpu.model),
             };
             let name = g.name.clone().unwrap_or_default();
-            [name, g.gpu.slot.to_string(), model, drivers(&g.gpu), groups(&g.gpu), users(&g.gpu)].map(|c| safe(&c))
+            [name, g.gpu.slot.to_string(), model, drivers(&g.gpu), groups(&g.gpu), users(g)].map(|c| safe(&c))
         })
         .collect();
     let mut wide = [0; 6];
@@ -172,7 +182,7 @@ fn status(named: &NamedGpu, out: &mut String) -> std::fmt::Result {
     let power = gpu.power_state.as_deref().unwrap_or("not told");
     match &gpu.link {
         Some(l) if l.is_dead() => line("link", "does not answer".to_owned())?,
-        Some(l) => line("link", format!("{} x{} (at most {} x{})", l.speed, l.width, l.most_speed, l.most_width))?,
+        Some(l) => line("link", link_text(l))?,
         None if gpu.power_state.as_deref() == Some("D0") => {}
         None => line("link", "not asked: that would wake it".to_owned())?,
     }
@@ -219,6 +229,19 @@ fn status(named: &NamedGpu, out: &mut String) -> std::fmt::Result {
         line("vgpu", format!("type {vgpu}"))?;
     }
     Ok(())
+}
+
+/// The kernel says `Unknown` for a speed that it has no name for (`pci_speed_string`): nothing is made of that.
+fn link_text(l: &PciLink) -> String {
+    let known = |speed: &String| !speed.is_empty() && speed != "Unknown";
+    let now = match known(&l.speed) {
+        true => format!("{} x{}", l.speed, l.width),
+        false => format!("x{}, its speed is not told", l.width),
+    };
+    match known(&l.most_speed) {
+        true => format!("{now} (at most {} x{})", l.most_speed, l.most_width),
+        false => format!("{now} (at most x{})", l.most_width),
+    }
 }
 
 fn size(bytes: u64) -> String {

@@ -161,12 +161,21 @@ fn problems(plan: &Plan, out: &mut String) -> std::fmt::Result {
                 writeln!(out, "      {}", safe(help).dimmed())?;
             }
             Diff::Unknown { why } => {
-                writeln!(out, "\n  {} {}   not known: {}", "?".yellow(), entry.key.bold(), safe(why))?
+                writeln!(out, "\n  {} {}   not known: {}", "?".yellow(), entry.key.bold(), safe(why))?;
+                writeln!(out, "      {}", to_know(why).dimmed())?;
             }
             _ => {}
         }
     }
     Ok(())
+}
+
+/// What to do about what is not known.
+fn to_know(why: &str) -> &'static str {
+    match why.contains("the record does not hold") {
+        true => "a record has what was looked at: make it anew, with this manifest: gpuvm facts --record DIR -f FILE",
+        false => "what is not known counts as unsafe; as root gpuvm sees all that can be seen",
+    }
 }
 
 /// A finding with its place and what to do.
@@ -228,7 +237,7 @@ fn change(entry: &Entry, wide: usize, detail: Detail, out: &mut String) -> std::
     }
     line.word(3, &format!("from {}", safe(&entry.from)), |w| w.dimmed().to_string());
     line.end();
-    // What a person declared is shown whole; of gpuvm's own new files, that they are made.
+    // What a person declared is shown whole; of gpuvm's own files, that they come or go.
     let whole = detail != Detail::Normal || entry.from.starts_with("files.");
     for field in &change.fields {
         field_lines(field, whole, out)?;
@@ -245,7 +254,7 @@ fn change(entry: &Entry, wide: usize, detail: Detail, out: &mut String) -> std::
     }
 }
 
-/// More of a new file is shown with `-v`.
+/// More of a file that comes or goes as a whole is shown with `-v`.
 const FEW_LINES: usize = 3;
 
 fn field_lines(field: &FieldDiff, whole: bool, out: &mut String) -> std::fmt::Result {
@@ -256,6 +265,10 @@ fn field_lines(field: &FieldDiff, whole: bool, out: &mut String) -> std::fmt::Re
         let lines = if new { lines.get(1..).unwrap_or_default() } else { &lines[..] };
         if new && !whole && lines.len() > FEW_LINES {
             return writeln!(out, "      {name}: new, {} lines {}", lines.len(), "(-v shows them)".dimmed());
+        }
+        let gone = lines.first().is_some_and(|l| l.starts_with("@@ ") && l.contains(" +0,0 @@"));
+        if gone && !whole && lines.len() > FEW_LINES + 1 {
+            return writeln!(out, "      {name}: goes, {} lines {}", lines.len() - 1, "(-v shows them)".dimmed());
         }
         writeln!(out, "      {name}:{}", if new { " new" } else { "" })?;
         for line in lines {
@@ -286,9 +299,14 @@ fn summary(plan: &Plan, out: &mut String) -> std::fmt::Result {
             + plan.entries.iter().filter(|e| matches!(e.diff, Diff::Blocked { .. } | Diff::Unknown { .. })).count();
         return writeln!(
             out,
-            "\n{}: {}; nothing is changed while it stands",
+            "\n{}: {}{}; nothing is changed while {}",
             "blocked".red().bold(),
-            count(errors, "problem")
+            count(errors, "problem"),
+            match plan.findings.iter().filter(|f| f.severity == Severity::Warning).count() {
+                0 => String::new(),
+                n => format!(" (×, ?), and {} (!)", count(n, "warning")),
+            },
+            if errors == 1 { "it stands" } else { "they stand" }
         );
     }
     let mut actions: BTreeMap<Action, usize> = BTreeMap::new();
@@ -429,6 +447,31 @@ mod tests {
         assert!(shown(&file("use: vfio", None, 2), Detail::Normal).contains("+line 1"), "a short one says more itself");
         assert!(has(&file("use: vfio", Some("old\n"), 8), Detail::Normal), "one that is there changes");
         assert!(has(&file("files./etc/it", None, 8), Detail::Normal), "a person declared it");
+        let mut goes = Change::new(Action::Remove, "it");
+        goes.fields.push(FieldDiff::text("/etc/it", Some("1\n2\n3\nline 7\n"), None));
+        let goes = plan(vec![entry(Key::new("file", "/etc/it"), "undo of run 1", Diff::Change(goes))]);
+        assert!(shown(&goes, Detail::Normal).contains("/etc/it: goes, 4 lines (-v shows them)\n"));
+        assert!(!has(&goes, Detail::Normal) && has(&goes, Detail::Verbose));
+    }
+
+    #[test]
+    fn what_blocks_is_counted_apart_from_what_is_only_said() {
+        let find = |severity| Finding {
+            severity,
+            code: String::new(),
+            place: "vms.a".to_owned(),
+            message: "too much".to_owned(),
+            help: String::new(),
+        };
+        let why = "the record does not hold `apt-get -s`".to_owned();
+        let mut blocked = plan(vec![entry(Key::new("package", ""), "vms", Diff::Unknown { why })]);
+        let said = shown(&blocked, Detail::Normal);
+        assert!(said.ends_with("\nblocked: 1 problem; nothing is changed while it stands\n"), "{said}");
+        assert!(said.contains("\n      a record has what was looked at: make it anew, with this manifest: "), "{said}");
+        blocked.findings = vec![find(Severity::Error), find(Severity::Warning)];
+        let said = shown(&blocked, Detail::Normal);
+        let sum = "\nblocked: 2 problems (×, ?), and 1 warning (!); nothing is changed while they stand\n";
+        assert!(said.ends_with(sum), "{said}");
     }
 
     #[test]

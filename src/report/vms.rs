@@ -79,8 +79,9 @@ pub struct Off {
     pub log: Vec<String>,
 }
 
-/// All that is known of a VM. `unknown` is what could not be asked about addresses.
-pub fn vm_info(vm: &Vm, off: &Off, unknown: &[String]) -> String {
+/// All that is known of a VM. `unknown` is what could not be asked about addresses; of a `recorded` host only what was
+/// recorded answers.
+pub fn vm_info(vm: &Vm, off: &Off, unknown: &[String], recorded: bool) -> String {
     let mut out = String::new();
     let by = if vm.ours { "gpuvm's" } else { "not gpuvm's: left as it is by every verb" };
     let state = match vm.state {
@@ -125,6 +126,7 @@ pub fn vm_info(vm: &Vm, off: &Off, unknown: &[String]) -> String {
         match (vm.agent, vm.state) {
             (Agent::None, _) => "none: no channel for one in its definition",
             (_, Run::Off) => "has a channel",
+            (Agent::Silent, _) if recorded => "not known: the record has no answer of it, and cannot be asked",
             (Agent::Silent, _) => "does not answer: not installed in its guest, or not up yet",
             (Agent::Answers, _) => "answers",
         },

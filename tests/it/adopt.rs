@@ -363,7 +363,8 @@ fn a_file_comes_under_management_as_it_is() {
     host.set_manifest("version: 1\nfiles: { /etc/motd: { content: \"mine\\n\" } }\n");
     let (code, said) = host.run(&["adopt", "--yes", "file/etc/motd"]);
     assert!(code == 1 && said.contains("adopting changes nothing"), "{said}");
-    for (name, why) in [("file/etc/none", "there is no"), ("file/etc", "no regular file"), ("file/etc/../x", "without")]
+    for (name, why) in
+        [("file/etc/none", "does not hold `/etc/none`"), ("file/etc", "no regular file"), ("file/etc/../x", "without")]
     {
         let (code, said) = host.run(&["adopt", "--yes", name]);
         assert!(code == 1 && said.contains(why), "{name}: {said}");

@@ -284,6 +284,12 @@ fn devices(machine: &Machine, tree: &Tree<'_>, mounts: &mut String) {
         if driver != "-" {
             tree.dir(&format!("/sys/bus/pci/drivers/{driver}"));
             tree.link(&format!("{at}/driver"), &format!("/sys/bus/pci/drivers/{driver}"));
+            // Each of these drivers is in a module of its own name (`bochs-drm`, which is not, is in no host here).
+            let module = driver.replace('-', "_");
+            let link = format!("/sys/bus/pci/drivers/{driver}/module");
+            if !tree.root.join(&link[1..]).is_symlink() {
+                tree.link(&link, &format!("/sys/module/{module}"));
+            }
         }
         if group != "-" && machine.iommu != "none" {
             let number: u32 = group.trim_start_matches('g').parse().unwrap();

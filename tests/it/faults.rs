@@ -213,7 +213,7 @@ fn a_signal_stops_a_run_between_two_steps_and_a_lost_terminal_does_not() {
             } else {
                 assert_eq!(out.status.code(), Some(1), "{place}: {said}");
                 assert!(said.contains("was stopped between two steps"), "{place}: {said}");
-                assert!(said.contains("gpuvm apply --resume"), "{place}: {said}");
+                assert!(said.contains("gpuvm apply --root host --resume"), "{place}: {said}");
                 let journal = fs::read_to_string(host.state().join("runs/1/journal.jsonl")).unwrap_or_default();
                 let last = journal.lines().last().unwrap_or_default();
                 assert!(!last.contains("\"state\":\"begins\""), "a step was left in the middle: {last}");
@@ -480,7 +480,7 @@ fn a_libvirt_that_stops_or_freezes_in_the_middle_ends_the_run_which_goes_on_late
             // libvirt is back.
             let plan = host.run(&["plan"]);
             assert!(matches!(plan.status.code(), Some(0 | 2)), "{}", stderr(&plan));
-            assert!(stderr(&plan).contains("gpuvm apply --resume"), "{}", stderr(&plan));
+            assert!(stderr(&plan).contains("gpuvm apply --root host --resume"), "{}", stderr(&plan));
             let resumed = host.run(&["apply", "--resume"]);
             assert_eq!(resumed.status.code(), Some(0), "{answers}: {}{}", stdout(&resumed), stderr(&resumed));
             host.is_as_undisturbed();

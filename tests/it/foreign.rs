@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::machine::{copy_tree, gpuvm, repository, stdout};
+use crate::machine::{copy_tree, gpuvm, on_the_host, repository, stdout};
 
 /// What is set up on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,5 +176,5 @@ fn run_in(dir: &Path, args: &[&str]) -> (i32, String) {
     let args: Vec<&str> = args.iter().copied().chain(["--root", "host"]).collect();
     let output = gpuvm(&args, dir);
     let said = stdout(&output) + &String::from_utf8_lossy(&output.stderr);
-    (output.status.code().unwrap(), said)
+    (output.status.code().unwrap(), on_the_host(&said))
 }

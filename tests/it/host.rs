@@ -6,7 +6,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::machine::{copy_tree, fast_folder, gpuvm, repository, stderr, stdout};
+use crate::machine::{copy_tree, fast_folder, gpuvm, on_the_host, repository, stderr, stdout};
 
 pub struct Host {
     pub dir: tempfile::TempDir,
@@ -37,7 +37,7 @@ impl Host {
     /// Runs it, which ends with this code; what it said.
     pub fn says(&self, words: &str, code: i32) -> String {
         let output = self.run(words);
-        let said = stdout(&output) + &stderr(&output);
+        let said = on_the_host(&(stdout(&output) + &stderr(&output)));
         assert_eq!(output.status.code(), Some(code), "{words}: {said}");
         said
     }

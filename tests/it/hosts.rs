@@ -27,6 +27,8 @@ fn said(args: &[&str], root: &Path, work: &Path, name: &str) -> String {
     let shown = args.join(" ");
     let out = gpuvm(&[args, &["--root", &root.display().to_string()]].concat(), work);
     let text = stdout(&out) + &String::from_utf8_lossy(&out.stderr);
+    // As it reads on the host itself.
+    let text = text.replace(&format!(" --root {}", root.display()), "");
     format!(
         "$ gpuvm {shown}\n{}exit {}\n\n",
         text.replace(&root.display().to_string(), name),

@@ -49,6 +49,11 @@ pub fn fast_folder() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
+/// What was said on a rehearsal, as it reads on the host itself: a command to type next has no `--root` there.
+pub fn on_the_host(said: &str) -> String {
+    said.replace(" --root host", "")
+}
+
 /// What a run wrote to stderr.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()

@@ -244,6 +244,54 @@ fn each_rule_names_the_thing_and_its_place() {
 }
 
 #[test]
+fn what_stands_under_a_wrong_name_is_checked_too() {
+    let source = "version: 1
+gpus:
+  \"my card\": { match: { adress: '01:00' }, use: nonsense }
+vmss:
+  desk: { cpus: many, memory: 1GiB, network: br9 }
+  \"b b\": { cpus: 2, memory: 4GiB, gpus: [nope] }
+files:
+  etc/motd: { mode: '999' }
+services:
+  a b: { enabled: perhaps }
+oddities: { cpus: many }
+";
+    let said: Vec<String> =
+        problems(source).iter().map(|p| p.split(": ").take(2).collect::<Vec<_>>().join(": ")).collect();
+    let paths: Vec<&str> = said.iter().map(|p| p.split([' ', ':']).nth(2).map_or("", |_| p.as_str())).collect();
+    for (at, says) in [
+        ("3:3 gpus.my card: ", "`my card` is not a name"),
+        ("3:25 gpus.my card.match.adress: ", "unknown field `adress`"),
+        ("3:49 gpus.my card.use: ", "unknown value `nonsense`"),
+        ("4:1 vmss: ", "unknown field `vmss`"),
+        ("5:17 vmss.desk.cpus: ", "expected a number"),
+        ("5:46 vmss.desk.network: ", "unknown network `br9`"),
+        ("6:3 vmss.b b: ", "`b b` is not a VM name"),
+        ("6:42 vmss.b b.gpus[0]: ", "unknown GPU `nope`"),
+        ("8:3 files.etc/motd: ", "`etc/motd` is not an absolute path"),
+        ("8:3 files.etc/motd: ", "`etc/motd` has no content"),
+        ("8:21 files.etc/motd.mode: ", "`999` is not a file mode"),
+        ("10:3 services.a b: ", ""),
+        ("10:19 services.a b.enabled: ", "expected `true` or `false`"),
+        ("11:1 oddities: ", "unknown field `oddities`"),
+    ] {
+        assert!(paths.iter().any(|p| p.starts_with(&format!("{at}{says}"))), "{at}{says}\n{}", paths.join("\n"));
+    }
+    assert_eq!(paths.len(), 14, "{}", paths.join("\n"));
+    assert!(!said.join(" ").contains("x-"), "what is read in place of a name is nobody's: {}", said.join("\n"));
+}
+
+#[test]
+fn what_is_missing_comes_with_what_to_write() {
+    let invalid = parse("host.yaml", "vms: { a: { network: br0 } }\n").unwrap_err();
+    let help: Vec<String> = invalid.problems().into_iter().filter_map(|p| p.help).collect();
+    for says in ["`version: 1`", "`cpus: 2`", "`memory: 4GiB`", "`bridge: { name: br0, uplink: auto }`"] {
+        assert!(help.iter().any(|h| h.contains(says)), "{says}: {help:?}");
+    }
+}
+
+#[test]
 fn several_problems_are_told_at_once_and_none_twice() {
     let source = "version: 1\n\
         gpus:\n  work: { match: '02:00', uze: vfio }\n\

@@ -219,3 +219,191 @@ fn colours_are_for_terminals_that_want_them() {
         .unwrap();
     assert!(!String::from_utf8_lossy(&piped.stderr).contains('\x1b'));
 }
+
+/// Nothing starts that cannot: a new VM with locked memory refuses the plan, one that is there is left alone.
+#[test]
+fn a_vm_that_cannot_start_refuses_the_plan_that_makes_it() {
+    let desk = Desk::new();
+    fs::write(desk.path("host.yaml"), MANIFEST.replace("512MiB", "8GiB")).unwrap();
+    let plan = desk.run(&["plan"]);
+    assert_eq!((plan.code, plan.stderr.as_str()), (1, ""), "{}", plan.stdout);
+    assert!(plan.stdout.contains("× vms.tiny: 8GiB of memory, locked while it runs"), "{}", plan.stdout);
+    let before = tree(&desk.path("host"));
+    assert_eq!(desk.run(&["apply", "--yes", "--reboot"]).code, 1);
+    assert_eq!(tree(&desk.path("host")), before);
+    let manual = MANIFEST.replace("512MiB", "8GiB").replace("start: boot", "start: manual");
+    fs::write(desk.path("host.yaml"), manual).unwrap();
+    let plan = desk.run(&["plan"]);
+    assert!(plan.code == 2 && plan.stdout.contains("! vms.tiny: 8GiB of memory, locked"), "{}", plan.stdout);
+    // What runs with less is no start of this plan's.
+    fs::write(desk.path("host.yaml"), MANIFEST).unwrap();
+    assert_eq!(desk.run(&["apply", "--yes", "--reboot"]).code, 0);
+    fs::write(desk.path("host.yaml"), MANIFEST.replace("512MiB", "8GiB")).unwrap();
+    let plan = desk.run(&["plan"]);
+    assert!(plan.code == 2 && plan.stdout.contains("! vms.tiny: 8GiB of memory, locked"), "{}", plan.stdout);
+}
+
+/// The second line of each shipped manifest names the recorded host that it can be rehearsed on, or says that none fits.
+#[test]
+fn a_shipped_manifest_says_which_recorded_host_it_fits() {
+    let recorded: Vec<PathBuf> =
+        fs::read_dir(repository().join("examples/hosts")).unwrap().map(|e| e.unwrap().path()).collect();
+    let plan = |manifest: &PathBuf, host: &PathBuf| {
+        let dir = tempfile::tempdir().unwrap();
+        copy_tree(host, &dir.path().join("host"));
+        let output = gpuvm(&["plan", "-f", manifest.to_str().unwrap(), "--root", "host"], dir.path());
+        (output.status.code(), crate::machine::stdout(&output) + &crate::machine::stderr(&output))
+    };
+    let mut fit = 0;
+    for entry in fs::read_dir(repository().join("manifests")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "yaml") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let line = text.lines().nth(1).unwrap();
+        let name = |line: &str| line.split([';', ' ']).next().unwrap().trim_end_matches('.').to_owned();
+        match line.strip_prefix("# Rehearse it on a copy of examples/hosts/").map(name) {
+            Some(host) => {
+                let (code, said) = plan(&path, &repository().join("examples/hosts").join(host));
+                assert_eq!(
+                    (code, said.contains("  ! ")),
+                    (Some(2), line.contains("so the plan warns")),
+                    "{line}\n{said}"
+                );
+                fit += 1;
+            }
+            None => {
+                let why = line
+                    .strip_prefix("# No host of examples/hosts fits: none has ")
+                    .unwrap_or_else(|| panic!("{line}"));
+                for host in &recorded {
+                    let (code, said) = plan(&path, host);
+                    assert!(code == Some(1) && said.contains("blocked: "), "{line}\n{said}");
+                    // What it lacks is what the plan says.
+                    let place = why.trim_end_matches('.').split(' ').next_back().unwrap();
+                    assert!(said.contains(place), "{place}\n{said}");
+                }
+            }
+        }
+    }
+    assert!(fit >= 3, "{fit}");
+}
+
+#[test]
+fn verbs_take_yes_like_an_apply_and_a_guest_of_a_record_is_not_entered() {
+    let desk = Desk::new();
+    assert_eq!(desk.run(&["apply", "--yes", "--reboot"]).code, 0);
+    for args in [&["vm", "stop", "tiny", "-y"][..], &["vm", "start", "tiny", "--yes"], &["vm", "restart", "tiny", "-y"]]
+    {
+        let said = desk.run(args);
+        assert_eq!(said.code, 0, "{args:?}: {}", said.stderr);
+    }
+    for args in [&["vm", "ssh", "tiny"][..], &["vm", "console", "tiny"]] {
+        let said = desk.run(args);
+        assert_eq!(said.code, 1, "{args:?}");
+        assert!(said.stderr.contains("`host` is a recorded host: no guest runs there"), "{}", said.stderr);
+    }
+    let info = desk.run(&["vm", "info", "tiny"]).stdout;
+    assert!(info.contains("agent     not known: the record has no answer of it, and cannot be asked"), "{info}");
+    let free = desk.run(&["ip", "check", "--free", "2"]);
+    assert_eq!((free.code, free.stdout.as_str()), (3, ""), "an address on stdout would be taken for a free one");
+    assert!(free.stderr.starts_with("UNKNOWN: "), "{}", free.stderr);
+    let file = desk.run(&["adopt", "file//etc/nothing"]);
+    assert!(
+        file.code == 1 && file.stderr.contains("the record `host` does not hold `/etc/nothing`"),
+        "{}",
+        file.stderr
+    );
+}
+
+#[test]
+fn the_card_of_the_manifests_own_vm_is_where_it_belongs() {
+    let desk = Desk::new();
+    assert_eq!(desk.run(&["apply", "--yes", "--reboot"]).code, 0);
+    let check = desk.run(&["check", "-f", "host.yaml"]).stdout;
+    assert!(check.contains("  ok    holder        the VM tiny has it, to which the manifest gives it"), "{check}");
+    assert!(check.contains("verdict  UNKNOWN") && check.contains("not known: reset\n"), "{check}");
+    // Who does not know of the manifest, or whose manifest gives it to another VM, is told.
+    let bare = desk.run(&["gpu", "explain", "0000:02:00"]);
+    assert!(bare.code == 1 && bare.stdout.contains("  FAIL  holder        the VM tiny\n"), "{}", bare.stdout);
+    fs::write(desk.path("host.yaml"), MANIFEST.replace("tiny:", "other:")).unwrap();
+    let other = desk.run(&["check", "-f", "host.yaml"]);
+    assert!(other.code == 1 && other.stdout.contains("  FAIL  holder        the VM tiny\n"), "{}", other.stdout);
+    // A name is the manifest's, and what there is is listed.
+    let name = desk.run(&["gpu", "explain", "work"]).stderr;
+    assert!(name.contains("-f host.yaml") && name.contains("# 0000:02:00 GeForce RTX 4090"), "{name}");
+    let list = desk.run(&["gpu", "list", "-f", "host.yaml"]).stdout;
+    assert!(list.contains("group 4  boot display\n") && list.contains("group 8  free\n"), "{list}");
+    // And a VM of gpuvm's own keeps it when its entry is written anew, or is not written.
+    fs::write(desk.path("host.yaml"), "version: 1\n").unwrap();
+    let bare = desk.run(&["adopt", "libvirt-domain/tiny"]);
+    assert_eq!((bare.code, bare.stdout.as_str()), (1, ""), "{}", bare.stderr);
+    assert!(bare.stderr.contains("gave it 0000:02:00") && bare.stderr.contains("use: vfio"), "{}", bare.stderr);
+    fs::write(desk.path("host.yaml"), MANIFEST.split("vms:").next().unwrap()).unwrap();
+    let entry = desk.run(&["adopt", "libvirt-domain/tiny"]);
+    assert!(entry.code == 0 && entry.stdout.contains("gpus: [work]"), "{}{}", entry.stdout, entry.stderr);
+}
+
+#[test]
+fn an_undo_shows_that_files_go_and_with_v_what_was_in_them() {
+    let desk = Desk::new();
+    assert_eq!(desk.run(&["apply", "--yes", "--reboot"]).code, 0);
+    let plan = desk.run(&["undo", "--plan"]).stdout;
+    assert!(plan.contains("61-gpuvm-vfio-work.rules: goes, 6 lines (-v shows them)\n"), "{plan}");
+    assert!(!plan.contains("GOTO=\"gpuvm_end\""), "{plan}");
+    assert!(desk.run(&["undo", "--plan", "-v"]).stdout.contains("-ENV{gpuvm.off}==\"?*\", GOTO=\"gpuvm_end\""));
+}
+
+/// Each command that is said to be typed next, up to the end of its line.
+fn commands(text: &str) -> Vec<String> {
+    let verbs = ["apply", "plan", "undo", "status", "check", "history", "show", "vm ", "gpu ", "ip ", "image ", "init"];
+    let all = text.match_indices("gpuvm ").map(|(at, _)| text[at..].split(['\n', '`', ';', '&']).next().unwrap());
+    all.filter(|c| verbs.iter().any(|v| c["gpuvm ".len()..].starts_with(v))).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_command_to_type_next_is_about_the_rehearsed_host_too() {
+    let desk = Desk::new();
+    let mut hints = 0;
+    for (args, says) in [
+        (&["init", "-o", "as-is.yaml"][..], "next: "),
+        (&["plan"], "apply: "),
+        (&["gpu", "explain", "0000:01:00"], "gpuvm apply"),
+        (&["apply", "--yes"], "go on, the reboot included: "),
+        (&["status"], "go on, the reboot included: "),
+        (&["apply", "--yes", "--reboot"], "go back: gpuvm undo"),
+        (&["status"], "go back: gpuvm undo"),
+        (&["show"], "go back: gpuvm undo"),
+        (&["vm", "stop", "tiny"], "go back: gpuvm undo"),
+        (&["vm", "logs", "nobody"], "gpuvm vm list"),
+        (&["init", "-o", "again.yaml"], "gpuvm plan"),
+        (&["undo", "--yes", "--skip", "libvirt-domain"], ""),
+        (&["show", "99"], "gpuvm history"),
+    ] {
+        let said = desk.run(args);
+        let text = said.stdout + &said.stderr;
+        assert!(text.contains(says), "{args:?} does not say {says}: {text}");
+        for command in commands(&text) {
+            assert!(command.contains("--root host"), "{args:?}: {command}\n{text}");
+            hints += 1;
+        }
+    }
+    assert!(hints >= 12, "{hints}");
+}
+
+#[test]
+fn init_says_where_it_wrote_and_replaces_nothing() {
+    let desk = Desk::new();
+    let refused = desk.run(&["init"]);
+    assert_eq!((refused.code, refused.stdout.as_str()), (1, ""));
+    for says in ["`host.yaml` is there already, and is not replaced; nothing was written", "`-o FILE`", "`-o -`"] {
+        assert!(refused.stderr.contains(says), "{says}: {}", refused.stderr);
+    }
+    assert_eq!(fs::read_to_string(desk.path("host.yaml")).unwrap(), MANIFEST);
+    let wrote = desk.run(&["init", "-o", "new.yaml"]);
+    let at = desk.path("new.yaml").canonicalize().unwrap();
+    assert_eq!(wrote.code, 0, "{}", wrote.stderr);
+    assert!(wrote.stderr.starts_with(&format!("wrote {}\n", at.display())), "{}", wrote.stderr);
+    assert!(wrote.stderr.contains("gpuvm plan --root host -f new.yaml\n"), "{}", wrote.stderr);
+}

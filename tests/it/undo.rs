@@ -191,7 +191,7 @@ fn what_was_changed_since_is_refused_by_name_and_left_out_by_a_word() {
     let said = stdout(&undo);
     assert_eq!(undo.status.code(), Some(1), "{said}");
     assert!(said.contains("/etc/sysctl.d/60-gpuvm-guests.conf was changed since run 1"), "{said}");
-    assert!(said.contains("gpuvm undo 1 --skip file//etc/sysctl.d/60-gpuvm-guests.conf"), "{said}");
+    assert!(said.contains("gpuvm undo --root host 1 --skip file//etc/sysctl.d/60-gpuvm-guests.conf"), "{said}");
     assert_eq!(host.tree(), before, "nothing was changed");
     succeeded(&host.undo(&["--skip", "file//etc/sysctl.d/60-gpuvm-guests.conf"]), "without that file");
     assert_eq!(fs::read_to_string(&path).unwrap(), "# mine now\n");

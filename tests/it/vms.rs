@@ -120,7 +120,7 @@ fn what_leaves_the_manifest_is_kept_and_only_absent_takes_the_definition() {
     assert_eq!(machine.domain()["name"], "tiny");
     let absent = MANIFEST.replace("start: boot", "absent: true");
     let (code, said) = machine.plan(&absent);
-    assert!(code == 1 && said.contains("gpuvm vm stop tiny"), "{said}");
+    assert!(code == 1 && said.contains("gpuvm vm stop --root host tiny"), "{said}");
     machine.libvirt(|known| known["domains"][0]["active"] = false.into());
     let (code, said) = machine.apply(&absent);
     assert_eq!(code, 0, "{said}");

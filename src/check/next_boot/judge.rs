@@ -206,28 +206,42 @@ fn drivers(next: &NextBoot, facts: &HostFacts, gpus: &[Gpu]) -> Vec<Link> {
             continue;
         }
         let Some(driver) = first.driver.as_deref().filter(|d| !d.contains("vfio")) else { continue };
-        let module = driver.replace('-', "_");
+        let told = next.driver_modules.get(driver);
+        let module = told.map_or_else(|| driver.replace('-', "_"), |m| m.replace('-', "_"));
         // Debian names NVIDIA's modules by their flavour.
         let there = modules.contains(&module) || modules.iter().any(|m| m.starts_with(&format!("{module}_current")));
         let link = |status, says: String| {
             Link::new("host driver", status, says).seen(
                 format!("/lib/modules/{release}/modules.dep"),
-                if there { driver.to_owned() } else { format!("no {driver}") },
+                if there { module.clone() } else { format!("no {module}") },
             )
         };
         if there {
             links.push(link(Status::Ok, format!("{}: {driver} is there", gpu.slot)));
             continue;
         }
-        let mut link = link(Status::Fail, format!("{} stays with the host, and {release} has no {driver}", gpu.slot));
-        for (built, kernels) in next.dkms.iter().filter(|(b, _)| b.starts_with(driver)) {
+        let built = || next.dkms.iter().filter(|(b, _)| b.starts_with(driver));
+        // A driver has its own name and is in a module of maybe another: without a word of sysfs or DKMS, that is not known.
+        if told.is_none() && built().next().is_none() {
+            links.push(
+                link(Status::Unknown, format!("{}: which module {driver} is in could not be told", gpu.slot))
+                    .seen(format!("/sys/bus/pci/drivers/{driver}/module"), "not there, or not recorded")
+                    .fix(format!("see it on the host: readlink /sys/bus/pci/drivers/{driver}/module"))
+                    .fix(format!("and then whether {release} has it: modinfo -k {release} MODULE")),
+            );
+            continue;
+        }
+        let mut link = link(Status::Fail, format!("{} stays with the host, and {release} has no {module}", gpu.slot));
+        for (built, kernels) in built() {
             let kernels: Vec<&str> = kernels.iter().map(String::as_str).collect();
             link = link.seen(format!("/var/lib/dkms/{built}"), kernels.join(" "));
         }
-        links.push(
-            link.fix(format!("apt-get install linux-headers-{release}, then dkms autoinstall -k {release}"))
-                .fix("or keep the running kernel as the default until the driver is built"),
-        );
+        // Only what DKMS builds can be built for another kernel.
+        let fix = match built().next() {
+            Some(_) => format!("apt-get install linux-headers-{release}, then dkms autoinstall -k {release}"),
+            None => format!("look where it comes from: modinfo {module}; and install what brings it for {release}"),
+        };
+        links.push(link.fix(fix).fix("or keep the running kernel as the default until the driver is built"));
     }
     links
 }
@@ -300,7 +314,7 @@ mod tests {
             self.record.save(&self.dir.path().join(Record::NAME)).unwrap();
             let host = Fixture::open(self.dir.path()).unwrap();
             let facts = facts::collect(&host);
-            judge(&NextBoot::look(&host, &facts), &facts, &[])
+            judge(&NextBoot::look(&host, &facts), &facts, &crate::gpu::collect(&host, &facts))
         }
     }
 
@@ -348,5 +362,50 @@ mod tests {
         let report = Host::new().gone("/etc/udev/rules.d/61-gpuvm-vfio-work.rules").judged();
         assert_eq!(report.verdict, None);
         assert!(report.links.is_empty());
+    }
+
+    /// A GPU of the host's on bochs-drm, which is in the module bochs (drivers/gpu/drm/tiny/bochs.c in the kernel).
+    fn with_gpu(host: &Host, driver: &str, module: Option<&str>) {
+        let at = "/sys/bus/pci/devices/0000:00:06.0";
+        for (name, value) in [("vendor", "0x1234"), ("device", "0x1111"), ("class", "0x030000")] {
+            host.file(&format!("{at}/{name}"), value);
+        }
+        let link = |from: &str, to: &str| {
+            let from = host.dir.path().join("root").join(&from[1..]);
+            std::fs::create_dir_all(from.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(to, from).unwrap();
+        };
+        link(&format!("{at}/driver"), &format!("/sys/bus/pci/drivers/{driver}"));
+        if let Some(module) = module {
+            link(&format!("/sys/bus/pci/drivers/{driver}/module"), &format!("/sys/module/{module}"));
+        }
+    }
+
+    #[test]
+    fn a_driver_is_looked_for_in_the_module_that_it_is_in() {
+        use crate::check::Status;
+        const LIST: &str = "/lib/modules/6.12.57/modules.dep";
+        let both =
+            |module: &str| format!("kernel/drivers/vfio/pci/vfio-pci.ko.xz:\nkernel/drivers/gpu/{module}.ko.xz:\n");
+        for (driver, module, there, status) in [
+            ("bochs-drm", Some("bochs"), "bochs", Status::Ok),
+            ("bochs-drm", Some("bochs"), "other", Status::Fail),
+            // A record without that link: a module of the driver's own name is the driver's, and no more is known.
+            ("i915", None, "i915", Status::Ok),
+            ("bochs-drm", None, "bochs", Status::Unknown),
+        ] {
+            let host = Host::new().with(LIST, &both(there));
+            with_gpu(&host, driver, module);
+            let report = host.judged();
+            let link = report.links.iter().find(|l| l.name == "host driver").unwrap();
+            assert_eq!(link.status, status, "{driver} {module:?} {there}: {link:#?}");
+            assert!(!link.fix.iter().any(|f| f.contains("dkms")), "DKMS has not built it: {link:#?}");
+        }
+        // What DKMS has built for another kernel it can build for this one.
+        let host = Host::new().with("/var/lib/dkms/bochs-drm/1.0/6.12.41/x86_64/module/bochs.ko", "");
+        with_gpu(&host, "bochs-drm", None);
+        let report = host.judged();
+        let link = report.links.iter().find(|l| l.name == "host driver").unwrap();
+        assert!(link.status == Status::Fail && link.fix.iter().any(|f| f.contains("dkms autoinstall")), "{link:#?}");
     }
 }
