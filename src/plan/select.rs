@@ -244,7 +244,7 @@ mod tests {
 
     fn desired() -> Desired {
         let mut desired = Desired::default();
-        let packages = PackageSet { wanted: Default::default(), absent: Default::default(), sources: None };
+        let packages = PackageSet::default();
         let packages = desired.want("packages", [], packages);
         desired.want("modules", [], Modules { wanted: Default::default() });
         let member = GroupMember { group: "kvm".to_owned(), user: "alice".to_owned() };
