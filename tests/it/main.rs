@@ -12,6 +12,7 @@ mod faults;
 mod foreign;
 mod fuzz;
 mod guests;
+mod hardware;
 mod hostile;
 mod hosts;
 mod init;

@@ -18,7 +18,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-[ -n "$topology" ] || die "which topology? plain twin no-iommu bad-group-nic bad-group-disk"
+[ -n "$topology" ] || die "which topology? See README.md"
 [ -f "$LAB/$base.img" ] || die "there is no disk \`$base\`: tests/lab/run build"
 ! running || die "the lab host \`$LAB_HOST\` runs already: tests/lab/run stop"
 
@@ -46,6 +46,17 @@ rtx4090() { # bus slot name
   function_at "$1" "$2.0" "$3v" 10de 2684 030000 10de 16f4
   function_at "$1" "$2.1" "$3a" 10de 22ba 040300 10de 16f4
 }
+# A card of another model; the numbers are those of pci.ids.
+card() { # bus slot name VENDOR:DEVICE:CLASS:SUBVENDOR:SUBDEVICE…, a function each
+  local bus=$1 slot=$2 name=$3 n=0 words
+  shift 3
+  for words; do
+    # shellcheck disable=SC2086
+    function_at "$bus" "$slot.$n" "$name$n" ${words//:/ }
+    n=$((n + 1))
+  done
+}
+rtx3090() { card "$1" "$2" "$3" 10de:2204:030000:10de:1454 10de:1aef:040300:10de:1454; }
 # What stands behind a PCIe-to-PCI bridge is one IOMMU group: the bus has no requester ids of its own.
 legacy_bus() {
   root_port rp1 1
@@ -61,6 +72,42 @@ case $topology in
       rtx4090 "rp$n" 00 "gpu$n"
     done
     if [ "$topology" = no-iommu ]; then iommu=(); fi ;;
+  twin-added)
+    # The new card's port comes first, so that the others' buses get other numbers.
+    root_port rp0 0
+    rtx3090 rp0 00 gpu0
+    for n in 1 2; do
+      root_port "rp$n" "$n"
+      rtx4090 "rp$n" 00 "gpu$n"
+    done ;;
+  twin-other)
+    root_port rp1 1
+    rtx4090 rp1 00 gpu1
+    root_port rp2 2
+    rtx3090 rp2 00 gpu2 ;;
+  twin-swapped)
+    root_port rp1 1
+    rtx3090 rp1 00 gpu1
+    root_port rp2 2
+    rtx4090 rp2 00 gpu2 ;;
+  amd)
+    root_port rp1 1
+    card rp1 00 gpu1 1002:744c:030000:1002:0e3b 1002:ab30:040300:1002:ab30 1002:7446:0c0330:1002:7446 1002:7444:0c8000:1002:7444 ;;
+  data-centre)
+    root_port rp1 1
+    card rp1 00 gpu1 10de:2330:030200:10de:16c1 ;;
+  arc)
+    # The card is a switch of its own, with the audio function on another bus than the display's.
+    root_port rp1 1
+    devices+=(-device "x3130-upstream,id=up1,bus=rp1")
+    for n in 1 2; do devices+=(-device "xio3130-downstream,id=down$n,bus=up1,chassis=2$n,slot=2$n,addr=0$n"); done
+    card down1 00 gpu1 8086:56a0:030000:8086:1020
+    card down2 00 sound1 8086:4f90:040300:8086:1020 ;;
+  sr-iov)
+    root_port rp1 1
+    rtx4090 rp1 00 gpu1
+    root_port rp2 2
+    devices+=(-netdev "user,id=vf0,restrict=on" -device "igb,bus=rp2,netdev=vf0,mac=52:54:00:4c:41:50,romfile=") ;;
   bad-group-nic)
     legacy_bus
     rtx4090 pci1 01 gpu1
