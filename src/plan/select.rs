@@ -282,6 +282,6 @@ mod tests {
     #[test]
     fn a_name_that_is_not_there_is_an_error() {
         assert!(left(&["module/x"], &[]).1[0].contains("nothing in this manifest is `module/x`"));
-        assert!("modul".parse::<Selector>().unwrap_err().to_string().contains("there are package, file"));
+        assert!("modul".parse::<Selector>().unwrap_err().to_string().contains("there are apt-source, package, file"));
     }
 }

@@ -135,7 +135,13 @@ impl Resource for Driver {
             };
         };
         // Booting without the module would end without a driver, and nouveau is off by then.
+        // What dpkg was cut off in is finished first.
+        let unfinished = facts
+            .packages
+            .value()
+            .is_some_and(|all| all.values().any(|p| super::package::UNFINISHED.contains(&p.status.as_str())));
         if let Some(kernel) = &state.without
+            && !unfinished
             && self.installed(facts).is_some()
             && self.version.is_some()
         {
