@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::looked::SECURE_BOOT;
 use super::next_boot::initramfs;
 use super::{Asked, Link, Looked, SecureBoot, Status};
-use crate::facts::{HostFacts, InitramfsTool, Iommu, PciFunction};
+use crate::facts::{HostFacts, InitramfsTool, Iommu, PciFunction, SECURE_BOOT};
 use crate::gpu::{Framebuffer, Gpu, GpuKind, Holder, HolderKind};
 use crate::types::{PciAddress, PciSlot};
 

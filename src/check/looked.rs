@@ -3,28 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Serialize;
-
 use super::NextBoot;
-use crate::facts::HostFacts;
+use crate::facts::{HostFacts, SecureBoot, secure_boot};
 use crate::gpu::{Framebuffer, Gpu, framebuffer, names, text};
 use crate::host::{Answer, Probe};
 use crate::types::PciSlot;
-
-/// Whether the firmware checks what it starts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum SecureBoot {
-    /// On.
-    On,
-    /// Off, or started without UEFI.
-    Off(&'static str),
-    /// It could not be read: why.
-    Unknown(&'static str),
-}
-
-/// The variable's GUID is UEFI's own (the global variables of the UEFI specification).
-pub(super) const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
 
 /// Read once for all GPUs.
 #[derive(Debug, Clone)]
@@ -111,7 +94,7 @@ impl Looked {
             regions_read,
             has_vfio: has_vfio(probe, facts),
             newer_kernel,
-            secure_boot: secure_boot(probe, facts),
+            secure_boot: secure_boot(probe, facts.boot.uefi),
             address_bits: sizes.and_then(|(_, s)| s.trim().split(' ').next()?.parse().ok()),
             framebuffers: gpus.iter().map(|g| (g.slot, framebuffer(probe, g))).collect(),
             dead: gpus
@@ -148,23 +131,6 @@ fn newer_kernel(probe: &dyn Probe, facts: &HostFacts) -> Option<String> {
     let running = version(&facts.kernel.release);
     let all = names(probe, "/boot").into_iter().filter_map(|n| n.strip_prefix("vmlinuz-").map(str::to_owned));
     all.filter(|v| version(v) > running).max_by_key(|v| version(v))
-}
-
-fn secure_boot(probe: &dyn Probe, facts: &HostFacts) -> SecureBoot {
-    if !facts.boot.uefi {
-        return SecureBoot::Off("not started by UEFI");
-    }
-    match probe.read(Path::new(SECURE_BOOT)) {
-        // Four bytes of attributes, then the value (Documentation/filesystems/efivarfs.rst).
-        Ok(Answer::Value(bytes)) => match bytes.get(4) {
-            Some(1) => SecureBoot::On,
-            Some(_) => SecureBoot::Off("off in the firmware"),
-            None => SecureBoot::Unknown("the variable is empty"),
-        },
-        Ok(Answer::Absent) => SecureBoot::Unknown("there is no such variable"),
-        Ok(Answer::Denied) => SecureBoot::Unknown("it may not be read (not root)"),
-        Err(_) => SecureBoot::Unknown("it could not be read"),
-    }
 }
 
 /// A card that fell off the bus answers every read with ones. Asked only of a card that is awake.

@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-pub use looked::{Looked, SecureBoot};
+pub use crate::facts::SecureBoot;
+pub use looked::Looked;
 pub use next_boot::{NextBoot, NextBootReport, judge as judge_next_boot};
 
 use crate::facts::HostFacts;

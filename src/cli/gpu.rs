@@ -228,7 +228,10 @@ fn look(
         return Ok(code::REFUSED);
     }
     let snapshot = Snapshot::new(probe);
-    let facts = facts::collect(&snapshot);
+    let facts = match &manifest {
+        Some(manifest) => host::facts_for(manifest, &snapshot),
+        None => facts::collect(&snapshot),
+    };
     let gpus = gpu::collect(&snapshot, &facts);
     let looked = Looked::look(&snapshot, &facts, &gpus);
     show(&Seen { facts, gpus, looked, manifest, past }, &snapshot)

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use miette::miette;
 
 use crate::desire::{self, Desired};
-use crate::facts;
+use crate::facts::{self, HostFacts};
 use crate::host::fixture::Fixture;
 use crate::host::live::Live;
 use crate::host::{Probe, Snapshot};
@@ -70,6 +70,15 @@ pub fn is_meant(manifest: &Loaded, probe: &dyn Probe) -> Result<(), String> {
     }
 }
 
+/// What is known of a host, with what this manifest needs beside that.
+pub fn facts_for(manifest: &Loaded, probe: &dyn Probe) -> HostFacts {
+    let mut facts = facts::collect(probe);
+    if manifest.manifest.drivers.is_some() {
+        facts.drivers = Some(facts::drivers::look(probe, &facts));
+    }
+    facts
+}
+
 /// One planning pass over a host as it is now.
 pub fn plan_now(
     manifest: &Loaded,
@@ -78,7 +87,7 @@ pub fn plan_now(
     past: &Past,
 ) -> (Plan, BTreeMap<Key, Wanted>) {
     let snapshot = Snapshot::new(probe);
-    let facts = facts::collect(&snapshot);
+    let facts = facts_for(manifest, &snapshot);
     let mut desired: Desired = desire::desire(manifest, &facts);
     let mut past = past.clone();
     let known = match selection.images {

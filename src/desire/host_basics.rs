@@ -37,9 +37,11 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     }
 
     let packages = Key::new("package", "");
-    if !shared.packages.is_empty() || !shared.absent_packages.is_empty() {
-        let from = shared.packages.values().flatten().collect::<BTreeSet<_>>();
-        let from = from.into_iter().cloned().collect::<Vec<_>>().join(", ");
+    if !shared.packages.is_empty() || !shared.absent_packages.is_empty() || shared.packages_wait.is_some() {
+        let mut from: BTreeSet<String> = shared.packages.values().flatten().cloned().collect();
+        // Only drivers want packages that are not known by name yet.
+        from.extend(shared.packages_wait.is_some().then(|| "drivers.nvidia".to_owned()));
+        let from = from.into_iter().collect::<Vec<_>>().join(", ");
         let wanted = shared.packages.into_iter().filter_map(|(n, f)| Some((n.parse().ok()?, f))).collect();
         let absent = shared.absent_packages.iter().filter_map(|n| n.parse().ok()).collect();
         // Sources and pins come before the packages that they are for.
@@ -48,8 +50,18 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
             .iter()
             .map(|(path, e)| format!("{path}\n{}\n", content(manifest, e, &facts.hostname).unwrap_or_default()));
         let sources = (!apt.is_empty()).then(|| sha256_hex(texts.collect::<String>().as_bytes()));
-        let before: Vec<Key> = apt.iter().map(|(path, _)| Key::new("file", path.as_str())).collect();
-        let wanted = package::PackageSet { wanted, absent, sources };
+        let mut before: BTreeSet<Key> = apt.iter().map(|(path, _)| Key::new("file", path.as_str())).collect();
+        before.append(&mut shared.before_packages);
+        let wanted = package::PackageSet {
+            wanted,
+            absent,
+            sources,
+            stage: String::new(),
+            versions: std::mem::take(&mut shared.versions),
+            replaceable: std::mem::take(&mut shared.replaceable),
+            older: shared.older,
+            waits: shared.packages_wait.take(),
+        };
         desired.want(if from.is_empty() { "packages" } else { &from }, before, wanted);
     }
     if !shared.kernel_args.is_empty() {

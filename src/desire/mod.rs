@@ -3,10 +3,12 @@
 
 mod bridge;
 mod capacity;
+mod drivers;
 mod gpus;
 mod guests;
 mod host_basics;
 mod images;
+mod nvidia;
 mod parts;
 mod vms;
 
@@ -16,6 +18,7 @@ use crate::facts::HostFacts;
 use crate::manifest::Loaded;
 use crate::plan::{Finding, Key};
 use crate::resource::Wanted;
+use crate::types::PackageName;
 
 /// One wanted thing with where it comes from and what has to be there before it.
 #[derive(Debug, Clone)]
@@ -67,6 +70,16 @@ pub struct Shared {
     pub packages: BTreeMap<String, BTreeSet<String>>,
     /// Packages that must not be there.
     pub absent_packages: BTreeSet<String>,
+    /// How the versions of some packages have to begin.
+    pub versions: BTreeMap<PackageName, String>,
+    /// Packages that may be replaced or removed for those that are wanted.
+    pub replaceable: BTreeSet<PackageName>,
+    /// Whether these may go back to an older version.
+    pub older: bool,
+    /// Why apt cannot be asked about packages yet.
+    pub packages_wait: Option<String>,
+    /// What has to be there before apt is asked about packages.
+    pub before_packages: BTreeSet<Key>,
     /// Arguments for the kernel's command line, each with the section that wants it.
     pub kernel_args: BTreeMap<String, String>,
     /// Modules to be loaded at boot and now, each with the section that wants it.
@@ -83,6 +96,7 @@ pub fn desire(manifest: &Loaded, facts: &HostFacts) -> Desired {
     bridge::desire(manifest, &mut desired);
     vms::desire(manifest, facts, &mut desired, &mut shared);
     capacity::check(&manifest.manifest, facts, &mut desired);
+    drivers::desire(manifest, facts, &mut desired, &mut shared);
     host_basics::desire(manifest, facts, &mut desired, shared);
     desired.findings.sort();
     desired

@@ -3,6 +3,8 @@
 
 mod boot;
 mod carries;
+pub mod drivers;
+mod firmware;
 mod iommu;
 mod network;
 mod os;
@@ -10,6 +12,8 @@ pub(crate) mod packages;
 mod pci;
 mod users;
 
+pub use drivers::{DriverFacts, LoadedModule};
+pub use firmware::{SECURE_BOOT, SecureBoot, own_key_enrolled, secure_boot};
 pub use packages::packages;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,6 +80,9 @@ pub struct HostFacts {
     pub reboot_required: Option<Vec<String>>,
     /// Whether gpuvm runs as root; without it, some answers are `Unknown`.
     pub root: bool,
+    /// What drivers need; looked at only where a manifest wants some ([`drivers::look`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drivers: Option<DriverFacts>,
 }
 
 /// The host's name without domain, from hostname(5).
@@ -109,6 +116,7 @@ pub fn collect(probe: &dyn Probe) -> HostFacts {
         // proc_pid_status(5): real, effective, saved and file system user.
         root: status.lines().any(|l| l.strip_prefix("Uid:").is_some_and(|v| v.split_whitespace().nth(1) == Some("0"))),
         kernel,
+        drivers: None,
     }
 }
 

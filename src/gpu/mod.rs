@@ -1,6 +1,7 @@
 //! What is known of each GPU beyond the PCI inventory: memory, link, reset, who uses it, what is next to it. Looks only,
 //! in one pass, and wakes nothing: what would reach a sleeping card is not read.
 
+pub mod architecture;
 mod holders;
 pub mod identity;
 mod seen;

@@ -6,6 +6,7 @@
 mod apt;
 mod network;
 mod play;
+mod play_drivers;
 mod play_guests;
 mod play_initramfs;
 mod play_libvirt;

@@ -267,6 +267,9 @@ impl Live {
                 }
                 Ok(())
             }
+            Refresh::LinkerCache => program::perform(Program::Ldconfig, &[], SHORT_LIMIT, progress),
+            // It asks the driver for its devices, which may wake cards.
+            Refresh::Containers(of) => program::perform(Program::NvidiaCtk, of.arguments(), SHORT_LIMIT, progress),
             // One that does not run has nothing old to forget.
             Refresh::Restart(unit) => {
                 program::perform(Program::Systemctl, &["try-restart", unit.as_str()], SERVICE_LIMIT, progress)

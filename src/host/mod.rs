@@ -106,10 +106,14 @@ pub enum Program {
     Gpgv,
     /// ip(8)
     Ip,
+    /// ldconfig(8)
+    Ldconfig,
     /// modprobe(8)
     Modprobe,
     /// netplan(8)
     Netplan,
+    /// nvidia-ctk, of NVIDIA's container toolkit
+    NvidiaCtk,
     /// sqv(1)
     Sqv,
     /// ssh(1)
@@ -136,8 +140,10 @@ impl Program {
             Program::Gpasswd => "gpasswd",
             Program::Gpgv => "gpgv",
             Program::Ip => "ip",
+            Program::Ldconfig => "ldconfig",
             Program::Modprobe => "modprobe",
             Program::Netplan => "netplan",
+            Program::NvidiaCtk => "nvidia-ctk",
             Program::Sqv => "sqv",
             Program::Ssh => "ssh",
             Program::Systemctl => "systemctl",

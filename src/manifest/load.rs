@@ -18,7 +18,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use super::yaml_tree::{Node, Place, Problem, Span};
-use super::{Manifest, validate, yaml_de, yaml_tree};
+use super::{Manifest, PackageSource, RepositoryEntry, validate, yaml_de, yaml_tree};
 use crate::types::{safe, safe_in_place, safe_line};
 
 /// More than any manifest of one host needs.
@@ -326,6 +326,14 @@ fn referred<'a>(manifest: &'a Manifest, root: &'a Node) -> Vec<(&'a Path, Place<
                 found.push((file.as_path(), place));
             }
         }
+    }
+    let nvidia = manifest.drivers.as_ref().and_then(|d| d.nvidia.as_ref());
+    if let Some(PackageSource::Repository(RepositoryEntry { key, .. })) = nvidia.map(|n| &n.source)
+        && let Some(place) =
+            ["drivers", "nvidia", "source", "key"].iter().try_fold(Place::root(root), |place, name| place.get(name))
+        && stays_inside(key)
+    {
+        found.push((key.as_path(), place));
     }
     let vms = Place::root(root).get("vms");
     for (name, vm) in &manifest.vms {

@@ -1,6 +1,7 @@
 //! `host.yaml`: what a person wants of one host. Version 1. Sections left out are not managed; unknown fields are
 //! refused; names are keys of a map, so a name cannot be there twice.
 
+mod drivers;
 mod load;
 mod schema;
 mod short;
@@ -14,11 +15,14 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use drivers::{
+    ContainerRuntime, DriversSection, InKernelEntry, KernelModule, NvidiaEntry, PackageSource, RepositoryEntry,
+};
 pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, read, reload};
 pub use schema::schema;
 pub use short::{
-    CpuCount, CpuSet, FilePath, Ip, IpWithPrefix, KernelArg, ModuleName, NvidiaBranch, Sha256Hex, Sha512Hex,
-    SlotOrFunction, SshKey, UserName, WebAddress, WordError,
+    AptWord, CpuCount, CpuSet, CudaVersion, FilePath, Fingerprint, Ip, IpWithPrefix, KernelArg, ModuleName,
+    NvidiaBranch, NvidiaVersion, Sha256Hex, Sha512Hex, SlotOrFunction, SshKey, UserName, WebAddress, WordError,
 };
 
 use crate::types::{
@@ -61,6 +65,9 @@ pub struct Manifest {
     /// Other PCI devices (NVMe, HBA, NIC, USB controller), by the same rules.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub devices: BTreeMap<ResourceName, DeviceEntry>,
+    /// Drivers for the GPUs that stay with the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drivers: Option<DriversSection>,
     /// The bridge that VMs share the host's network through.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<BridgeSection>,

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
-use super::{Cpus, DeviceMatch, DiskEntry, Memory, NicEntry, PackageEntry, Uplink};
+use super::{Cpus, DeviceMatch, DiskEntry, Memory, NicEntry, PackageEntry, PackageSource, RepositoryEntry, Uplink};
 use crate::types::{
     ByteSize, CardId, InterfaceName, MacAddress, PackageName, PciAddress, PciSlot, ResourceName, as_string,
 };
@@ -133,6 +133,35 @@ word!(
     /// A branch of NVIDIA's driver.
     NvidiaBranch, "a branch of NVIDIA's driver: three digits", "^[0-9]{3}$", "580",
     |t| t.len() == 3 && t.bytes().all(|b| b.is_ascii_digit())
+);
+
+word!(
+    /// A version of NVIDIA's driver, with or without the package's revision.
+    NvidiaVersion, "a version of NVIDIA's driver", "^[0-9]{3}\\.[0-9]+(\\.[0-9]+)?(-[A-Za-z0-9.+~]+)?$", "580.95.05",
+    |t| {
+        let (upstream, revision) = t.split_once('-').map_or((t, None), |(u, r)| (u, Some(r)));
+        let parts: Vec<&str> = upstream.split('.').collect();
+        t.len() < 64 && (2..=3).contains(&parts.len()) && parts[0].len() == 3
+            && parts.iter().all(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()))
+            && revision.is_none_or(|r| !r.is_empty() && r.chars().all(|c| c.is_ascii_alphanumeric() || ".+~".contains(c)))
+    }
+);
+word!(
+    /// A CUDA toolkit, as its packages are named.
+    CudaVersion, "a CUDA toolkit: major and minor with `-`", "^[0-9]{1,2}-[0-9]{1,2}$", "13-0",
+    |t| t.split_once('-').is_some_and(|(a, b)| [a, b].iter().all(|n| (1..=2).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_digit())))
+);
+word!(
+    /// The fingerprint of an OpenPGP key, of version 4.
+    Fingerprint, "the fingerprint of a key: 40 characters of 0-9 and A-F", "^[0-9a-fA-F]{40}$",
+    "EB693B3035CD5710E231E123A4B469963BF863CC",
+    |t| t.len() == 40 && t.bytes().all(|b| b.is_ascii_hexdigit())
+);
+word!(
+    /// A suite or a component of a package source.
+    AptWord, "a suite or component: letters, digits and `._/-`", "^[A-Za-z0-9._/-]+$", "noble",
+    |t| t.len() < 128 && !t.is_empty() && t.chars().all(|c| c.is_ascii_alphanumeric() || "._/-".contains(c))
+        && !t.split('/').any(|p| p == "..")
 );
 
 /// A slot, with or without one of its functions.
@@ -296,6 +325,43 @@ impl<'de> Deserialize<'de> for Uplink {
             }
         }
         d.deserialize_any(Either)
+    }
+}
+
+impl<'de> Deserialize<'de> for PackageSource {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = PackageSource;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`distribution`, or a repository `{ url, key, fingerprint }`")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<PackageSource, E> {
+                match text {
+                    "distribution" => Ok(PackageSource::Distribution),
+                    other => Err(E::custom(format_args!(
+                        "`{other}` is no source; write `distribution`, or `{{ url, key, fingerprint }}`"
+                    ))),
+                }
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<PackageSource, A::Error> {
+                RepositoryEntry::deserialize(MapAccessDeserializer::new(map)).map(PackageSource::Repository)
+            }
+        }
+        d.deserialize_any(Either)
+    }
+}
+
+impl schemars::JsonSchema for PackageSource {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "PackageSource".into()
+    }
+    fn json_schema(g: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let repository = g.subschema_for::<RepositoryEntry>();
+        schemars::json_schema!({
+            "description": "Where packages come from: `distribution` (apt's sources as they are), or a repository.",
+            "anyOf": [{ "const": "distribution" }, repository]
+        })
     }
 }
 

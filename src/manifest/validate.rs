@@ -25,6 +25,7 @@ pub fn validate(manifest: &Manifest, root: &Node) -> Vec<Problem> {
     checks.networks();
     checks.paths();
     checks.images();
+    checks.drivers();
     checks.vms();
     checks.shared_between_vms();
     checks.problems
@@ -231,6 +232,53 @@ impl<'a> Checks<'a> {
             if let Some(initrd) = &boot.initrd {
                 self.absolute(initrd, &["vms", name.as_str(), "boot", "initrd"]);
             }
+        }
+    }
+
+    fn drivers(&mut self) {
+        let manifest = self.manifest;
+        let Some(nvidia) = manifest.drivers.as_ref().and_then(|d| d.nvidia.as_ref()) else { return };
+        let place = self.at(&["drivers", "nvidia"]);
+        match (place.get("branch"), place.get("version")) {
+            (None, None) => {
+                let help = "write `branch: \"580\"`, which stays on that branch, or `version` for one exact version";
+                let message = "NVIDIA's driver has neither a branch nor a version".to_owned();
+                self.wrong(&place, place.key_span(), message, "which one?", Some(help.into()));
+            }
+            (Some(branch), Some(version)) => {
+                let message = "NVIDIA's driver has both `branch` and `version`".to_owned();
+                let (one, two) =
+                    ((branch.key_span(), "any of a branch"), (&version, version.key_span(), "exactly one"));
+                self.twice(one, two, message, Some("keep one of them"));
+            }
+            _ => {}
+        }
+        let mut seen: HashMap<super::ContainerRuntime, Span> = HashMap::new();
+        let items = place.get("containers").map(|list| list.items()).unwrap_or_default();
+        for (runtime, at) in nvidia.containers.iter().zip(items) {
+            match seen.get(runtime) {
+                Some(first) => {
+                    let again = (&at, at.span(), "and here");
+                    self.twice((first.clone(), "first given here"), again, "it is given twice".to_owned(), None);
+                }
+                None => _ = seen.insert(*runtime, at.span()),
+            }
+        }
+        let super::PackageSource::Repository(repository) = &nvidia.source else { return };
+        let source = self.at(&["drivers", "nvidia", "source"]);
+        if !stays_inside(&repository.key) && !source.lacks("key") {
+            let message = format!("`{}` does not lie beside the manifest", repository.key.display());
+            let help = "write a path below the manifest's folder, relative and without `..`";
+            self.value(&self.at(&["drivers", "nvidia", "source", "key"]), message, "leads elsewhere", Some(help));
+        }
+        let flat = repository.suite.as_ref().is_none_or(|s| s.as_str().ends_with('/'));
+        if flat != repository.components.is_empty() && !source.lacks("suite") {
+            let (message, help) = match flat {
+                true => ("a flat repository has no components", "take `components` out, or name a `suite`"),
+                false => ("a suite has components", "name them (`components: [main]`), or write `suite: /`"),
+            };
+            let at = source.get("components").unwrap_or_else(|| source.clone());
+            self.value(&at, message.to_owned(), "apt refuses that", Some(help));
         }
     }
 

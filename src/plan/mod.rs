@@ -91,6 +91,11 @@ pub enum Refresh {
     BootLoader,
     /// libvirt's daemon looks for hooks when it starts and when it is told to reload (hooks.html).
     LibvirtHooks,
+    /// `ldconfig`
+    LinkerCache,
+    /// What starts containers learns of NVIDIA's runtime (`nvidia-ctk runtime configure`), or the device interface gets
+    /// its files (`nvidia-ctk cdi generate`).
+    Containers(Containers),
     /// Restart a unit whose configuration changed.
     Restart(UnitName),
 }
@@ -104,7 +109,40 @@ impl Refresh {
             Refresh::Initramfs => "initramfs".to_owned(),
             Refresh::BootLoader => "boot loader".to_owned(),
             Refresh::LibvirtHooks => "libvirt's hooks".to_owned(),
+            Refresh::LinkerCache => "linker cache".to_owned(),
+            Refresh::Containers(of) => format!("container toolkit for {}", of.name()),
             Refresh::Restart(unit) => format!("restart {unit}"),
+        }
+    }
+}
+
+/// What NVIDIA's container toolkit configures (`nvidia-ctk`, of its own documentation).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Containers {
+    /// Docker's daemon.
+    Docker,
+    /// containerd.
+    Containerd,
+    /// The container device interface, which Podman reads.
+    Cdi,
+}
+
+impl Containers {
+    /// As it is written in plans.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Containers::Docker => "docker",
+            Containers::Containerd => "containerd",
+            Containers::Cdi => "cdi",
+        }
+    }
+    /// What nvidia-ctk is asked for.
+    pub const fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Containers::Docker => &["runtime", "configure", "--runtime=docker"],
+            Containers::Containerd => &["runtime", "configure", "--runtime=containerd"],
+            Containers::Cdi => &["cdi", "generate", "--output=/etc/cdi/nvidia.yaml"],
         }
     }
 }

@@ -261,7 +261,7 @@ mod tests {
 
     fn desired() -> Desired {
         let mut desired = Desired::default();
-        let packages = PackageSet { wanted: Default::default(), absent: Default::default(), sources: None };
+        let packages = PackageSet::default();
         let packages = desired.want("packages", [], packages);
         desired.want("modules", [], Modules { wanted: Default::default() });
         let member = GroupMember { group: "kvm".to_owned(), user: "alice".to_owned() };
@@ -303,6 +303,6 @@ mod tests {
     #[test]
     fn a_name_that_is_not_there_is_an_error() {
         assert!(left(&["module/x"], &[]).1[0].contains("nothing in this manifest is `module/x`"));
-        assert!("modul".parse::<Selector>().unwrap_err().to_string().contains("there are package, file"));
+        assert!("modul".parse::<Selector>().unwrap_err().to_string().contains("there are apt-source, package, file"));
     }
 }

@@ -2,8 +2,11 @@
 //! changes anything and never reads the manifest. One kind a file, its `mod`, and one line in the list below (rustfmt does
 //! not look for modules in a macro).
 
+pub mod apt_source;
 pub mod bridge;
 pub mod chains;
+pub mod container_runtime;
+pub mod driver;
 pub mod file;
 pub mod group_member;
 pub mod image;
@@ -124,6 +127,7 @@ macro_rules! kinds {
 }
 
 kinds! {
+    apt_source::AptSource,
     package::PackageSet,
     file::File,
     kernel_arg::KernelArgs,
@@ -131,6 +135,8 @@ kinds! {
     service::Service,
     group_member::GroupMember,
     vfio_binding::VfioBinding,
+    driver::Driver,
+    container_runtime::ContainerRuntime,
     bridge::Bridge,
     pool::Pool,
     image::Image,

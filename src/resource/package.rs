@@ -6,14 +6,14 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::Resource;
+use super::{Resource, driver};
 use crate::facts::{HostFacts, Known, Package, packages};
 use crate::host::{Answer, HostError, Output, Probe, Program};
 use crate::plan::{Action, AptPackage, Change, Diff, FieldDiff, Risk, Step, WaitFor};
 use crate::types::{PackageName, compare_versions, sha256_hex};
 
 /// The packages that a host is to have, and those that it is not to have.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PackageSet {
     /// Wanted, each with the sections that it follows from.
@@ -23,6 +23,30 @@ pub struct PackageSet {
     /// sha256 in hex over the sources and pins of apt's that the manifest declares, where it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sources: Option<String>,
+    /// Its name among several transactions; empty for the usual one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub stage: String,
+    /// How the versions of some have to begin, as [`driver::fits`] reads it: one that is installed in another version
+    /// counts as missing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub versions: BTreeMap<PackageName, String>,
+    /// What may be removed, or replaced by what is wanted, though nobody declared it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub replaceable: BTreeSet<PackageName>,
+    /// Whether what is replaceable, and what is wanted, may go back to an older version.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub older: bool,
+    /// Why apt cannot be asked about it yet: its sources or preferences come first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<String>,
+}
+
+impl PackageSet {
+    /// Whether a package is there, in a version that will do.
+    fn is_there(&self, name: &PackageName, known: &BTreeMap<String, Package>) -> bool {
+        let fits = |p: &Package| self.versions.get(name).is_none_or(|wanted| driver::fits(&p.version, wanted));
+        known.get(name.as_str()).is_some_and(|p| p.installed && fits(p))
+    }
 }
 
 /// What dpkg and apt say.
@@ -71,6 +95,32 @@ impl PackageSet {
         sha256_hex(format!("{unknown}\n{}", self.sources.as_deref().unwrap_or_default()).as_bytes())
     }
 
+    /// What will be done once apt can be asked: the names that are known, and the most that may come of them.
+    fn promise(&self, why: &str, missing: &[&PackageName], known: &BTreeMap<String, Package>) -> Diff {
+        let names = missing.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(" ");
+        let what = match names.as_str() {
+            "" if !self.stage.is_empty() => {
+                "install what holds the branch, where the source has such a package".to_owned()
+            }
+            "" => "install packages that are not known by name yet".to_owned(),
+            names => format!("install {names}, and what is not known by name yet"),
+        };
+        let mut promise = Change::new(Action::Create, what);
+        let leaves = |n: &PackageName| known.get(n.as_str()).is_some_and(|p| p.installed);
+        let may_go: Vec<&str> =
+            self.absent.iter().filter(|n| leaves(n)).chain(&self.replaceable).map(PackageName::as_str).collect();
+        if !may_go.is_empty() {
+            promise.risks.insert(Risk::PackageRemoval);
+            promise.notes.push(format!("may replace or remove: {}", may_go.join(" ")));
+        }
+        promise.notes.push(format!(
+            "{why}; which versions, and what else, apt says then: a removal of anything else ends the run"
+        ));
+        let request = missing.iter().map(|n| (*n).clone()).collect();
+        promise.steps.push(Step::Apt { request, install: Vec::new(), remove: Vec::new() });
+        Diff::Waits { on: WaitFor::PackageIndex, why: why.to_owned(), promise }
+    }
+
     /// Why apt must not do what it would, or `None`. What a person put on hold, removals that nobody declared, and
     /// ways back to older versions are refused; each is named.
     fn refused(
@@ -89,7 +139,8 @@ impl PackageSet {
                 format!("if it may: apt-mark unhold {held}"),
             ));
         }
-        let surprise: Vec<_> = remove.iter().filter(|n| !self.absent.contains(*n)).map(PackageName::as_str).collect();
+        let declared = |n: &PackageName| self.absent.contains(n) || self.replaceable.contains(n);
+        let surprise: Vec<_> = remove.iter().filter(|n| !declared(n)).map(PackageName::as_str).collect();
         // Nobody takes out what the same manifest needs: the sources offer two that do not go together.
         if let Some(needed) = remove.iter().find(|n| self.wanted.contains_key(*n)) {
             return Some((
@@ -106,7 +157,9 @@ impl PackageSet {
         let older = |p: &&AptPackage| {
             p.before.as_ref().is_some_and(|before| compare_versions(&p.version, before) == Ordering::Less)
         };
-        let back: Vec<&AptPackage> = install.iter().filter(older).collect();
+        let may =
+            |p: &&AptPackage| self.older && (self.replaceable.contains(&p.name) || self.wanted.contains_key(&p.name));
+        let back: Vec<&AptPackage> = install.iter().filter(older).filter(|p| !may(p)).collect();
         let first = back.first()?;
         let shown = |p: &&AptPackage| format!("{} {} → {}", p.name, p.before.as_deref().unwrap_or_default(), p.version);
         Some((
@@ -121,10 +174,13 @@ impl Resource for PackageSet {
     type State = PackageState;
 
     fn name(&self) -> String {
-        String::new()
+        self.stage.clone()
     }
 
     fn probe(&self, host: &dyn Probe) -> Result<PackageState, HostError> {
+        if self.waits.is_some() {
+            return Ok(PackageState::default());
+        }
         let known = match packages::packages(host) {
             Known::Value(known) => known,
             Known::Unknown(why) => {
@@ -134,7 +190,8 @@ impl Resource for PackageSet {
         let installed = |n: &PackageName| known.get(n.as_str()).is_some_and(|p| p.installed);
         let journal = host.list(Path::new(JOURNAL))?.value().unwrap_or_default();
         let cut_off = journal.iter().any(|n| n.as_encoded_bytes().iter().all(u8::is_ascii_digit));
-        let mut args: Vec<String> = self.wanted.keys().filter(|n| !installed(n)).map(ToString::to_string).collect();
+        let mut args: Vec<String> =
+            self.wanted.keys().filter(|n| !self.is_there(n, &known)).map(ToString::to_string).collect();
         // A minus behind the name removes it (apt-get(8)).
         args.extend(self.absent.iter().filter(|n| installed(n)).map(|n| format!("{n}-")));
         // Without a name, apt says what it would do about what is half done.
@@ -161,7 +218,10 @@ impl Resource for PackageSet {
             Known::Unknown(why) => return Diff::Unknown { why: why.clone() },
         };
         let installed = |n: &PackageName| known.get(n.as_str()).is_some_and(|p| p.installed);
-        let missing: Vec<&PackageName> = self.wanted.keys().filter(|n| !installed(n)).collect();
+        let missing: Vec<&PackageName> = self.wanted.keys().filter(|n| !self.is_there(n, known)).collect();
+        if let Some(why) = &self.waits {
+            return self.promise(why, &missing, known);
+        }
         let names = missing.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(" ");
         let unfinished = unfinished(known);
         let finish = state.cut_off || !unfinished.is_empty();
@@ -218,6 +278,14 @@ impl Resource for PackageSet {
                 help: format!("unpack it again: apt-get install --reinstall {name}"),
             };
         }
+        let wrong = |p: &&AptPackage| self.versions.get(&p.name).is_some_and(|w| !driver::fits(&p.version, w));
+        if let Some(package) = install.iter().find(wrong) {
+            let wanted = self.versions.get(&package.name).map_or("", |w| w.trim_end_matches('.'));
+            return Diff::Blocked {
+                why: format!("apt would install {} {}, and {wanted} is wanted", package.name, package.version),
+                help: format!("another pin or source goes before ours: apt-cache policy {}", package.name),
+            };
+        }
         let comes = |n: &PackageName| install.iter().any(|p| p.name == *n) || unfinished.contains(&n.as_str());
         if let Some(name) = missing.iter().find(|n| !comes(n)) {
             return Diff::Blocked {
@@ -243,12 +311,19 @@ impl Resource for PackageSet {
         change.fields.extend(
             remove.iter().map(|n| FieldDiff::new(n.as_str(), known.get(n.as_str()).map(|p| p.version.clone()), None)),
         );
-        if !remove.is_empty() {
+        let back = |p: &AptPackage| {
+            p.before.as_ref().is_some_and(|before| compare_versions(&p.version, before) == Ordering::Less)
+        };
+        if !remove.is_empty() || install.iter().any(back) {
             change.risks.insert(Risk::PackageRemoval);
         }
         if !(install.is_empty() && remove.is_empty()) {
             let request = missing.into_iter().cloned().collect();
             change.steps.push(Step::Apt { request, install: install.clone(), remove: remove.clone() });
+        }
+        // What it brings (a pin) decides what apt would do about the rest.
+        if !self.stage.is_empty() {
+            change.complete_after = Some(WaitFor::PackageIndex);
         }
         Diff::Change(change)
     }
@@ -349,7 +424,7 @@ mod tests {
         PackageSet {
             wanted: wanted.iter().map(|n| (name(n), BTreeSet::new())).collect(),
             absent: absent.iter().map(name).collect(),
-            sources: None,
+            ..PackageSet::default()
         }
     }
     /// A host with these packages, each with its state as dpkg writes it.

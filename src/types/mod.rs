@@ -3,6 +3,7 @@
 
 mod cpus;
 mod name;
+mod openpgp;
 mod pci;
 mod size;
 mod splice;
@@ -13,6 +14,7 @@ mod xml;
 
 pub use cpus::{cpu_list, cpu_list_text};
 pub use name::{DomainName, HostName, InterfaceName, MacAddress, NameError, PackageName, ResourceName, UnitName};
+pub use openpgp::{OpenPgpError, fingerprints};
 pub use pci::{CardId, PciAddress, PciError, PciId, PciSlot};
 pub use size::{ByteSize, Mode, SizeError};
 pub use splice::{Splice, SpliceError, inverse, splice};

@@ -12,8 +12,8 @@ use crate::host::{Answer, HostError, Probe};
 use crate::net::netplan;
 use crate::plan::{
     Action, BindTarget, Change, Content, Diff, Entry, FieldDiff, FileWrite, Finding, Key, PLAN_FORMAT, Past, Place,
-    Plan, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, TextEdit, VolumeStep, WaitFor, host_line,
-    name_guests, order,
+    Plan, Refresh, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, TextEdit, VolumeStep, WaitFor,
+    host_line, name_guests, order,
 };
 use crate::resource::chains::over;
 use crate::resource::libvirt_domain::{project, without_private_parts};
@@ -164,9 +164,12 @@ pub fn plan(
 }
 
 /// What the change of a thing had to have made anew, and its way back has to as well.
-fn refreshes(plan: &Plan, key: &Key) -> BTreeSet<crate::plan::Refresh> {
+fn refreshes(plan: &Plan, key: &Key) -> BTreeSet<Refresh> {
     let change = plan.changes().find(|(e, _)| e.key == *key).map(|(_, c)| c);
-    change.map(|c| c.refreshes.clone()).unwrap_or_default()
+    let mut due = change.map(|c| c.refreshes.clone()).unwrap_or_default();
+    // What configured them would do so again.
+    due.retain(|r| !matches!(r, Refresh::Containers(_)));
+    due
 }
 
 /// Everything that needed a thing, directly or through others.

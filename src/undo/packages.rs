@@ -88,6 +88,12 @@ pub(super) fn compile(
              `apt-get purge NAME` clears one"
                 .to_owned(),
         );
+        let module = |n: &&PackageName| {
+            n.as_str().contains("nvidia") && (n.as_str().contains("dkms") || n.as_str().starts_with("linux-modules-"))
+        };
+        if let Some(name) = remove.iter().find(module) {
+            stays.push(format!("the module of {name}, where it is loaded, drives its cards until the next boot"));
+        }
     }
     change.steps.push(Step::Apt { request, install, remove });
     Ok(Diff::Change(change))

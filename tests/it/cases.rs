@@ -1,5 +1,5 @@
-//! Data-only cases: a folder of tests/cases is one. It holds a manifest, the recorded host that it is for (`base`, with
-//! files to lay over it in `overlay/`), a manifest that was applied before (`before.yaml`), and what has to come out: the plan, every file that an apply changes, and what
+//! Data-only cases: a folder of tests/cases is one. It holds a manifest, the host that it is for (a recorded one in
+//! `base`, or a composed one in `machine.yaml`, with files to lay over it in `overlay/`), a manifest that was applied before (`before.yaml`), and what has to come out: the plan, every file that an apply changes, and what
 //! is left. `UPDATE_CASES=1` writes what came out; read it before you keep it.
 
 use std::collections::BTreeSet;
@@ -7,6 +7,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::composed::expand;
 use crate::machine::{copy_tree, gpuvm, repository, stdout, tree};
 
 pub fn cases() -> Vec<PathBuf> {
@@ -21,9 +22,13 @@ pub fn cases() -> Vec<PathBuf> {
 
 /// The copy of the host that a case starts from.
 pub fn host(case: &Path, work: &Path) -> PathBuf {
-    let base = fs::read_to_string(case.join("base")).unwrap();
     let root = work.join("host");
-    copy_tree(&repository().join("examples/hosts").join(base.trim()), &root);
+    if let Ok(machine) = fs::read_to_string(case.join("machine.yaml")) {
+        expand(&serde_yaml::from_str(&machine).unwrap_or_else(|e| panic!("{}: {e}", case.display())), &root);
+    } else {
+        let base = fs::read_to_string(case.join("base")).unwrap();
+        copy_tree(&repository().join("examples/hosts").join(base.trim()), &root);
+    }
     if case.join("overlay").is_dir() {
         copy_tree(&case.join("overlay"), &root);
     }
@@ -142,14 +147,16 @@ fn every_case_plans_applies_and_is_in_sync_then() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-/// A kind counts where a case changes it and the change is carried out: one that only blocks shows nothing of its steps.
+/// A kind counts where a case changes it and the change is carried out, by steps or by the boot that it waits for: one that
+/// only blocks shows nothing of its steps.
 #[test]
 fn no_kind_is_without_a_case() {
     let applied = |case: &PathBuf| case.join("applied.txt").is_file();
     let plans = cases().into_iter().filter(applied).map(|c| fs::read_to_string(c.join("plan.txt")).unwrap());
     let plans = plans.collect::<String>();
     let changed = |kind: &str| {
-        let key = |line: &str| line.strip_prefix("  ").and_then(|l| l.strip_prefix(['+', '~', '-'])).map(str::to_owned);
+        let key =
+            |line: &str| line.strip_prefix("  ").and_then(|l| l.strip_prefix(['+', '~', '-', '…'])).map(str::to_owned);
         let mut keys = plans.lines().filter_map(key).filter_map(|l| l.split_whitespace().next().map(str::to_owned));
         keys.any(|k| k == kind || k.starts_with(&format!("{kind}[")))
     };

@@ -40,6 +40,10 @@ pub struct Machine {
     /// What each initramfs holds, as a record has it.
     pub initramfs: BTreeMap<String, serde_json::Value>,
     pub denied: Vec<String>,
+    /// What `apt-get -s install` says to so many packages.
+    pub apt: BTreeMap<String, String>,
+    /// `Packages` of repositories that are not among the host's sources, by address.
+    pub repositories: BTreeMap<String, String>,
     /// Reserved regions that are `direct`, by group.
     pub direct: BTreeMap<u32, String>,
     /// The name of the host that `host.yaml` was applied on before: its state is laid into this one.
@@ -71,6 +75,8 @@ impl Default for Machine {
             files: BTreeMap::new(),
             initramfs: BTreeMap::new(),
             denied: Vec::new(),
+            apt: BTreeMap::new(),
+            repositories: BTreeMap::new(),
             direct: BTreeMap::new(),
             applied_on: None,
             explain: None,
@@ -191,8 +197,18 @@ pub fn expand(machine: &Machine, dir: &Path) {
     for path in machine.initramfs.keys() {
         tree.file(path, "");
     }
+    let mut queries: Vec<serde_json::Value> = Vec::new();
+    for (request, stdout) in &machine.apt {
+        let args: Vec<&str> =
+            ["-s", "-q", "--no-install-recommends", "install"].into_iter().chain(request.split_whitespace()).collect();
+        queries.push(
+            serde_json::json!({ "program": "apt-get", "args": args, "output": { "status": 0, "stdout": stdout } }),
+        );
+    }
     let record = serde_json::json!({
         "format": 1,
+        "queries": queries,
+        "repositories": machine.repositories,
         "initramfs": machine.initramfs,
         "libvirt": libvirt(machine),
         "denied": denied,

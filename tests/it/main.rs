@@ -7,6 +7,7 @@ mod bridge;
 mod cases;
 mod composed;
 mod crash;
+mod drivers;
 mod faults;
 mod foreign;
 mod fuzz;

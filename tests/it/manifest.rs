@@ -51,6 +51,31 @@ fn each_rule_names_the_thing_and_its_place() {
         (top("---\nversion: 1\n"), "2:1 : more than one YAML document"),
         (top("bridge:\n  name: br0\n  uplnk: auto\n"), "4:3 bridge.uplnk: unknown field `uplnk`"),
         (top("gpus:\n"), "2:1 gpus: expected a mapping, found nothing"),
+        (top("drivers: { nvidia: {} }\n"), "2:12 drivers.nvidia: NVIDIA's driver has neither a branch nor a version"),
+        (
+            top("drivers: { nvidia: { branch: \"580\", version: 580.95.05 } }\n"),
+            "2:37 drivers.nvidia.version: NVIDIA's driver has both `branch` and `version`",
+        ),
+        (
+            top("drivers: { nvidia: { branch: \"580\", containers: [cdi, cdi] } }\n"),
+            "2:55 drivers.nvidia.containers[1]: it is given twice",
+        ),
+        (
+            top(
+                "drivers:\n  nvidia:\n    branch: \"580\"\n    source: { url: \"http://r/\", key: ../k.asc, fingerprint: EB693B3035CD5710E231E123A4B469963BF863CC }\n",
+            ),
+            "5:38 drivers.nvidia.source.key: `../k.asc` does not lie beside the manifest",
+        ),
+        (
+            top(
+                "drivers:\n  nvidia:\n    branch: \"580\"\n    source: { url: \"http://r/\", key: k.asc, suite: noble, fingerprint: EB693B3035CD5710E231E123A4B469963BF863CC }\n",
+            ),
+            "5:15 drivers.nvidia.source: a suite has components",
+        ),
+        (
+            top("drivers: { nvidia: { branch: \"580\", source: nvidia } }\n"),
+            "2:45 drivers.nvidia.source: `nvidia` is no source; write `distribution`, or `{ url, key, fingerprint }`",
+        ),
         // A section that cannot be read is one problem, not one more for each name in it.
         (
             top("gpuz: { w: { match: '02:00', use: vfio } }\nvms: { a: { cpus: 1, memory: 1GiB, gpus: [w] } }\n"),

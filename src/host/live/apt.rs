@@ -1,5 +1,6 @@
 //! Package transactions: what was planned, simulated once more, or nothing.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -12,7 +13,7 @@ use super::{files, program};
 use crate::host::{HostError, Program};
 use crate::plan::AptPackage;
 use crate::resource::package::{FETCHED_FOR, Simulated, UNFINISHED, read_simulation};
-use crate::types::PackageName;
+use crate::types::{PackageName, compare_versions, without_userinfo};
 
 /// A download over a slow line and an initramfs for every kernel.
 const TRANSACTION_LIMIT: Duration = Duration::from_secs(3600);
@@ -52,11 +53,21 @@ pub(super) fn index(mark: &str, progress: &mut dyn FnMut(&str)) -> Result<(), Ho
 /// Lets apt fetch something. Sources that do not answer are named, in place of all that apt says.
 fn fetch(args: &[&str], progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
     let mut failed: Vec<Unfetched> = Vec::new();
+    let mut untrustworthy: Vec<Unfetched> = Vec::new();
     let mut watch = |line: &str| {
         failed.extend(unfetched(line).filter(|u| !failed.contains(u)));
+        untrustworthy.extend(untrusted(line).filter(|u| !untrustworthy.iter().any(|o| o.source == u.source)));
         progress(line);
     };
     match program::perform(Program::AptGet, args, TRANSACTION_LIMIT, &mut watch) {
+        // Worse than a source that does not answer, and told alone.
+        Err(HostError::Failed { .. }) if !untrustworthy.is_empty() => {
+            let each = untrustworthy.iter().map(|u| format!("\n  {}: {}", u.source, u.why)).collect::<String>();
+            Err(HostError::Refused(format!(
+                "package sources are not to be trusted:{each}\nno package was changed; wait until their maker has mended \
+                 them, or compare their key with the one that the maker publishes; then apply again"
+            )))
+        }
         Err(HostError::Failed { .. }) if !failed.is_empty() => {
             let each = failed.iter().map(|u| format!("\n  {}: {}", u.source, u.why)).collect::<String>();
             // What a source answers and does not have is not its fault: our lists of it are old.
@@ -79,6 +90,28 @@ fn fetch(args: &[&str], progress: &mut dyn FnMut(&str)) -> Result<(), HostError>
 struct Unfetched {
     source: String,
     why: String,
+}
+
+/// A source whose index is not signed, not by its key, changed after it was signed, or past its time, in apt's words:
+/// `W: GPG error: SOURCE  FILE: WHY`, `E: The repository 'SOURCE  FILE' is not signed.`,
+/// `E: Release file for SOURCE is expired (…).`
+fn untrusted(line: &str) -> Option<Unfetched> {
+    let told = line.strip_prefix("E: ").or_else(|| line.strip_prefix("W: "))?;
+    let source = |text: &str| without_userinfo(text.split("  ").next().unwrap_or(text)).trim().to_owned();
+    if let Some((_, rest)) = told.split_once("GPG error: ") {
+        let (of, why) = rest.split_once(": ")?;
+        return Some(Unfetched { source: source(of), why: why.trim().to_owned() });
+    }
+    if let Some(rest) = told.strip_prefix("The repository '") {
+        // `is no longer signed` where it was before.
+        let (of, why) = rest.split_once("' ")?;
+        let why = ["is not signed.", "is no longer signed."].into_iter().find(|w| *w == why)?;
+        return Some(Unfetched { source: source(of), why: format!("it {}", why.trim_end_matches('.')) });
+    }
+    let rest = told.strip_prefix("Release file for ")?;
+    let (of, why) = rest.split_once(" is expired ")?;
+    let since = why.split_once(')').map_or(why, |(w, _)| w).trim_start_matches('(');
+    Some(Unfetched { source: source(of), why: format!("it has expired ({since})") })
 }
 
 /// `E: Failed to fetch URL  WHY`, and `W:` likewise. Without the password that a URL may hold.
@@ -124,9 +157,19 @@ pub(super) fn transaction(
             None => (*name).to_owned(),
         })
         .collect();
+    // apt asks for the word even where a pin wants it; planned and shown is each of them.
+    let older = |p: &AptPackage| p.before.as_ref().is_some_and(|b| compare_versions(&p.version, b) == Ordering::Less);
+    let back: &[&str] = if install.iter().any(older) { &["--allow-downgrades"] } else { &[] };
     // All is fetched before the first package changes: a source that does not answer leaves the host as it was.
     let install = |more: &[&'static str]| -> Vec<&str> {
-        QUIET.iter().chain(more).copied().chain(["install"]).chain(exact.iter().map(String::as_str)).collect()
+        QUIET
+            .iter()
+            .chain(more)
+            .chain(back)
+            .copied()
+            .chain(["install"])
+            .chain(exact.iter().map(String::as_str))
+            .collect()
     };
     fetch(&install(&["--download-only"]), progress)?;
     program::perform(Program::AptGet, &install(&[]), TRANSACTION_LIMIT, progress)?;
@@ -260,6 +303,171 @@ mod tests {
         let gone = unfetched("E: Failed to fetch http://m/pool/a.deb  404  Not Found [IP: 192.0.2.1 80]").unwrap();
         assert_eq!(gone.why, "404 Not Found [IP: 192.0.2.1 80]");
         assert_eq!(unfetched("E: Unable to locate package x"), None);
+    }
+
+    /// The real apt on a repository in NVIDIA's layout, made by the lab's own script, in a root of its own.
+    struct Repository {
+        dir: tempfile::TempDir,
+        fingerprint: String,
+    }
+
+    impl Repository {
+        /// `None` where the programs that make one are not installed.
+        fn new() -> Option<Self> {
+            let all = ["/usr/bin/gpg", "/usr/bin/dpkg-deb", "/bin/bash", "/usr/bin/apt-get"];
+            if all.iter().any(|p| !Path::new(p).exists()) {
+                return None;
+            }
+            let dir = tempfile::tempdir().unwrap();
+            for folder in ["etc/sources.list.d", "etc/preferences.d", "lists/partial", "cache/archives/partial", "dpkg"]
+            {
+                fs::create_dir_all(dir.path().join(folder)).unwrap();
+            }
+            fs::write(dir.path().join("dpkg/status"), "").unwrap();
+            let mut new = Self { dir, fingerprint: String::new() };
+            new.fingerprint = new.make(&[]).trim().to_owned();
+            let source = format!(
+                "Types: deb\nURIs: file:{0}/made/repo\nSuites: /\nSigned-By: {0}/made/key.asc\nCheck-Valid-Until: yes\nCheck-Date: yes\n",
+                new.dir.path().display()
+            );
+            fs::write(new.dir.path().join("etc/sources.list.d/x.sources"), source).unwrap();
+            Some(new)
+        }
+        fn make(&self, verb: &[&str]) -> String {
+            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/apt-repo/make");
+            let made = self.dir.path().join("made").display().to_string();
+            let args: Vec<&str> = [script, &made].into_iter().chain(verb.iter().copied()).collect();
+            let output = program::ask(Path::new("/bin/bash"), &args, Duration::from_secs(300)).unwrap();
+            assert_eq!(output.status, 0, "{}", output.stderr);
+            output.stdout
+        }
+        fn args(&self, verb: &[&str]) -> Vec<String> {
+            let at = |name: &str| self.dir.path().join(name).display().to_string();
+            let options = [
+                format!("Dir::Etc={}", at("etc")),
+                format!("Dir::State::lists={}", at("lists")),
+                format!("Dir::State::status={}", at("dpkg/status")),
+                format!("Dir::Cache={}", at("cache")),
+                "APT::Sandbox::User=root".to_owned(),
+                "APT::Architecture=amd64".to_owned(),
+            ];
+            let options = options.into_iter().flat_map(|o| ["-o".to_owned(), o]);
+            options.chain(verb.iter().map(|v| (*v).to_owned())).collect()
+        }
+        fn update(&self) -> Result<(), HostError> {
+            let args = self.args(&["update", "-q", "-o", "APT::Update::Error-Mode=any"]);
+            fetch(&args.iter().map(String::as_str).collect::<Vec<_>>(), &mut |_| {})
+        }
+        /// What apt would do for a package, as `name before→version` and `-name`.
+        fn simulated(&self, name: &str) -> Vec<String> {
+            let args = self.args(&[&crate::resource::package::SIMULATE[..], &[name]].concat());
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            let output = program::ask(Path::new("/usr/bin/apt-get"), &args, SIMULATION_LIMIT).unwrap();
+            let Simulated::Would { install, remove } = read_simulation(&output) else { panic!("{output:?}") };
+            let shown = |p: &AptPackage| format!("{} {}→{}", p.name, p.before.as_deref().unwrap_or(""), p.version);
+            let mut all: Vec<String> =
+                remove.iter().map(|n| format!("-{n}")).chain(install.iter().map(shown)).collect();
+            all.sort();
+            all
+        }
+        fn preferences(&self, text: &str) {
+            fs::write(self.dir.path().join("etc/preferences.d/x.pref"), text).unwrap();
+        }
+        /// dpkg's status as if the unsuffixed driver of this version were installed.
+        fn installed(&self, version: &str) {
+            let open = ["nvidia-open", "nvidia-driver-open", "nvidia-dkms-open", "libnvidia-compute"];
+            let needs = |i: usize| match i {
+                0 => format!("Depends: nvidia-driver-open (= {version})\n"),
+                1 => format!("Depends: nvidia-dkms-open (= {version}), libnvidia-compute (= {version})\n"),
+                2 => "Provides: nvidia-kernel-any\nConflicts: nvidia-kernel-any\n".to_owned(),
+                _ => String::new(),
+            };
+            let stanza = |(i, n): (usize, &&str)| {
+                format!(
+                    "Package: {n}\nStatus: install ok installed\nVersion: {version}\nArchitecture: all\n{}\n",
+                    needs(i)
+                )
+            };
+            fs::write(self.dir.path().join("dpkg/status"), open.iter().enumerate().map(stanza).collect::<String>())
+                .unwrap();
+        }
+    }
+
+    #[test]
+    fn apt_refuses_an_index_that_is_not_to_be_trusted_and_it_is_told_which_and_why() {
+        let Some(repository) = Repository::new() else { return };
+        repository.update().unwrap();
+        let key = fs::read_to_string(repository.dir.path().join("made/key.asc")).unwrap();
+        assert_eq!(crate::types::fingerprints(&key).unwrap(), [repository.fingerprint.as_str()], "as gpg tells it");
+        for (how, why) in [
+            ("broken", "The following signatures were invalid: BADSIG"),
+            ("other", "NO_PUBKEY"),
+            ("expired", "it has expired (invalid since 2d"),
+            ("not", "signed"),
+        ] {
+            repository.make(&["sign", how]);
+            for fresh in [false, true] {
+                if fresh {
+                    fs::remove_dir_all(repository.dir.path().join("lists")).unwrap();
+                    fs::create_dir_all(repository.dir.path().join("lists/partial")).unwrap();
+                }
+                let said = repository.update().unwrap_err().to_string();
+                assert!(
+                    said.starts_with("package sources are not to be trusted:") && said.contains(why),
+                    "{how}: {said}"
+                );
+                assert!(said.contains("no package was changed"), "{said}");
+            }
+            repository.make(&["sign", "well"]);
+            repository.update().unwrap();
+        }
+    }
+
+    #[test]
+    fn lists_and_pins_are_what_apt_makes_of_them() {
+        let Some(repository) = Repository::new() else { return };
+        repository.update().unwrap();
+        let url = format!("file://{}/made/repo", repository.dir.path().display());
+        let prefix = crate::resource::apt_source::list_prefix(&url, "/");
+        let lists: Vec<_> = fs::read_dir(repository.dir.path().join("lists")).unwrap().collect();
+        let named = |e: &std::io::Result<fs::DirEntry>| {
+            e.as_ref().unwrap().file_name().to_string_lossy().starts_with(&format!("{prefix}Packages"))
+        };
+        assert!(lists.iter().any(named), "{prefix}: {lists:?}");
+
+        // A suffix is a branch of its own; without one the newest comes, unless it is pinned.
+        let of = |all: &[String], name: &str| all.iter().find(|l| l.starts_with(&format!("{name} "))).cloned();
+        assert_eq!(
+            of(&repository.simulated("nvidia-open-580"), "nvidia-dkms-580-open").unwrap(),
+            "nvidia-dkms-580-open →580.95.05-1"
+        );
+        assert_eq!(of(&repository.simulated("nvidia-open"), "nvidia-open").unwrap(), "nvidia-open →595.71.05-1");
+        repository.preferences(
+            "Package: src:*nvidia*:any src:cuda-drivers*:any\nPin: version 590.48.01-*\nPin-Priority: 1001\n",
+        );
+        let pinned = repository.simulated("nvidia-open");
+        assert_eq!(pinned.len(), 4);
+        assert!(pinned.iter().all(|l| l.ends_with("→590.48.01-1")), "{pinned:?}");
+
+        // Back to an older version, as a whole.
+        repository.installed("595.71.05-1");
+        let back = repository.simulated("nvidia-open");
+        assert!(back.len() == 4 && back.iter().all(|l| l.ends_with(" 595.71.05-1→590.48.01-1")), "{back:?}");
+        // To a branch with a suffix: what cannot stay beside it goes.
+        repository.preferences("");
+        let other = repository.simulated("nvidia-open-580");
+        assert_eq!(
+            other,
+            [
+                "-nvidia-dkms-open",
+                "-nvidia-driver-open",
+                "-nvidia-open",
+                "libnvidia-compute-580 →580.95.05-1",
+                "nvidia-dkms-580-open →580.95.05-1",
+                "nvidia-driver-580-open →580.95.05-1",
+                "nvidia-open-580 →580.95.05-1",
+            ]
+        );
     }
 
     #[test]
