@@ -40,7 +40,7 @@ enum VmCommand {
     /// A shell in a VM's guest: finds where it can be reached, and becomes ssh.
     Ssh(vm_look::SshArgs),
     /// Start a VM.
-    Start(OneArgs),
+    Start(StartArgs),
     /// Ask a VM's guest to shut down, and wait until it has.
     Stop(StopArgs),
     /// Shut a VM down and start it again: what changed in its definition takes effect.
@@ -57,6 +57,15 @@ struct OneArgs {
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct StartArgs {
+    #[command(flatten)]
+    vm: OneArgs,
+    /// Ask VMs that have its devices to shut down first, and wait until they have; power is never cut.
+    #[arg(long)]
+    swap: bool,
 }
 
 #[derive(Debug, Args)]
@@ -98,9 +107,9 @@ pub(super) fn run(args: &VmArgs, talk: Talk<'_>) -> miette::Result<u8> {
         VmCommand::Console(args) => vm_look::console(args, talk),
         VmCommand::Logs(args) => vm_look::logs(args),
         VmCommand::Ssh(args) => vm_look::ssh(args),
-        VmCommand::Start(one) => {
-            perform(one.root.as_deref(), plain, talk, |_| Ok(Verb::StartVm { name: one.name.clone() }))
-        }
+        VmCommand::Start(start) => perform(start.vm.root.as_deref(), plain, talk, |_| {
+            Ok(Verb::StartVm { name: start.vm.name.clone(), swap: start.swap })
+        }),
         VmCommand::Stop(stop) => perform(stop.vm.root.as_deref(), plain, talk, |_| {
             Ok(Verb::StopVm { name: stop.vm.name.clone(), how: stop.how() })
         }),

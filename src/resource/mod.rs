@@ -15,6 +15,7 @@ pub mod package;
 pub mod pool;
 pub mod seed;
 pub mod service;
+pub mod shared_gpu;
 pub mod start_hook;
 pub mod vfio_binding;
 pub mod volume;
@@ -116,6 +117,7 @@ kinds! {
     service::Service,
     group_member::GroupMember,
     vfio_binding::VfioBinding,
+    shared_gpu::SharedGpu,
     bridge::Bridge,
     pool::Pool,
     image::Image,

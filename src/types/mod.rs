@@ -4,6 +4,7 @@
 mod cpus;
 mod name;
 mod pci;
+mod released;
 mod size;
 mod splice;
 mod text;
@@ -14,6 +15,7 @@ mod xml;
 pub use cpus::{cpu_list, cpu_list_text};
 pub use name::{DomainName, HostName, InterfaceName, MacAddress, NameError, PackageName, ResourceName, UnitName};
 pub use pci::{CardId, PciAddress, PciError, PciId, PciSlot};
+pub use released::Released;
 pub use size::{ByteSize, Mode, SizeError};
 pub use splice::{Splice, SpliceError, inverse, splice};
 pub use text::{safe, safe_in_place, safe_line};
