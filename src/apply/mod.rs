@@ -133,6 +133,7 @@ impl Apply<'_> {
     pub fn run(mut self, host: &mut dyn Host, approved: &Plan) -> Result<Outcome, ApplyError> {
         let result = self.rounds(host, approved);
         if !matches!(result, Err(ApplyError::Stopped | ApplyError::State(_))) {
+            self.state.fold_up(host)?;
             record_after(self.state, self.run, host)?;
         }
         result

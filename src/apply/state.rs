@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::journal::{self, Journal, Line};
 use super::{Allowed, write_kept};
 use crate::host::whole::{self, Attributes};
-use crate::host::{Answer, HostError, Probe};
+use crate::host::{Answer, Host, HostError, Probe};
 use crate::plan::{Diff, Key, Past, Plan, Policy, Refresh, SavedManifest, SavedPlan, Selection, Step};
 use crate::resource::Wanted;
 use crate::types::sha256_hex;
@@ -69,6 +69,9 @@ struct Ledger {
     /// Originals by path: the name of the kept copy, or none where the file did not exist.
     #[serde(default)]
     kept: BTreeMap<PathBuf, Option<Kept>>,
+    /// Directories that were not there before a file of ours.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    folders: BTreeSet<PathBuf>,
     #[serde(default)]
     last_run: u64,
 }
@@ -508,10 +511,37 @@ impl StateDir {
             (Answer::Denied, _) | (_, Answer::Denied) => {
                 return Err(HostError::Refused(format!("`{}` may not be read, so it is not replaced", path.display())));
             }
-            _ => None,
+            _ => {
+                for folder in path.ancestors().skip(1) {
+                    if probe.stat(folder)? != Answer::Absent {
+                        break;
+                    }
+                    self.ledger.folders.insert(folder.to_owned());
+                }
+                None
+            }
         };
         self.ledger.kept.insert(path.to_owned(), kept);
         self.save().map_err(refused)
+    }
+
+    /// Takes away the directories that were made for files of ours and have nothing in them any more.
+    pub(super) fn fold_up(&mut self, host: &mut dyn Host) -> Result<(), StateError> {
+        let before = self.ledger.folders.len();
+        // The inner ones first.
+        for folder in std::mem::take(&mut self.ledger.folders).into_iter().rev() {
+            match host.remove_folder(&folder) {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.ledger.folders.insert(folder);
+                }
+                Err(why) => {
+                    tracing::warn!("{} could not be taken away: {why}", folder.display());
+                    self.ledger.folders.insert(folder);
+                }
+            }
+        }
+        if self.ledger.folders.len() == before { Ok(()) } else { self.save() }
     }
 
     /// The step that puts an original back: its content, or nothing where there was none.

@@ -530,7 +530,12 @@ fn holders(on: &On<'_>) -> Vec<Link> {
                 if links.is_empty() { why.clone() } else { format!("there may be more: {why}") },
             )
             .seen("/proc/*/fd", "not all")
-            .fix(if why.contains("not root") { "run it as root" } else { "run it on the host itself" }),
+            .fix(match why {
+                why if why.contains("not root") => "run it as root",
+                why if why.contains("container") => "run it on the host itself",
+                why if why.contains("the driver does not tell") => "end that process, and look again",
+                _ => "put that right, and look again",
+            }),
         ),
         (None, true) => {
             links.push(Link::new("holder", Status::Ok, "nobody has it open").seen("/proc/*/fd", "none of its nodes"))

@@ -123,8 +123,12 @@ pub(super) fn minor(probe: &dyn Probe, address: PciAddress) -> Option<u32> {
 pub(super) struct Users {
     by_slot: BTreeMap<PciSlot, Vec<Holder>>,
     by_group: BTreeMap<u32, Vec<Holder>>,
+    /// Open nodes of NVIDIA cards that the driver names to none, with who has them.
+    of_some_nvidia: Vec<Holder>,
+    /// The slots of NVIDIA cards whose node the driver does not tell.
+    without_node: BTreeSet<PciSlot>,
     /// Why there may be others.
-    pub(super) hidden: Option<String>,
+    hidden: Option<String>,
 }
 
 impl Users {
@@ -133,6 +137,7 @@ impl Users {
     pub(super) fn read(probe: &dyn Probe, facts: &HostFacts) -> Self {
         let mut by_slot: BTreeMap<PciSlot, Vec<Holder>> = BTreeMap::new();
         let mut by_group: BTreeMap<u32, Vec<Holder>> = BTreeMap::new();
+        let mut of_some_nvidia = Vec::new();
         let mut hidden = Vec::new();
         let nodes = nodes(probe, facts);
         match probe.device_users() {
@@ -142,7 +147,13 @@ impl Users {
                 for user in &users.users {
                     let mut held: BTreeMap<PciSlot, BTreeSet<PathBuf>> = BTreeMap::new();
                     for node in &user.nodes {
-                        if let Some(slot) = node.to_str().and_then(|n| nodes.get(n)) {
+                        // What the kernel adds where the node was removed while it was open.
+                        let name = node.to_str().map(|n| n.trim_end_matches(" (deleted)")).unwrap_or_default();
+                        let slot = nodes.get(name);
+                        if slot.is_none() && is_nvidia_card(name) {
+                            of_some_nvidia.push(holder(user, BTreeSet::from([node.clone()])));
+                        }
+                        if let Some(slot) = slot {
                             held.entry(*slot).or_default().insert(node.clone());
                         }
                         let group = node.strip_prefix("/dev/vfio").ok().and_then(|n| n.to_str()?.parse().ok());
@@ -182,7 +193,24 @@ impl Users {
             Ok(Answer::Denied) => hidden.push("libvirt may not be asked (not root)".to_owned()),
             Err(e) => hidden.push(format!("libvirt did not tell: {e}")),
         }
-        Self { by_slot, by_group, hidden: (!hidden.is_empty()).then(|| hidden.join("; ")) }
+        let told: BTreeSet<PciSlot> =
+            nodes.iter().filter(|(n, _)| is_nvidia_card(n)).map(|(_, slot)| *slot).collect();
+        let of_driver = facts.pci.values().filter(|f| f.is_gpu() && f.driver.as_deref() == Some("nvidia"));
+        let without_node = of_driver.map(|f| f.address.slot).filter(|slot| !told.contains(slot)).collect();
+        let hidden = (!hidden.is_empty()).then(|| hidden.join("; "));
+        Self { by_slot, by_group, of_some_nvidia, without_node, hidden }
+    }
+
+    /// Why a slot may have holders that are not named.
+    pub(super) fn hidden(&self, slot: PciSlot) -> Option<String> {
+        let of_this = self.of_some_nvidia.iter().filter(|_| self.without_node.contains(&slot));
+        let maybe = of_this.map(|h| {
+            let node = h.nodes.first().map(|n| n.display().to_string()).unwrap_or_default();
+            let pid = h.pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
+            format!("{}{pid} has {node} open, and the driver does not tell which card that is", h.name)
+        });
+        let all: Vec<String> = self.hidden.iter().cloned().chain(maybe).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// The holders of a slot. A VM that libvirt told of and its own process are one.
@@ -196,6 +224,12 @@ impl Users {
         all.dedup();
         all
     }
+}
+
+/// Whether a node is that of one card: `/dev/nvidia0`, and not `/dev/nvidiactl`.
+fn is_nvidia_card(node: &str) -> bool {
+    let number = node.strip_prefix("/dev/nvidia");
+    number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
 fn holder(user: &DeviceUser, nodes: BTreeSet<PathBuf>) -> Holder {

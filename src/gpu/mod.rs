@@ -257,7 +257,7 @@ fn one(probe: &dyn Probe, facts: &HostFacts, f: &PciFunction, users: &holders::U
                 .filter(|t| *t != 0),
         },
         holders: users.of(slot, &groups),
-        hidden_holders: users.hidden.clone(),
+        hidden_holders: users.hidden(slot),
         functions: functions.iter().map(|f| function(f)).collect(),
         elsewhere,
         groups,

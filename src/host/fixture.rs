@@ -312,6 +312,9 @@ impl Host for Fixture {
     fn tidy(&mut self, path: &Path) -> Result<(), HostError> {
         whole::tidy(&self.place(path, false)?).map_err(HostError::file(path))
     }
+    fn remove_folder(&mut self, path: &Path) -> Result<bool, HostError> {
+        whole::remove_folder(&self.place(path, false)?).map_err(HostError::file(path))
+    }
 }
 
 #[cfg(test)]

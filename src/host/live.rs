@@ -213,6 +213,9 @@ impl Host for Live {
     fn tidy(&mut self, path: &Path) -> Result<(), HostError> {
         super::whole::tidy(path).map_err(HostError::file(path))
     }
+    fn remove_folder(&mut self, path: &Path) -> Result<bool, HostError> {
+        super::whole::remove_folder(path).map_err(HostError::file(path))
+    }
 }
 
 impl Live {

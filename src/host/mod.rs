@@ -186,7 +186,7 @@ pub enum HostError {
         said: String,
     },
     /// Something did not answer in time and was left behind.
-    #[error("`{what}` did not answer within {} s", .limit.as_secs())]
+    #[error("{what} did not answer within {} s", .limit.as_secs())]
     Timeout {
         /// What was asked.
         what: String,
@@ -255,4 +255,6 @@ pub trait Host: Probe {
     fn execute(&mut self, step: &Step, running: &mut Running<'_>) -> Result<(), HostError>;
     /// Takes away what a write of this file that was cut off left beside it.
     fn tidy(&mut self, path: &Path) -> Result<(), HostError>;
+    /// Removes a directory that has nothing in it. Whether it is gone: one with something in it stays.
+    fn remove_folder(&mut self, path: &Path) -> Result<bool, HostError>;
 }

@@ -118,6 +118,20 @@ pub fn replace_link(path: &Path, target: &Path) -> io::Result<()> {
     sync_folder(path)
 }
 
+/// Removes a directory that has nothing in it. Whether it is gone; one with something in it, or another file system's root,
+/// stays.
+pub fn remove_folder(path: &Path) -> io::Result<bool> {
+    match fs::remove_dir(path) {
+        Ok(()) => sync_folder(path).map(|()| true),
+        Err(e) => match e.kind() {
+            // One that a person replaced with a file or a link is theirs.
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(true),
+            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy => Ok(false),
+            _ => Err(e),
+        },
+    }
+}
+
 /// Removes a file and what a cut-off write left beside it; one that is not there is fine.
 pub fn remove(path: &Path) -> io::Result<()> {
     tidy(path)?;

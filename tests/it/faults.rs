@@ -425,6 +425,9 @@ impl gpuvm::host::Host for Frozen {
     fn tidy(&mut self, path: &Path) -> Result<(), HostError> {
         self.below.tidy(path)
     }
+    fn remove_folder(&mut self, path: &Path) -> Result<bool, HostError> {
+        self.below.remove_folder(path)
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use crate::cases::{cases, changes, expect, host};
@@ -45,6 +45,22 @@ impl Host {
     fn tree(&self) -> BTreeMap<String, String> {
         tree(&self.work.path().join("host"))
     }
+    /// The directories below /etc and /usr.
+    fn folders(&self) -> BTreeSet<PathBuf> {
+        fn walk(dir: &Path, all: &mut BTreeSet<PathBuf>) {
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                    walk(&entry.path(), all);
+                    all.insert(entry.path());
+                }
+            }
+        }
+        let mut all = BTreeSet::new();
+        for top in ["etc", "usr"] {
+            walk(&self.work.path().join("host/root").join(top), &mut all);
+        }
+        all
+    }
     /// What a plan of the manifest would do, without what it says about it.
     fn would_do(&self) -> BTreeSet<(String, String)> {
         let plan = self.plan(&["--output", "json"]);
@@ -73,6 +89,7 @@ fn every_case_goes_back_and_forth_again() {
             continue;
         }
         let before = host.tree();
+        let folders = host.folders();
         let would_do = host.would_do();
         succeeded(&host.apply(), &name);
         let applied = host.tree();
@@ -91,6 +108,9 @@ fn every_case_goes_back_and_forth_again() {
             if !of_programs && !path.starts_with("/var/lib/libvirt/images/") && path != "/dev/kvm" {
                 wrong.push(format!("{name}: {path} is not as it was"));
             }
+        }
+        if host.folders() != folders {
+            wrong.push(format!("{name}: these folders stayed: {:?}", host.folders().difference(&folders).collect::<Vec<_>>()));
         }
         if host.would_do() != would_do {
             wrong.push(format!("{name}: after the undo the manifest plans {:?}, not {would_do:?}", host.would_do()));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::program;
-use crate::host::HostError;
+use crate::host::{HostError, Program};
 use crate::plan::{BindTarget, SlotBinding};
 use crate::types::PciAddress;
 
@@ -26,12 +26,19 @@ pub(super) fn bind(binding: &SlotBinding, progress: &mut dyn FnMut(&str)) -> Res
             )));
         }
     }
+    // Before any function leaves its driver: without the module nothing would take it.
+    if binding.target == BindTarget::Vfio && !Path::new("/sys/bus/pci/drivers/vfio-pci").exists() {
+        program::perform(Program::Modprobe, &["--", "vfio-pci"], LIMIT, progress)?;
+    }
     let mut moved = Vec::new();
     for (address, before) in &binding.functions {
         if let Err(error) = one(*address, &binding.target, progress) {
+            // Whoever still sleeps in the kernel holds the function: a second one would only sleep beside it.
+            if !matches!(error, HostError::Timeout { .. }) {
+                moved.push((*address, before.as_deref()));
+            }
             for (address, before) in moved.into_iter().rev() {
-                let back = if before == Some("vfio-pci") { BindTarget::Vfio } else { BindTarget::Host };
-                if let Err(e) = one(address, &back, progress) {
+                if let Err(e) = put_back(address, before, progress) {
                     tracing::error!("{address} could not be put back: {e}");
                 }
             }
@@ -40,6 +47,15 @@ pub(super) fn bind(binding: &SlotBinding, progress: &mut dyn FnMut(&str)) -> Res
         moved.push((*address, before.as_deref()));
     }
     Ok(())
+}
+
+/// What had no driver gets none.
+fn put_back(address: PciAddress, before: Option<&str>, progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
+    match before {
+        Some("vfio-pci") => one(address, &BindTarget::Vfio, progress),
+        Some(_) => one(address, &BindTarget::Host, progress),
+        None => write(&device(address).join("driver_override"), "\n"),
+    }
 }
 
 fn device(address: PciAddress) -> PathBuf {
@@ -63,7 +79,12 @@ fn one(address: PciAddress, target: &BindTarget, progress: &mut dyn FnMut(&str))
     }
     if let Some(now) = &now {
         progress(&format!("{address}: leaving {now}"));
-        write(&at.join("driver/unbind"), &address.to_string())?;
+        write(&at.join("driver/unbind"), &address.to_string()).map_err(|e| match e {
+            HostError::Timeout { limit, .. } => {
+                HostError::Timeout { what: format!("{now}, asked to let go of {address} (see dmesg),"), limit }
+            }
+            other => other,
+        })?;
     }
     progress(&format!("{address}: looking for its driver"));
     write(Path::new("/sys/bus/pci/drivers_probe"), &address.to_string())?;

@@ -72,7 +72,7 @@ pub(super) fn ask(path: &Path, args: &[&str], limit: Duration) -> Result<Output,
     let stderr = collect(child.stderr.take().map(|p| Box::new(p) as _));
     let (Ok(stdout), Ok(stderr)) = (stdout.recv_timeout(limit), stderr.recv_timeout(limit)) else {
         let _ = child.kill();
-        return Err(HostError::Timeout { what: format!("{} {}", path.display(), args.join(" ")), limit });
+        return Err(HostError::Timeout { what: format!("`{} {}`", path.display(), args.join(" ")), limit });
     };
     let status = child.wait().map_err(HostError::file(path))?;
     Ok(Output { status: number(status), stdout, stderr })
@@ -134,7 +134,7 @@ pub(super) fn perform_at(
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 let _ = child.kill();
-                return Err(HostError::Timeout { what: command(), limit });
+                return Err(HostError::Timeout { what: format!("`{}`", command()), limit });
             }
         }
     }
