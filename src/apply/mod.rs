@@ -18,7 +18,7 @@ pub use state::{ABOUT_FORMAT, About, Ending, KEPT_RUNS, LEDGER_FORMAT, Order, Pu
 use crate::fail_point::fail_point;
 use crate::host::{Host, HostError, Probe, Running};
 use crate::plan::{
-    Change, Content, Diff, FileWrite, Item, Key, Past, Place, Plan, Policy, Refusal, Step, WaitFor, touched,
+    Action, Change, Content, Diff, FileWrite, Item, Key, Past, Place, Plan, Policy, Refusal, Step, WaitFor, touched,
 };
 use crate::resource::Wanted;
 use crate::types::Mode;
@@ -235,15 +235,25 @@ impl Apply<'_> {
                 self.record(host, &entry.key, at_boot, written)?;
                 self.state.owe(&change.refreshes)?;
                 let wanted = wanted.get(&entry.key);
-                if let Some(wanted) = wanted.filter(|_| !self.state.owns(&entry.key)) {
-                    self.state.own(&entry.key, &wanted.begun())?;
+                let last = self.state.owned(&entry.key).cloned();
+                let made = change.action == Action::Create;
+                if let Some(wanted) = wanted.filter(|_| last.is_none()) {
+                    self.state.own(&entry.key, &wanted.begun().kept(None, made))?;
                 }
                 for step in &change.steps {
                     self.go_on()?;
-                    self.step(host, &entry.key, step, written)?;
+                    let done = self.step(host, &entry.key, step, written);
+                    // What was refused was not made. What only did not answer may have been.
+                    if let (true, Some(wanted), Err(ApplyError::Step { source: HostError::Refused(_), .. })) =
+                        (made, wanted, &done)
+                    {
+                        let begun = last.clone().unwrap_or_else(|| wanted.begun());
+                        self.state.own(&entry.key, &begun.kept(None, false))?;
+                    }
+                    done?;
                 }
                 if let Some(wanted) = wanted {
-                    self.state.own(&entry.key, wanted)?;
+                    self.state.own(&entry.key, &wanted.kept(last.as_ref(), made))?;
                 }
                 (self.tell)(Event::Done(&entry.key));
                 if !done.contains(&entry.key.to_string()) {

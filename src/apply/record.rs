@@ -128,7 +128,15 @@ pub(super) fn recorded(state: &StateDir, run: u64, plan: crate::plan::Plan) -> R
         }
     }
     let before = before.into_iter().map(|b| (b.key, b.place, b.seen)).collect();
-    Ok(Recorded { before, after, contents, owned: state.owned_before(run)?, plan })
+    let mut since = BTreeMap::new();
+    // An undo of this run, which may be the one at work, does not count.
+    let of_others = |later: &u64| *later > run && state.about(*later).is_ok_and(|about| about.undo != Some(run));
+    for later in state.runs().into_iter().filter(of_others) {
+        let touched = read::<Before>(&state.run_dir(later).join("before.jsonl"))?;
+        let disks = touched.into_iter().map(|b| b.place).filter(|p| matches!(p, Place::Volume { .. }));
+        since.extend(disks.map(|place| (place, later)));
+    }
+    Ok(Recorded { before, after, contents, since, owned: state.owned_before(run)?, plan })
 }
 
 /// A content that was kept, which still is what it was.

@@ -469,7 +469,7 @@ impl StateDir {
         owned.retain(|(key, _)| !in_sync.contains(key) || wanted.contains_key(key));
         for (key, last) in owned.iter_mut().filter(|(key, _)| in_sync.contains(key)) {
             if let Some(wanted) = wanted.get(key) {
-                *last = wanted.clone();
+                *last = wanted.kept(Some(last), false);
             }
         }
         if owned == self.ledger.owned {

@@ -81,7 +81,11 @@ pub fn plan_now(
     let facts = facts::collect(&snapshot);
     let mut desired: Desired = desire::desire(manifest, &facts);
     let mut past = past.clone();
-    selection.narrow(&mut desired, &mut past);
+    let known = match selection.images {
+        Some(_) => snapshot.virtualisation().ok().and_then(crate::host::Answer::value),
+        None => None,
+    };
+    selection.narrow(&mut desired, &mut past, known.as_deref());
     let plan = plan::build(&desired, &past, &snapshot, &facts, &manifest.digest);
     (plan, desired.nodes.into_iter().map(|(key, node)| (key, node.wanted)).collect())
 }

@@ -13,13 +13,13 @@ use super::vm_look::told;
 use super::{Output, code, host, print};
 use crate::apply::StateDir;
 use crate::facts;
-use crate::facts::NetworkFacts;
+use crate::facts::{NetworkFacts, PciFunction};
 use crate::host::{Answer, Probe, Snapshot, Virtualisation, live};
 use crate::plan::Past;
 use crate::report::{self, ListedAddress};
 use crate::resource::Wanted;
 use crate::resource::libvirt_domain::project;
-use crate::types::MacAddress;
+use crate::types::{MacAddress, PciAddress};
 use crate::vm::{self, Around, Told};
 
 /// Arguments of `gpuvm ip`.
@@ -92,20 +92,36 @@ fn look(probe: &dyn Probe, state: &Path, root: Option<&Path>) -> miette::Result<
         facts::Known::Value(network) => network,
         facts::Known::Unknown(why) => return Err(miette!("the host's network is not known: {why}")),
     };
-    let past = StateDir::open(state).and_then(|s| s.past()).unwrap_or_default();
-    let told = told(probe, root);
-    let (mut cards, mut guests) = (BTreeMap::new(), Vec::new());
-    // Where libvirt is not there or may not be asked, the link itself is asked all the same.
-    if let Ok(Answer::Value(known)) = probe.virtualisation() {
-        cards = self::cards(&known);
-        for vm in vm::all(probe, &known, Around { pci: &facts.pci, past: &past, told: &told }) {
-            for nic in &vm.nics {
-                let addresses = nic.addresses.iter().filter(|a| a.source == vm::AddressSource::Agent);
-                guests.extend(addresses.map(|a| (a.ip, vm.name.clone(), nic.mac)));
+    let mut told = told(probe, root);
+    let past = StateDir::open(state).and_then(|s| s.past()).unwrap_or_else(|e| {
+        told.unknown.push(format!("the addresses that gpuvm gave to VMs: {e}"));
+        Past::default()
+    });
+    let mut seen = Seen { network, past, told, cards: BTreeMap::new(), guests: Vec::new() };
+    vms(&mut seen, probe, &facts.pci);
+    Ok(seen)
+}
+
+/// What VMs have. Where libvirt does not answer, the link itself is asked all the same.
+fn vms(seen: &mut Seen, probe: &dyn Probe, pci: &BTreeMap<PciAddress, PciFunction>) {
+    let why = match probe.virtualisation() {
+        Ok(Answer::Value(known)) => {
+            seen.cards = cards(&known);
+            for vm in vm::all(probe, &known, Around { pci, past: &seen.past, told: &seen.told }) {
+                for nic in &vm.nics {
+                    let addresses = nic.addresses.iter().filter(|a| a.source == vm::AddressSource::Agent);
+                    seen.guests.extend(addresses.map(|a| (a.ip, vm.name.clone(), nic.mac)));
+                }
             }
+            return;
         }
-    }
-    Ok(Seen { network, past, told, cards, guests })
+        // Without libvirt there are no VMs, unless it was there when gpuvm made one.
+        Ok(Answer::Absent) if !seen.past.owned.values().any(|w| matches!(w, Wanted::LibvirtDomain(_))) => return,
+        Ok(Answer::Absent) => "libvirt does not answer".to_owned(),
+        Ok(Answer::Denied) => "this user may not ask libvirt".to_owned(),
+        Err(e) => e.to_string(),
+    };
+    seen.told.unknown.push(format!("VMs: {why}"));
 }
 
 fn cards(known: &Virtualisation) -> BTreeMap<MacAddress, String> {
@@ -251,7 +267,7 @@ fn text(checked: &[Checked]) -> String {
 
 /// What is known of an address without asking anyone.
 fn known(seen: &Seen, ip: IpAddr) -> Vec<String> {
-    let mut all = Vec::new();
+    let mut all: Vec<String> = nobodys(&seen.network, ip).into_iter().collect();
     for (name, link) in &seen.network.links {
         if link.addresses.iter().any(|a| a.address == ip) {
             all.push(format!("this host has it on {name}"));
@@ -277,6 +293,58 @@ fn known(seen: &Seen, ip: IpAddr) -> Vec<String> {
     let gateways = seen.network.routes.iter().filter(|r| r.via == Some(ip));
     all.extend(gateways.take(1).map(|r| format!("the gateway of {}", r.to)));
     all
+}
+
+/// Why an address can be no machine's own.
+fn nobodys(network: &NetworkFacts, ip: IpAddr) -> Option<String> {
+    let reserved = match ip {
+        IpAddr::V4(v4) => v4.is_unspecified() || v4.is_broadcast() || v4.octets()[0] >= 240 || v4.octets()[0] == 0,
+        IpAddr::V6(v6) => v6.is_unspecified(),
+    };
+    if reserved || ip.is_loopback() || ip.is_multicast() {
+        return Some("no machine on a network can have it".to_owned());
+    }
+    for (name, link) in &network.links {
+        for of in &link.addresses {
+            let what = match (ip, of.address) {
+                (IpAddr::V4(v4), IpAddr::V4(in_)) if of.prefix <= 30 && within(ip, of.address, of.prefix) => {
+                    let rest = u32::MAX.checked_shr(of.prefix.into()).unwrap_or(0);
+                    match u32::from(v4) & rest {
+                        0 => "the network's own address",
+                        part if part == rest => "the broadcast address",
+                        _ => continue,
+                    }
+                    .to_owned()
+                        + &format!(" of {}/{}", Ipv4Addr::from(u32::from(in_) & !rest), of.prefix)
+                }
+                // RFC 4291, section 2.6.1: it means the routers of the network.
+                (IpAddr::V6(v6), IpAddr::V6(_)) if of.prefix <= 126 && within(ip, of.address, of.prefix) => {
+                    let rest = u128::MAX.checked_shr(of.prefix.into()).unwrap_or(0);
+                    if u128::from(v6) & rest != 0 {
+                        continue;
+                    }
+                    format!("the routers' address of {ip}/{}", of.prefix)
+                }
+                _ => continue,
+            };
+            return Some(format!("{what}, which {name} is in"));
+        }
+    }
+    None
+}
+
+/// Why nobody's silence on a link means anything for an address.
+fn not_there(network: &NetworkFacts, link: &str, ip: IpAddr) -> Option<String> {
+    let Some(of) = network.links.get(link) else { return Some(format!("this host has no link {link}")) };
+    if !of.up || ["DOWN", "LOWERLAYERDOWN", "NOTPRESENT"].contains(&of.state.as_str()) {
+        return Some(format!("{link} is down: nobody there hears a question"));
+    }
+    if of.addresses.iter().any(|a| within(ip, a.address, a.prefix)) {
+        return None;
+    }
+    let of: Vec<String> = of.addresses.iter().map(|a| format!("{}/{}", a.address, a.prefix)).collect();
+    let has = if of.is_empty() { "no address".to_owned() } else { of.join(", ") };
+    Some(format!("{link} has {has}: nothing says that {ip} would be there"))
 }
 
 /// The link of the host whose network an address is in.
@@ -319,7 +387,7 @@ fn judge(seen: &Seen, on: Option<&str>, addresses: &[IpAddr], ask: &Ask<'_>) -> 
                 because.push("no link of this host is on its network: nobody there can be asked".to_owned());
                 Said::Unknown
             }
-            Some((link, Ok(Answer::Value(answered)))) => match answered.get(ip) {
+            Some((link, Ok(Answer::Value(answered)))) => match answered.get(ip).filter(|macs| !macs.is_empty()) {
                 Some(macs) => {
                     for mac in macs {
                         let vm = seen.cards.get(mac).map_or(String::new(), |vm| format!(", which is VM {vm}"));
@@ -329,7 +397,13 @@ fn judge(seen: &Seen, on: Option<&str>, addresses: &[IpAddr], ask: &Ask<'_>) -> 
                 }
                 None => {
                     because.push(format!("nobody answers for it on {link}"));
-                    Said::Free
+                    match not_there(&seen.network, link, *ip) {
+                        Some(why) => {
+                            because.push(why);
+                            Said::Unknown
+                        }
+                        None => Said::Free,
+                    }
                 }
             },
             Some((link, Ok(_))) => {
@@ -412,6 +486,7 @@ fn candidates(ip: Ipv4Addr, prefix: u8) -> Vec<Ipv4Addr> {
 mod tests {
     use super::*;
     use crate::facts::{Address, Link};
+    use crate::host::fixture::{Fixture, Record, RecordedLibvirt, RecordedQuery};
     use crate::vm::Heard;
 
     const MAC: MacAddress = MacAddress([0x52, 0x54, 0, 0, 0, 9]);
@@ -491,9 +566,85 @@ mod tests {
             assert_eq!(said(&seen, "10.9.0.7", ask).0, Said::Unknown);
         }
         assert_eq!(said(&seen, "192.168.7.7", &nobody).0, Said::Unknown, "no link is there");
+        // Whose silence on a link means nothing.
+        let on = |seen: &Seen, link, ip: &str| judge(seen, Some(link), &[ip.parse().unwrap()], &nobody)[0].clone();
+        let other = on(&seen, "br0", "192.168.7.7");
+        assert!(other.verdict == Said::Unknown && other.because.concat().contains("br0 has 10.9.0.2/24"), "{other:?}");
+        assert_eq!(on(&seen, "br0", "10.9.0.7").verdict, Said::Free);
+        assert_eq!(on(&seen, "br7", "10.9.0.7").verdict, Said::Unknown, "there is no such link");
+        let link = seen.network.links.get_mut("br0").unwrap();
+        link.state = "DOWN".to_owned();
+        assert!(said(&seen, "10.9.0.7", &nobody).1.contains("br0 is down"));
+        seen.network.links.get_mut("br0").unwrap().state = "UP".to_owned();
         assert_eq!(said(&seen, "10.9.0.2", &denied).0, Said::InUse, "it is known all the same");
         seen.told.unknown.push("leases: only root may look at them".to_owned());
         assert_eq!(said(&seen, "10.9.0.7", &nobody).0, Said::Unknown);
+    }
+
+    #[test]
+    fn an_address_that_no_machine_can_have_is_not_free() {
+        let mut seen = seen();
+        let v6 = Address {
+            address: "fd09::2".parse().unwrap(),
+            prefix: 64,
+            ..seen.network.links["br0"].addresses[0].clone()
+        };
+        seen.network.links.get_mut("br0").unwrap().addresses.push(v6);
+        for (ip, why) in [
+            ("10.9.0.0", "the network's own address of 10.9.0.0/24"),
+            ("10.9.0.255", "the broadcast address of 10.9.0.0/24"),
+            ("fd09::", "the routers' address of fd09::/64"),
+            ("0.0.0.0", "no machine"),
+            ("255.255.255.255", "no machine"),
+            ("224.0.0.251", "no machine"),
+            ("127.0.0.2", "no machine"),
+            ("ff02::1", "no machine"),
+            ("::1", "no machine"),
+        ] {
+            let (verdict, because) = said(&seen, ip, &nobody);
+            assert!(verdict == Said::InUse && because.contains(why), "{ip}: {because}");
+        }
+        assert_eq!(said(&seen, "fd09::7", &nobody).0, Said::Free);
+    }
+
+    /// A host whose libvirt and leases say this; whether an address is free there, if nobody on the link answers.
+    fn on_a_host(libvirt: RecordedLibvirt, lease: Option<&str>) -> (Said, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("root/var/lib/libvirt/dnsmasq");
+        std::fs::create_dir_all(&folder).unwrap();
+        if let Some(text) = lease {
+            std::fs::write(folder.join("virbr0.status"), text).unwrap();
+        }
+        let query = |args: &[&str], text: &str| RecordedQuery {
+            program: crate::host::Program::Ip,
+            args: args.iter().map(|a| (*a).to_owned()).collect(),
+            output: Some(crate::host::Output { status: 0, stdout: text.to_owned(), stderr: String::new() }),
+        };
+        let record = Record { libvirt, queries: vec![query(&["-json", "neigh", "show"], "[]")], ..Record::default() };
+        record.save(&dir.path().join(Record::NAME)).unwrap();
+        let probe = Fixture::open(dir.path()).unwrap();
+        let mut seen = seen();
+        (seen.told, seen.cards, seen.guests) = (told(&probe, Some(dir.path())), BTreeMap::new(), Vec::new());
+        vms(&mut seen, &probe, &Default::default());
+        said(&seen, "10.9.0.7", &nobody)
+    }
+
+    #[test]
+    fn what_libvirt_or_its_leases_do_not_say_is_unknown() {
+        let known = || RecordedLibvirt::Known(Virtualisation::default());
+        assert_eq!(on_a_host(known(), None).0, Said::Free);
+        assert_eq!(on_a_host(RecordedLibvirt::Absent, Some("")).0, Said::Free, "a host without VMs");
+        assert_eq!(on_a_host(RecordedLibvirt::Denied, None).0, Said::Unknown);
+        for (text, why) in [
+            ("[ {", "cannot be read"),
+            (r#"[{"ip-address": "10.9.0.7", "mac-address": "none", "expiry-time": 0}]"#, "whose 10.9.0.7 is"),
+            (r#"[{"ip-address": "10.9.0.7", "expiry-time": 0}]"#, "whose 10.9.0.7 is"),
+        ] {
+            let (verdict, because) = on_a_host(known(), Some(text));
+            assert!(verdict == Said::Unknown && because.contains(why), "{text}: {because}");
+        }
+        let lease = r#"[{"ip-address": "10.9.0.7", "mac-address": "52:54:00:00:00:09", "expiry-time": 0}]"#;
+        assert_eq!(on_a_host(known(), Some(lease)).0, Said::InUse);
     }
 
     #[test]

@@ -101,7 +101,7 @@ pub(super) fn carry_out(
         let text = format!("run {run} was {why}\n{}", cut_off(state, run));
         return Ok(Ending { code: code::ERROR, text });
     }
-    let ending = ending(result, run, &order.purpose);
+    let ending = ending(result, run, order);
     state.finish(run, &ending).map_err(|e| {
         miette!(
             help = "nothing that was done is lost; once that is mended: gpuvm apply --resume",
@@ -143,7 +143,8 @@ fn steps(
     Ok(outcome)
 }
 
-fn ending(result: Result<Outcome, ApplyError>, run: u64, purpose: &Purpose) -> Ending {
+fn ending(result: Result<Outcome, ApplyError>, run: u64, order: &Order) -> Ending {
+    let purpose = &order.purpose;
     let again = match purpose {
         Purpose::Verb(verb) => format!("to try again: gpuvm {}", verb.words()),
         _ => "`gpuvm plan` shows what is left, and the next apply goes on from there".to_owned(),
@@ -152,7 +153,7 @@ fn ending(result: Result<Outcome, ApplyError>, run: u64, purpose: &Purpose) -> E
         Ok(outcome) => {
             let boot = outcome.left.order.iter().any(|i| matches!(i, Item::Reboot { .. }));
             let mut text = match purpose {
-                Purpose::Verb(verb) => report::verb_outcome(&outcome, verb),
+                Purpose::Verb(verb) => report::verb_outcome(&outcome, verb, &order.plan),
                 _ => report::outcome(&outcome),
             };
             let code = match verdict(&outcome.left) {

@@ -297,6 +297,7 @@ fn disks(
             size: entry.size,
             vm: Some(name.clone()),
             take_over: entry.take_over,
+            made: false,
             image,
         };
         let needs = [packages.clone(), pool_key.clone()].into_iter().chain(image_key);

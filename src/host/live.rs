@@ -86,6 +86,26 @@ impl Probe for Live {
     fn read(&self, path: &Path) -> Result<Answer<Vec<u8>>, HostError> {
         answered(path, fs::read(path))
     }
+    fn head(&self, path: &Path, most: usize) -> Result<Answer<Vec<u8>>, HostError> {
+        use std::io::Read as _;
+        use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+        // A pipe would be waited for.
+        let open = fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
+        let read = open.and_then(|file| {
+            let kind = file.metadata()?.file_type();
+            if !kind.is_file() && !kind.is_block_device() {
+                return Ok(None);
+            }
+            let mut bytes = Vec::new();
+            file.take(most as u64).read_to_end(&mut bytes)?;
+            Ok(Some(bytes))
+        });
+        Ok(match answered(path, read)? {
+            Answer::Value(bytes) => bytes.map_or(Answer::Absent, Answer::Value),
+            Answer::Absent => Answer::Absent,
+            Answer::Denied => Answer::Denied,
+        })
+    }
     fn stat(&self, path: &Path) -> Result<Answer<Stat>, HostError> {
         let answer = answered(path, fs::symlink_metadata(path))?;
         Ok(answer.map(|m| Stat {
@@ -180,7 +200,7 @@ impl Host for Live {
             Step::Reboot => runner::reboot(running.run_dir, progress),
             Step::Adopt => Ok(()),
             Step::Fetch(fetch) => images::fetch(fetch, progress),
-            Step::RemoveImage { path } => images::remove(path),
+            Step::RemoveImage { path } => images::remove(path, self),
             Step::Seed { path, inputs } => {
                 let made_from = running.secrets.get(inputs).ok_or_else(|| {
                     HostError::Refused(format!("what `{}` is made from is not in this run", path.display()))

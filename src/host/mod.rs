@@ -215,6 +215,13 @@ impl HostError {
 pub trait Probe {
     /// The content of a file; links are followed. A directory is an error.
     fn read(&self, path: &Path) -> Result<Answer<Vec<u8>>, HostError>;
+    /// The first bytes of a file or a block device, at most so many; links are followed. `Absent` for anything else.
+    fn head(&self, path: &Path, most: usize) -> Result<Answer<Vec<u8>>, HostError> {
+        Ok(self.read(path)?.map(|mut bytes| {
+            bytes.truncate(most);
+            bytes
+        }))
+    }
     /// What the path itself is (`lstat`).
     fn stat(&self, path: &Path) -> Result<Answer<Stat>, HostError>;
     /// The names in a directory, sorted.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::ByteSize;
+use crate::types::{ByteSize, xml_escape};
 
 /// Everything that libvirt's system connection knows, sorted by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,9 @@ pub struct Domain {
     /// What libvirt says about how it came to stand still or to end, where that is worth telling: `it crashed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condition: Option<String>,
+    /// Whether its memory was saved when it was put to rest: its next start goes on from there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub saved: bool,
     /// Whether a definition is stored; a transient domain has none.
     pub persistent: bool,
     /// Whether libvirt starts it at boot.
@@ -93,6 +96,17 @@ pub struct Volume {
     pub backing: Option<PathBuf>,
 }
 
+impl Pool {
+    /// The directory of a directory pool; none for pools of other types.
+    pub fn directory(&self) -> Option<PathBuf> {
+        let doc = roxmltree::Document::parse(&self.xml).ok()?;
+        let pool = doc.root_element();
+        let target = pool.children().find(|c| c.has_tag_name("target"))?;
+        let path = target.children().find(|c| c.has_tag_name("path"))?.text()?.trim();
+        (matches!(pool.attribute("type"), Some("dir" | "fs" | "netfs")) && !path.is_empty()).then(|| path.into())
+    }
+}
+
 impl Volume {
     /// The size that a guest sees.
     pub fn size(&self) -> ByteSize {
@@ -115,14 +129,35 @@ pub struct Network {
 }
 
 impl Virtualisation {
+    /// Whether a VM's definition can go while the state of its TPM stays (`VIR_DOMAIN_UNDEFINE_KEEP_TPM`, libvirt 8.9).
+    pub fn keeps_tpm(&self) -> bool {
+        self.version >= 8_009_000
+    }
+
     /// Who needs the file of a disk: another VM than `but` that names it, running or not, or a disk that goes on in it.
     /// A definition that only mentions it counts: whoever deletes it cannot take that back.
     pub fn user_of(&self, path: &Path, but: Option<&str>) -> Option<String> {
+        self.user_of_but(path, |name| but == Some(name))
+    }
+    /// The same, where VMs by name do not count.
+    pub fn user_of_but(&self, path: &Path, but: impl Fn(&str) -> bool) -> Option<String> {
         let text = path.to_string_lossy();
-        let names = |d: &&Domain| {
-            d.inactive_xml.contains(&*text) || d.live_xml.as_ref().is_some_and(|live| live.contains(&*text))
+        let in_xml = xml_escape(&text);
+        // A definition may have a disk by its pool and its name in it.
+        let volumes = self.pools.iter().flat_map(|p| p.volumes.iter().map(move |v| (p, v)));
+        let by_pool: Vec<[String; 4]> = volumes
+            .filter(|(_, v)| v.path == path)
+            .map(|(p, v)| (xml_escape(&p.name), xml_escape(&v.name)))
+            .map(|(p, v)| {
+                [format!("pool='{p}'"), format!("volume='{v}'"), format!("pool=\"{p}\""), format!("volume=\"{v}\"")]
+            })
+            .collect();
+        let mentions = |xml: &str| {
+            let all = |words: &[String]| words.iter().all(|word| xml.contains(word.as_str()));
+            xml.contains(&*text) || xml.contains(&in_xml) || by_pool.iter().any(|w| all(&w[..2]) || all(&w[2..]))
         };
-        let vm = self.domains.iter().filter(|d| but != Some(d.name.as_str())).find(names);
+        let names = |d: &&Domain| mentions(&d.inactive_xml) || d.live_xml.as_deref().is_some_and(mentions);
+        let vm = self.domains.iter().filter(|d| !but(&d.name)).find(names);
         let over = || {
             let volumes = self.pools.iter().flat_map(|p| &p.volumes);
             volumes.into_iter().find(|v| v.path != path && v.backing.as_deref() == Some(path))
@@ -140,5 +175,38 @@ impl Virtualisation {
     /// The network of this name.
     pub fn network(&self, name: &str) -> Option<&Network> {
         self.networks.iter().find(|n| n.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_known_by_its_path_and_by_its_pool() {
+        let path = Path::new("/srv/a&b/x-0.qcow2");
+        let of = |name: &str, path: &Path| Volume {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            format: "qcow2".to_owned(),
+            capacity: 1,
+            backing: None,
+        };
+        let pool = Pool { name: "fast".to_owned(), volumes: vec![of("x-0.qcow2", path)], ..Pool::default() };
+        let user = |xml: &str| {
+            let domain = Domain { name: "other".to_owned(), inactive_xml: xml.to_owned(), ..Domain::default() };
+            Virtualisation { domains: vec![domain], pools: vec![pool.clone()], ..Virtualisation::default() }
+                .user_of(path, None)
+        };
+        for xml in [
+            "<source file='/srv/a&amp;b/x-0.qcow2'/>",
+            "<source pool='fast' volume='x-0.qcow2'/>",
+            "<source volume=\"x-0.qcow2\" pool=\"fast\"/>",
+        ] {
+            assert_eq!(user(xml).as_deref(), Some("VM `other`"), "{xml}");
+        }
+        for xml in ["<source file='/srv/y-0.qcow2'/>", "<source pool='slow' volume='x-0.qcow2'/>", ""] {
+            assert_eq!(user(xml), None, "{xml}");
+        }
     }
 }

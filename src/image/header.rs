@@ -1,6 +1,8 @@
 //! The header of an image (QEMU's docs/interop/qcow2): what a guest would see, and whether it leads out of its file. One
 //! that names a file to go on with would give the guest any file of the host's.
 
+use std::path::PathBuf;
+
 /// What the first bytes of an image say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
@@ -67,9 +69,81 @@ pub fn header(bytes: &[u8], size: u64) -> Result<Header, HeaderError> {
     Ok(Header { kind: "qcow2", virtual_size })
 }
 
+/// What a file goes on in where nothing was written to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Behind {
+    /// Nothing: it is whole by itself.
+    Nothing,
+    /// Something that is no file of this host.
+    Elsewhere,
+    /// This file; a relative path begins at the folder of the one that names it.
+    File(PathBuf),
+    /// What it says cannot be read here.
+    Unknown,
+}
+
+/// What the first bytes of a file name as the file behind it.
+pub fn behind(bytes: &[u8]) -> Behind {
+    if bytes.starts_with(b"QED\0") {
+        return Behind::Unknown;
+    }
+    if !bytes.starts_with(b"QFI\xfb") {
+        return Behind::Nothing;
+    }
+    let number = |at: usize, length: usize| {
+        bytes.get(at..at + length).map(|part| part.iter().fold(0u64, |n, b| (n << 8) | u64::from(*b)))
+    };
+    let name = match (number(8, 8), number(16, 4)) {
+        (Some(0), _) => return Behind::Nothing,
+        (Some(at), Some(length)) => {
+            let at = usize::try_from(at).ok();
+            at.and_then(|at| bytes.get(at..at.checked_add(usize::try_from(length).ok()?)?))
+        }
+        _ => None,
+    };
+    let Some(name) = name.and_then(|n| std::str::from_utf8(n).ok()).filter(|n| !n.is_empty()) else {
+        return Behind::Unknown;
+    };
+    match name.split_once(':').filter(|(scheme, _)| !scheme.contains('/')) {
+        None => Behind::File(name.into()),
+        Some(("file", path)) => Behind::File(path.into()),
+        Some((_, rest)) if rest.starts_with("//") => Behind::Elsewhere,
+        Some(_) => Behind::Unknown,
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// The beginning of a qcow2 image that goes on in another file.
+    pub(crate) fn over(name: &str) -> Vec<u8> {
+        let mut bytes = qcow2(3, 104, 1 << 30, 0);
+        bytes[16..20].copy_from_slice(&(name.len() as u32).to_be_bytes());
+        bytes.resize(104, 0);
+        bytes.extend(name.as_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_is_behind_a_file_is_read_or_not_known() {
+        for (name, is) in [
+            ("base.qcow2", Behind::File("base.qcow2".into())),
+            ("/srv/a:b.qcow2", Behind::File("/srv/a:b.qcow2".into())),
+            ("file:/srv/a", Behind::File("/srv/a".into())),
+            ("nbd://x/y", Behind::Elsewhere),
+            ("json:{}", Behind::Unknown),
+        ] {
+            assert_eq!(behind(&over(name)), is, "{name}");
+        }
+        assert_eq!(behind(&qcow2(3, 0, 1, 0)), Behind::Nothing);
+        assert_eq!(behind(&[0; 512]), Behind::Nothing);
+        let whole = over("base.qcow2");
+        for end in 4..whole.len() {
+            assert_eq!(behind(&whole[..end]), Behind::Unknown, "cut off at {end}");
+        }
+        assert_eq!(behind(&qcow2(3, u64::MAX, 1, 0)), Behind::Unknown);
+    }
 
     fn qcow2(version: u32, backing: u64, size: u64, features: u64) -> Vec<u8> {
         let mut bytes = b"QFI\xfb".to_vec();

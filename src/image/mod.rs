@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 
 pub use builtin::{Builtin, builtin, key, names};
 pub use cached::{CACHED_FORMAT, Cached, FOLDER, pointer};
-pub use header::{Header, HeaderError, header};
+#[cfg(test)]
+pub(crate) use header::tests::over;
+pub use header::{Behind, Header, HeaderError, behind, header};
 pub use lists::{ListError, Listed, in_streams, in_sums, path_of_products};
 
 /// Where an image comes from.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Finding, Key, Past, Severity};
 use crate::desire::Desired;
+use crate::host::Virtualisation;
 use crate::resource::Wanted;
 use crate::resource::image::{Image, Want};
 use crate::types::ResourceName;
@@ -88,12 +89,13 @@ pub enum ImageTask {
 
 impl Selection {
     /// Narrows what is wanted, and what is looked at as ours, and says what that took along.
-    pub fn narrow(&self, desired: &mut Desired, past: &mut Past) {
+    /// `known` is what libvirt knows, for what is there without the manifest.
+    pub fn narrow(&self, desired: &mut Desired, past: &mut Past, known: Option<&Virtualisation>) {
         if !self.adopt.is_empty() {
             return self.narrow_to_adopted(desired, past);
         }
         if let Some(task) = &self.images {
-            narrow_to_images(task, desired);
+            narrow_to_images(task, desired, past, known);
             past.owned.retain(|key, _| desired.nodes.contains_key(key));
             past.pending.clear();
             return;
@@ -171,7 +173,7 @@ impl Selection {
 }
 
 /// Images alone, without what they need: that is an apply's. What else is wrong with the manifest is no matter here.
-fn narrow_to_images(task: &ImageTask, desired: &mut Desired) {
+fn narrow_to_images(task: &ImageTask, desired: &mut Desired, past: &Past, known: Option<&Virtualisation>) {
     let mut images = Desired::default();
     let mut there = BTreeSet::new();
     for node in desired.nodes.values() {
@@ -203,6 +205,21 @@ fn narrow_to_images(task: &ImageTask, desired: &mut Desired) {
                 there.insert(pool.name.clone());
             }
             _ => {}
+        }
+    }
+    // Images stay behind in a pool that no VM of the manifest is in any more.
+    if let ImageTask::Prune = task {
+        let of_past = past.owned.values().filter_map(|w| match w {
+            Wanted::Pool(pool) => Some((pool.name.clone(), pool.path.clone())),
+            _ => None,
+        });
+        let of_libvirt = known.into_iter().flat_map(|k| &k.pools);
+        let of_libvirt = of_libvirt.filter_map(|p| Some((p.name.parse().ok()?, p.directory()?)));
+        for (pool, directory) in of_past.chain(of_libvirt).collect::<Vec<_>>() {
+            if there.insert(pool.clone()) {
+                let want = Want::OnlyUsed { named: BTreeSet::new() };
+                images.want("no longer in the manifest", [], Image { pool, directory, want });
+            }
         }
     }
     if let ImageTask::Newest { names, .. } = task {
@@ -259,7 +276,11 @@ mod tests {
             Key::new("group-member", "kvm/bob"),
             GroupMember { group: "kvm".to_owned(), user: "bob".to_owned() }.into(),
         );
-        Selection { only: parse(only), skip: parse(skip), ..Selection::default() }.narrow(&mut desired, &mut past);
+        Selection { only: parse(only), skip: parse(skip), ..Selection::default() }.narrow(
+            &mut desired,
+            &mut past,
+            None,
+        );
         let said = desired.findings.iter().map(|f| f.message.clone()).collect();
         (list(desired.nodes.keys().chain(past.owned.keys())), said)
     }

@@ -425,6 +425,9 @@ pub enum Step {
         /// The file of its UEFI variables, to be recorded for the way back.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         nvram: Option<PathBuf>,
+        /// The TPM's state stays where libvirt has it, for the same VM defined once more. libvirt 8.9 and later can.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        keep_tpm: bool,
     },
     /// Puts gpuvm's mark into the metadata of a VM's stored definition, or takes it out. Nothing else of it changes.
     MarkDomain {
@@ -483,9 +486,9 @@ impl Step {
         Step::StopDomain { name: name.clone(), patience_s: None, cut_power: false }
     }
 
-    /// A VM's definition goes, with its UEFI variables and nothing else.
-    pub fn undefine(name: &DomainName) -> Self {
-        Step::UndefineDomain { name: name.clone(), wholly: false, nvram: None }
+    /// A VM's definition goes, with its UEFI variables; the state of its TPM with it, or not.
+    pub fn undefine(name: &DomainName, keep_tpm: bool) -> Self {
+        Step::UndefineDomain { name: name.clone(), wholly: false, nvram: None, keep_tpm }
     }
 
     /// What it does, in two or three words.

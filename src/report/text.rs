@@ -345,7 +345,7 @@ pub fn outcome(outcome: &Outcome) -> String {
 }
 
 /// What came of a verb, what waits, and how to go back.
-pub fn verb_outcome(outcome: &Outcome, verb: &Verb) -> String {
+pub fn verb_outcome(outcome: &Outcome, verb: &Verb, approved: &Plan) -> String {
     let mut out = String::new();
     let mut waits = false;
     for entry in &outcome.left.entries {
@@ -358,7 +358,7 @@ pub fn verb_outcome(outcome: &Outcome, verb: &Verb) -> String {
         let _ = writeln!(out, "{}", verb.done());
     }
     if !outcome.done.is_empty() {
-        let _ = match verb.manner().undoable {
+        let _ = match verb.is_undoable(approved) {
             true => writeln!(out, "go back: gpuvm undo {}", outcome.run),
             false => writeln!(out, "run {}; it cannot be undone", outcome.run),
         };

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Resource;
+use super::chains::chains;
 use super::libvirt::{Libvirt, ask, known};
 use crate::facts::HostFacts;
 use crate::host::{Answer, HostError, Probe, Virtualisation};
 use crate::image::{Cached, Digest, FOLDER, Origin, pointer};
-use crate::plan::{Action, Change, Diff, FetchStep, FieldDiff, Step};
+use crate::plan::{Action, Change, Diff, FetchStep, FieldDiff, Risk, Step};
 use crate::types::{ByteSize, ResourceName};
 
 /// An image in a pool.
@@ -59,7 +60,11 @@ pub struct State {
     names: Answer<Vec<String>>,
     /// What `NAME.json` of each says.
     all: Vec<(String, Option<Cached>)>,
+    /// The files that copies of the host's own were made from and that are gone.
+    sources_gone: BTreeSet<PathBuf>,
     libvirt: Libvirt,
+    /// The names of the files that others go on in, as those say themselves; else why that cannot be told.
+    used: Result<BTreeSet<String>, String>,
 }
 
 fn matches(kept: &Cached, digest: &Digest) -> bool {
@@ -189,7 +194,12 @@ impl Image {
                 help: format!("start it: virsh pool-start {}", idle.name),
             };
         }
-        let used = used(known);
+        let used = match &state.used {
+            Ok(used) => used,
+            Err(why) => {
+                return Diff::Unknown { why: format!("which disks are made from images is not known: {why}") };
+            }
+        };
         let folder = self.folder();
         let named_files: BTreeSet<&str> = state
             .all
@@ -209,6 +219,19 @@ impl Image {
                 None => used.contains(name.as_str()) || named_files.contains(name.as_str()),
             };
             if !keep {
+                let of = |(_, kept): &&(String, Option<Cached>)| kept.as_ref().is_some_and(|k| k.file == *name);
+                if let Some((image, Some(Cached { origin: Origin::Path { path: from }, .. }))) =
+                    state.all.iter().find(of)
+                {
+                    let from_there = format!("`{image}` was copied from `{}`", from.display());
+                    change.notes.push(match state.sources_gone.contains(from) {
+                        false => format!("{from_there}, which is still there"),
+                        true => {
+                            change.risks.insert(Risk::DataLoss);
+                            format!("{from_there}, which is gone: this is the last of it")
+                        }
+                    });
+                }
                 change.fields.push(FieldDiff::new(name.clone(), Some("there".to_owned()), None));
                 change.steps.push(Step::RemoveImage { path });
             }
@@ -217,19 +240,22 @@ impl Image {
             return Diff::InSync { evidence: "every image is in use".to_owned() };
         }
         change.what = format!("{} that nothing uses", if change.steps.len() == 1 { "a file" } else { "files" });
-        change.notes.push("what its server still has can be fetched again".to_owned());
+        let fetched =
+            |(_, kept): &(String, Option<Cached>)| !matches!(kept, Some(Cached { origin: Origin::Path { .. }, .. }));
+        if state.all.is_empty() || state.all.iter().any(fetched) {
+            change.notes.push("what was fetched can be fetched again as long as its server has it".to_owned());
+        }
         Diff::Change(change)
     }
 }
 
-/// The files that a disk of any pool or VM goes on in.
-/// By name, which carries the digest: a folder has several spellings.
-fn used(known: &Virtualisation) -> BTreeSet<String> {
-    let volumes = known.pools.iter().flat_map(|p| &p.volumes).filter_map(|v| v.backing.clone());
+/// The names of the files that a disk of any pool or VM goes on in, and of those that VMs have as their disks. By name,
+/// which carries the digest: a folder has several spellings. Else why that cannot be told.
+pub fn used(known: &Virtualisation, host: &dyn Probe) -> Result<BTreeSet<String>, String> {
     let of_vms = known.domains.iter().flat_map(|d| [Some(&d.inactive_xml), d.live_xml.as_ref()]).flatten();
     let of_vms = of_vms.flat_map(|xml| super::libvirt_domain::project(xml).map(|p| p.disks).unwrap_or_default());
-    let paths = volumes.chain(of_vms.flatten().map(PathBuf::from));
-    paths.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect()
+    let paths = chains(known, host)?.into_keys().chain(of_vms.flatten().map(PathBuf::from));
+    Ok(paths.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect())
 }
 
 impl Resource for Image {
@@ -244,8 +270,15 @@ impl Resource for Image {
     }
 
     fn probe(&self, host: &dyn Probe) -> Result<State, HostError> {
-        let mut state =
-            State { kept: Answer::Absent, file: false, names: Answer::Absent, all: Vec::new(), libvirt: ask(host)? };
+        let mut state = State {
+            kept: Answer::Absent,
+            file: false,
+            names: Answer::Absent,
+            all: Vec::new(),
+            sources_gone: BTreeSet::new(),
+            libvirt: ask(host)?,
+            used: Ok(BTreeSet::new()),
+        };
         let folder = self.folder();
         if let Want::Kept { name, .. } = &self.want {
             state.kept = host.text(&pointer(&self.directory, name.as_str()))?;
@@ -261,8 +294,17 @@ impl Resource for Image {
         for name in state.names.clone().value().unwrap_or_default() {
             if let Some(image) = name.strip_suffix(".json").filter(|n| !n.starts_with('.')) {
                 let text = host.text(&folder.join(&name))?.value();
-                state.all.push((image.to_owned(), text.as_deref().and_then(Cached::parse)));
+                let kept = text.as_deref().and_then(Cached::parse);
+                if let Some(Cached { origin: Origin::Path { path }, .. }) = &kept
+                    && !matches!(host.stat(path)?, Answer::Value(_))
+                {
+                    state.sources_gone.insert(path.clone());
+                }
+                state.all.push((image.to_owned(), kept));
             }
+        }
+        if let Answer::Value(known) = &state.libvirt {
+            state.used = used(known, host);
         }
         Ok(state)
     }
@@ -296,7 +338,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::host::{Pool, Volume};
+    use crate::host::Pool;
     use crate::image::{CACHED_FORMAT, builtin};
     use crate::resource::tests::facts;
 
@@ -332,7 +374,15 @@ mod tests {
     }
     fn there(kept: Option<&Cached>, file: bool) -> State {
         let kept = kept.map_or(Answer::Absent, |k| Answer::Value(k.text()));
-        State { kept, file, names: Answer::Absent, all: Vec::new(), libvirt: Answer::Value(Arc::default()) }
+        State {
+            kept,
+            file,
+            names: Answer::Absent,
+            all: Vec::new(),
+            sources_gone: BTreeSet::new(),
+            libvirt: Answer::Value(Arc::default()),
+            used: Ok(BTreeSet::new()),
+        }
     }
     fn step(diff: Diff) -> FetchStep {
         match diff {
@@ -390,20 +440,17 @@ mod tests {
                 directory: "/srv".into(),
                 want: Want::OnlyUsed { named: named.iter().map(|n| n.parse().unwrap()).collect() },
             };
-            let volume = Volume {
-                name: "a".to_owned(),
-                path: "/srv/a".into(),
-                format: "qcow2".to_owned(),
-                capacity: 1,
-                backing: Some(backing.into()),
-            };
-            let pool = Pool { name: "default".to_owned(), active, volumes: vec![volume], ..Pool::default() };
+            let pool = Pool { name: "default".to_owned(), active, ..Pool::default() };
             let known = Virtualisation { pools: vec![pool], ..Virtualisation::default() };
             let names = [&old.file, &new.file, &"u.json".to_owned(), &".u.part".to_owned()].map(Clone::clone);
             let state = State {
                 names: Answer::Value(names.to_vec()),
                 all: vec![("u".to_owned(), Some(new.clone()))],
                 libvirt: Answer::Value(Arc::new(known)),
+                used: match backing {
+                    "" => Err("this user may not read `/srv/a`".to_owned()),
+                    name => Ok([name.to_owned()].into()),
+                },
                 ..there(None, false)
             };
             image.diff(&state, None, &facts())
@@ -419,11 +466,39 @@ mod tests {
                 .collect::<Vec<_>>(),
             other => panic!("{other:?}"),
         };
-        let used = format!("/srv/{FOLDER}/{}", old.file);
+        let used = old.file.clone();
         assert_eq!(gone(prune(&[], &used, true)), [new.file.as_str(), "u.json", ".u.part"]);
         assert_eq!(gone(prune(&["u"], &used, true)), [".u.part"]);
         assert_eq!(gone(prune(&["u"], "/elsewhere", true)), [old.file.as_str(), ".u.part"]);
         assert!(matches!(prune(&[], &used, false), Diff::Blocked { .. }), "a stopped pool may hold what needs it");
+        let Diff::Unknown { why } = prune(&[], "", true) else { panic!("it is not known") };
+        assert!(why.contains("/srv/a"), "{why}");
+    }
+
+    #[test]
+    fn what_was_copied_is_not_said_to_come_from_a_server() {
+        let copied = Cached { origin: Origin::Path { path: "/home/golden.img".into() }, ..cached("ab") };
+        let prune = |gone: bool| {
+            let want = Want::OnlyUsed { named: BTreeSet::new() };
+            let state = State {
+                names: Answer::Value(vec![copied.file.clone(), "u.json".to_owned()]),
+                all: vec![("u".to_owned(), Some(copied.clone()))],
+                sources_gone: gone.then(|| PathBuf::from("/home/golden.img")).into_iter().collect(),
+                ..there(None, false)
+            };
+            match (Image { pool: "default".parse().unwrap(), directory: "/srv".into(), want }).diff(
+                &state,
+                None,
+                &facts(),
+            ) {
+                Diff::Change(change) => (change.notes.concat(), change.risks),
+                other => panic!("{other:?}"),
+            }
+        };
+        let (notes, risks) = prune(false);
+        assert!(notes.contains("still there") && !notes.contains("server") && risks.is_empty(), "{notes}");
+        let (notes, risks) = prune(true);
+        assert!(notes.contains("the last of it") && risks.contains(&Risk::DataLoss), "{notes}");
     }
 
     #[test]

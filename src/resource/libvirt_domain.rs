@@ -380,7 +380,7 @@ impl LibvirtDomain {
     }
 
     /// One that libvirt has.
-    fn compare(&self, domain: &Domain, last: Option<&Self>) -> Diff {
+    fn compare(&self, domain: &Domain, known: &Virtualisation, last: Option<&Self>) -> Diff {
         let name = &self.name;
         if !domain.persistent {
             return Diff::Blocked {
@@ -399,7 +399,7 @@ impl LibvirtDomain {
             };
         }
         if self.absent {
-            return self.undefine(domain);
+            return self.undefine(domain, known);
         }
         // Whether it is UEFI at all, the definition says; whether with secure boot, what it was made as.
         let uefi = |firmware| firmware != Firmware::Bios;
@@ -477,7 +477,7 @@ impl LibvirtDomain {
         }
     }
 
-    fn undefine(&self, domain: &Domain) -> Diff {
+    fn undefine(&self, domain: &Domain, known: &Virtualisation) -> Diff {
         if domain.active {
             return Diff::Blocked {
                 why: "it runs, and the manifest says `absent: true`".to_owned(),
@@ -485,7 +485,8 @@ impl LibvirtDomain {
             };
         }
         let mut change = Change::new(Action::Remove, "its definition, with its UEFI variables; its disks stay");
-        change.steps.push(Step::undefine(&self.name));
+        let keep_tpm = keep_tpm(domain, known, &mut change);
+        change.steps.push(Step::undefine(&self.name, keep_tpm));
         Diff::Change(change)
     }
 
@@ -542,6 +543,25 @@ impl From<Libvirt> for DomainState {
     fn from(libvirt: Libvirt) -> Self {
         Self { libvirt, missing: Vec::new(), no_folders: Vec::new() }
     }
+}
+
+/// A VM goes and its disks stay, and with them what its guest keeps in its TPM, where libvirt can leave that; else the
+/// change says that it is lost. Whether the step is to leave it.
+pub fn keep_tpm(domain: &Domain, known: &Virtualisation, change: &mut Change) -> bool {
+    if !domain.inactive_xml.contains("<tpm") {
+        return false;
+    }
+    let at = format!("/var/lib/libvirt/swtpm/{}", domain.uuid);
+    if known.keeps_tpm() {
+        change.notes.push(format!("the state of its TPM stays with its disks, in {at}"));
+        return true;
+    }
+    change.risks.insert(Risk::DataLoss);
+    change.notes.push(format!(
+        "libvirt before 8.9 cannot keep the state of a TPM: what its guest keeps there (keys of encrypted disks) is lost, \
+         and `gpuvm undo` does not bring it back; to keep it, copy {at} first"
+    ));
+    false
 }
 
 impl Resource for LibvirtDomain {
@@ -614,7 +634,7 @@ impl LibvirtDomain {
             Err(diff) => return *diff,
         };
         match known.domain(self.name.as_str()) {
-            Some(domain) => self.compare(domain, last.filter(|l| !l.absent)),
+            Some(domain) => self.compare(domain, known, last.filter(|l| !l.absent)),
             None if self.absent => gone(),
             None => match self.unready_pool(known) {
                 Some(pool) => Diff::Waits {

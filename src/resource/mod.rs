@@ -3,6 +3,7 @@
 //! not look for modules in a macro).
 
 pub mod bridge;
+pub mod chains;
 pub mod file;
 pub mod group_member;
 pub mod image;
@@ -38,6 +39,11 @@ pub trait Resource: Sized + Clone + Serialize + DeserializeOwned + 'static {
     fn name(&self) -> String;
     /// As the ledger has it from its first step until its last: with what is owed should that never come.
     fn begun(&self) -> Self {
+        self.clone()
+    }
+    /// As the ledger has it once it was applied: with what only the past tells. `last` is what the ledger had of it, `made`
+    /// whether it was not there before.
+    fn kept(&self, _last: Option<&Self>, _made: bool) -> Self {
         self.clone()
     }
     /// Looks at what is there.
@@ -83,6 +89,15 @@ macro_rules! kinds {
             /// See [`Resource::begun`].
             pub fn begun(&self) -> Wanted {
                 match self { $(Wanted::$kind(r) => Wanted::$kind(r.begun()),)* }
+            }
+            /// See [`Resource::kept`].
+            pub fn kept(&self, last: Option<&Wanted>, made: bool) -> Wanted {
+                match self {
+                    $(Wanted::$kind(r) => {
+                        let last = last.and_then(|l| match l { Wanted::$kind(l) => Some(l), #[allow(unreachable_patterns)] _ => None });
+                        Wanted::$kind(r.kept(last, made))
+                    })*
+                }
             }
             /// What the next boot changes because of it.
             pub fn at_boot(&self, host: &dyn Probe) -> Vec<Place> {

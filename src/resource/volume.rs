@@ -10,7 +10,7 @@ use super::image;
 use super::libvirt::{Libvirt, ask, known};
 use super::libvirt_domain::project;
 use crate::facts::HostFacts;
-use crate::host::{self, HostError, Probe, Virtualisation};
+use crate::host::{self, Answer, HostError, Probe, Virtualisation};
 use crate::image::Cached;
 use crate::plan::{Action, Change, Diff, FieldDiff, Step, VolumeStep, WaitFor};
 use crate::types::{ByteSize, DomainName, ResourceName};
@@ -31,6 +31,9 @@ pub struct Volume {
     /// Use one that is there and is not gpuvm's, with what is on it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub take_over: bool,
+    /// gpuvm made it. The manifest never says that: the ledger does, and where it does not, the disk is a person's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made: bool,
     /// What it begins as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<FromImage>,
@@ -52,11 +55,13 @@ pub struct State {
     libvirt: Libvirt,
     /// What is kept of the image that it begins as.
     image: Option<Cached>,
+    /// A file of its name in the pool's directory that libvirt has not listed: its lists are as old as their last refresh.
+    unlisted: Option<PathBuf>,
 }
 
 impl From<Libvirt> for State {
     fn from(libvirt: Libvirt) -> Self {
-        Self { libvirt, image: None }
+        Self { libvirt, image: None, unlisted: None }
     }
 }
 
@@ -87,6 +92,13 @@ impl Volume {
         let domain = self.vm.as_ref().and_then(|vm| known.domain(vm.as_str()));
         let is = domain.and_then(|d| project(&d.inactive_xml).ok());
         is.is_some_and(|is| is.disks.iter().flatten().any(|source| *source == path))
+    }
+
+    fn unlisted(&self, known: &Virtualisation, host: &dyn Probe) -> Result<Option<PathBuf>, HostError> {
+        let Some(pool) = known.pool(self.pool.as_str()).filter(|p| p.active) else { return Ok(None) };
+        let Some(path) = pool.directory().map(|d| d.join(&self.name)) else { return Ok(None) };
+        let listed = pool.volumes.iter().any(|v| v.name == self.name);
+        Ok(if listed || host.stat(&path)? == Answer::Absent { None } else { Some(path) })
     }
 
     /// A disk that was made from something else than the manifest says now. What it was made from once is no matter of a
@@ -129,12 +141,22 @@ impl Resource for Volume {
         format!("{}/{}", self.pool, self.name)
     }
 
+    /// A disk that was grown, or was there already, has not been made by that.
+    fn kept(&self, last: Option<&Self>, made: bool) -> Self {
+        Self { made: made || last.is_some_and(|l| l.made), ..self.clone() }
+    }
+
     fn probe(&self, host: &dyn Probe) -> Result<State, HostError> {
         let image = match &self.image {
             Some(from) => image::kept(host, &from.pointer)?,
             None => None,
         };
-        Ok(State { libvirt: ask(host)?, image })
+        let libvirt = ask(host)?;
+        let unlisted = match &libvirt {
+            Answer::Value(known) => self.unlisted(known, host)?,
+            _ => None,
+        };
+        Ok(State { libvirt, image, unlisted })
     }
 
     fn diff(&self, state: &State, last: Option<&Self>, _: &HostFacts) -> Diff {
@@ -151,6 +173,15 @@ impl Resource for Volume {
             };
         }
         let Some(volume) = pool.volumes.iter().find(|v| v.name == self.name) else {
+            if let Some(path) = &state.unlisted {
+                return Diff::Blocked {
+                    why: format!(
+                        "`{}` is there, and libvirt does not know of it: it may hold anything",
+                        path.display()
+                    ),
+                    help: format!("have libvirt look again: virsh pool-refresh {}; then plan once more", self.pool),
+                };
+            }
             if let Some((why, help)) = state.image.as_ref().and_then(|kept| image::too_small(kept, self.size)) {
                 return Diff::Blocked { why, help };
             }
@@ -158,7 +189,9 @@ impl Resource for Volume {
             self.room(pool, self.size.bytes(), &mut change);
             return Diff::Change(change);
         };
-        if last.is_none() && !self.take_over && !self.of_its_vm(volume, known) {
+        // What gpuvm made, or was handed over once, has been this VM's. A run that failed leaves a word in the ledger too.
+        let had = last.is_some_and(|l| l.made || l.take_over);
+        if !had && !self.take_over && !self.of_its_vm(volume, known) {
             let (pool, path) = (&self.pool, volume.path.display());
             return Diff::Blocked {
                 why: format!("`{path}` is there already, and this VM has not had it: the guest would write into it"),
@@ -210,7 +243,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::host::Answer;
     use crate::resource::tests::facts;
 
     const PATH: &str = "/srv/vms/vm-0.qcow2";
@@ -222,8 +254,13 @@ mod tests {
             size: ByteSize::from_mib(100),
             vm: Some("vm".parse().unwrap()),
             take_over: false,
+            made: false,
             image: None,
         }
+    }
+    /// As the ledger has what gpuvm made.
+    fn made(wanted: &Volume) -> Volume {
+        wanted.kept(None, true)
     }
     fn there(mib: u64) -> host::Volume {
         host::Volume {
@@ -245,7 +282,7 @@ mod tests {
     }
     /// What it is where gpuvm made it.
     fn ours(volume: Option<host::Volume>) -> Diff {
-        against(&wanted(), Some(&wanted()), with(pool(volume)))
+        against(&wanted(), Some(&made(&wanted())), with(pool(volume)))
     }
 
     #[test]
@@ -255,6 +292,15 @@ mod tests {
         let Diff::Change(change) = ours(Some(there(50))) else { panic!("it grows") };
         assert!(matches!(&change.steps[..], [Step::Volume(VolumeStep { grow: true, .. })]), "{:?}", change.steps);
         assert!(matches!(ours(Some(there(200))), Diff::Blocked { .. }));
+    }
+
+    #[test]
+    fn a_file_that_libvirt_has_not_listed_may_hold_anything() {
+        let state = State { unlisted: Some(PATH.into()), ..Answer::Value(Arc::new(with(pool(None)))).into() };
+        for last in [None, Some(made(&wanted()))] {
+            let Diff::Blocked { help, .. } = wanted().diff(&state, last.as_ref(), &facts()) else { panic!("{last:?}") };
+            assert!(help.contains("virsh pool-refresh fast"), "{help}");
+        }
     }
 
     #[test]
@@ -283,6 +329,26 @@ mod tests {
         assert!(matches!(against(&wanted(), None, known(Some(("vm", PATH)))), Diff::InSync { .. }), "its VM has it");
         let taken = Volume { take_over: true, ..wanted() };
         assert!(matches!(against(&taken, None, known(None)), Diff::InSync { .. }));
+        assert!(
+            matches!(against(&wanted(), Some(&taken), known(None)), Diff::InSync { .. }),
+            "it was handed over once"
+        );
+        // A run that was to make it failed: that it is in the ledger makes it nobody's.
+        assert!(matches!(against(&wanted(), Some(&wanted().begun()), known(None)), Diff::Blocked { .. }));
+    }
+
+    #[test]
+    fn only_what_was_made_counts_as_made() {
+        let (adopted, made) = (wanted().kept(None, false), wanted().kept(None, true));
+        assert!(!adopted.made && made.made);
+        assert!(!wanted().kept(Some(&adopted), false).made, "it only grew");
+        assert!(wanted().kept(Some(&made), false).made, "it was made once");
+        // As a ledger has it that does not know the word.
+        let old = serde_json::to_value(&made).unwrap();
+        let old = serde_json::Value::Object(
+            old.as_object().unwrap().clone().into_iter().filter(|(k, _)| k != "made").collect(),
+        );
+        assert!(!serde_json::from_value::<Volume>(old).unwrap().made);
     }
 
     #[test]
@@ -298,7 +364,7 @@ mod tests {
             let backing = Some(format!("/srv/vms/gpuvm-images/{name}-0123456789ab.qcow2").into());
             Some(host::Volume { backing, ..there(100) })
         };
-        let diff = |wanted: &Volume, volume| against(wanted, Some(wanted), with(pool(volume)));
+        let diff = |wanted: &Volume, volume| against(wanted, Some(&made(wanted)), with(pool(volume)));
         let Diff::Change(change) = diff(&from("debian-13"), None) else { panic!("it is made") };
         assert!(
             matches!(&change.steps[..], [Step::Volume(VolumeStep { image: Some(_), .. })])
@@ -332,7 +398,9 @@ mod tests {
     fn a_pool_without_the_room_is_said_without_figures_that_change() {
         let notes = |available: Option<u64>, volume: Option<host::Volume>| {
             let pool = host::Pool { available, ..pool(volume) };
-            let Diff::Change(change) = against(&wanted(), Some(&wanted()), with(pool)) else { panic!("a change") };
+            let Diff::Change(change) = against(&wanted(), Some(&made(&wanted())), with(pool)) else {
+                panic!("a change")
+            };
             change.notes.concat()
         };
         assert!(notes(Some(99 << 20), None).contains("less room"));

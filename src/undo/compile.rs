@@ -15,9 +15,10 @@ use crate::plan::{
     Plan, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, TextEdit, VolumeStep, WaitFor, host_line,
     name_guests, order,
 };
+use crate::resource::chains::over;
 use crate::resource::libvirt_domain::{project, without_private_parts};
-use crate::resource::{Resource, Wanted, bridge::Bridge, libvirt_domain};
-use crate::types::{ByteSize, Mode, PciAddress, Splice, sha256_hex};
+use crate::resource::{Resource, Wanted, bridge::Bridge, libvirt_domain, seed::Seed};
+use crate::types::{ByteSize, Mode, PciAddress, ResourceName, Splice, sha256_hex};
 
 /// What is to be undone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +43,8 @@ pub struct Recorded {
     pub after: BTreeMap<Place, Seen>,
     /// The contents of files before, by their sha256 in hex.
     pub contents: BTreeMap<String, Vec<u8>>,
+    /// The disks that later runs made or changed too, and the last of those.
+    pub since: BTreeMap<Place, u64>,
     /// What was ours before the run.
     pub owned: BTreeMap<Key, Wanted>,
     /// What was approved.
@@ -196,6 +199,18 @@ fn same(a: &Seen, b: &Seen) -> bool {
     }
 }
 
+/// The same, of a thing: a seed's owner is libvirt's to change, which gives it to QEMU when its VM starts.
+fn same_at(place: &Place, key: &Key, a: &Seen, b: &Seen) -> bool {
+    match (place, a, b) {
+        (Place::File(_), Seen::File { sha256: a, mode: x, .. }, Seen::File { sha256: b, mode: y, .. })
+            if key.kind == Seed::KIND =>
+        {
+            a == b && x == y
+        }
+        _ => same(a, b),
+    }
+}
+
 impl Thing<'_> {
     fn compile(&mut self, key: &Key, probe: &dyn Probe) -> Result<Diff, HostError> {
         let (recorded, now) = (self.recorded, self.now);
@@ -220,13 +235,22 @@ impl Thing<'_> {
             if let Seen::Denied = is {
                 return Ok(Diff::Unknown { why: format!("{place} may not be looked at (not root)") });
             }
-            if same(before, is) && !matches!((before, is), (Seen::Domain { .. }, Seen::Domain { .. })) {
+            if let (Place::Volume { pool, .. }, Seen::Nothing, true) = (place, is, self.back.with_data)
+                && let Answer::Value(known) = probe.virtualisation()?
+                && known.pool(pool.as_str()).is_some_and(|p| !p.active)
+            {
+                return Ok(Diff::Blocked {
+                    why: format!("pool `{pool}` is not started, so what is in it is not known"),
+                    help: format!("start it: virsh pool-start {pool}"),
+                });
+            }
+            if same_at(place, key, before, is) && !matches!((before, is), (Seen::Domain { .. }, Seen::Domain { .. })) {
                 continue;
             }
             if let Some(after) = recorded.after.get(*place)
                 && matches!(place, Place::File(_) | Place::Unit(_) | Place::Domain(_))
-                && !same(after, is)
-                && !same(before, is)
+                && !same_at(place, key, after, is)
+                && !same_at(place, key, before, is)
                 // A unit that is gone went with its package.
                 && !matches!((place, is), (Place::Unit(_), Seen::Nothing))
             {
@@ -239,10 +263,15 @@ impl Thing<'_> {
                     ),
                 });
             }
+            if let (Place::Volume { pool, name }, Seen::Nothing, true) = (place, before, self.back.with_data)
+                && let Some(diff) = self.disk_stays(key, (pool, name), is, probe)?
+            {
+                return Ok(diff);
+            }
             match place {
                 Place::FunctionAtBoot(_) if bound_at_once => {}
                 Place::FunctionAtBoot(_) | Place::Argument(_) => with_boot.push((*place, *before, is)),
-                _ => self.place(place, before, is, &mut change),
+                _ => self.place(place, before, is, &mut change, probe),
             }
         }
         let loaded = mine.iter().filter(|(place, before)| **before == Seen::Nothing && *of(place) == Seen::There);
@@ -292,8 +321,48 @@ impl Thing<'_> {
         Ok(Diff::Change(change))
     }
 
+    /// Why a disk that the run made cannot go with what is on it.
+    fn disk_stays(
+        &self,
+        key: &Key,
+        (pool, name): (&ResourceName, &str),
+        is: &Seen,
+        probe: &dyn Probe,
+    ) -> Result<Option<Diff>, HostError> {
+        let place = Place::Volume { pool: pool.clone(), name: name.to_owned() };
+        let skip = format!("to leave it as it is: gpuvm undo {} --with-data --skip {}", self.back.run, selector(key));
+        let blocked = |why: String| Ok(Some(Diff::Blocked { why, help: skip.clone() }));
+        if let Some(run) = self.recorded.since.get(&place) {
+            return blocked(format!("{place} was made or changed by run {run} too"));
+        }
+        match self.recorded.after.get(&place) {
+            // A run that was cut off did not see how it left it.
+            None => {}
+            Some(after) if same(after, is) => {}
+            Some(_) => return blocked(format!("{place} was changed since run {}", self.back.run)),
+        }
+        let Answer::Value(known) = probe.virtualisation()? else {
+            return Ok(Some(Diff::Unknown { why: format!("libvirt does not say who uses {place}") }));
+        };
+        let there = known.pool(pool.as_str()).and_then(|p| p.volumes.iter().find(|v| v.name == name));
+        // The VMs that this undo takes away need it no more.
+        let leaves = |vm: &str| {
+            self.recorded.before.iter().any(|(k, place, before)| {
+                matches!((place, before), (Place::Domain(n), Seen::Nothing) if n.as_str() == vm)
+                    && !self.back.skip.iter().any(|s| s.fits(k))
+            })
+        };
+        let Some(there) = there else { return Ok(None) };
+        let over = match over(&there.path, &known, probe) {
+            Ok(over) => over.map(|path| format!("the disk `{}`", path.display())),
+            Err(why) => return Ok(Some(Diff::Unknown { why: format!("who needs {place}: {why}") })),
+        };
+        let user = known.user_of_but(&there.path, leaves).or(over);
+        user.map_or(Ok(None), |user| blocked(format!("{user} needs {place}")))
+    }
+
     /// The steps for one place.
-    fn place(&mut self, place: &Place, before: &Seen, is: &Seen, change: &mut Change) {
+    fn place(&mut self, place: &Place, before: &Seen, is: &Seen, change: &mut Change, probe: &dyn Probe) {
         let yes_no = |yes: bool| Some(if yes { "yes" } else { "no" }.to_owned());
         match (place, before, is) {
             (Place::File(path), _, _) => self.file(path, before, change),
@@ -372,7 +441,7 @@ impl Thing<'_> {
             (Place::Network(name), Seen::Network { active, autostart }, _) => {
                 change.steps.push(Step::Network { name: name.clone(), active: *active, autostart: *autostart });
             }
-            (Place::Domain(_), ..) => self.domain(place, before, is, change),
+            (Place::Domain(_), ..) => self.domain(place, before, is, change, probe),
             _ => {}
         }
     }
@@ -416,7 +485,7 @@ impl Thing<'_> {
         }
     }
 
-    fn domain(&mut self, place: &Place, before: &Seen, is: &Seen, change: &mut Change) {
+    fn domain(&mut self, place: &Place, before: &Seen, is: &Seen, change: &mut Change, probe: &dyn Probe) {
         let Place::Domain(name) = place else { return };
         match (before, is) {
             (Seen::Nothing, Seen::Domain { active, .. }) => {
@@ -425,7 +494,13 @@ impl Thing<'_> {
                     change.risks.insert(Risk::GuestRestart);
                     change.notes.push("its guest is asked to shut down; it is never powered off".to_owned());
                 }
-                change.steps.push(Step::undefine(name));
+                // Its disks stay, and what is on them may be locked with a key from there.
+                let keep_tpm = !self.back.with_data
+                    && probe.virtualisation().ok().and_then(Answer::value).is_some_and(|known| {
+                        let domain = known.domain(name.as_str());
+                        domain.is_some_and(|domain| libvirt_domain::keep_tpm(domain, &known, change))
+                    });
+                change.steps.push(Step::undefine(name, keep_tpm));
                 change.notes.push("its definition goes, with its UEFI variables".to_owned());
             }
             (Seen::Domain { xml, autostart, active }, Seen::Nothing) => {

@@ -121,7 +121,7 @@ fn auto_installed(probe: &dyn Probe) -> Result<BTreeSet<String>, HostError> {
 fn at_libvirt(known: &Arc<Virtualisation>, place: &Place) -> Seen {
     let seen = match place {
         Place::Pool(name) => known.pool(name.as_str()).map(|p| Seen::Pool {
-            path: directory(&p.xml),
+            path: p.directory().unwrap_or_default(),
             active: p.active,
             autostart: p.autostart,
         }),
@@ -140,10 +140,4 @@ fn at_libvirt(known: &Arc<Virtualisation>, place: &Place) -> Seen {
         _ => None,
     };
     seen.unwrap_or(Seen::Nothing)
-}
-
-fn directory(xml: &str) -> PathBuf {
-    let doc = roxmltree::Document::parse(xml).ok();
-    let path = doc.as_ref().and_then(|d| d.descendants().find(|n| n.has_tag_name("path"))?.text());
-    path.unwrap_or_default().trim().into()
 }

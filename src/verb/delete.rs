@@ -1,13 +1,16 @@
-//! A VM goes: its definition with what libvirt keeps for it, and the disks that gpuvm made for it and nothing else uses.
+//! A VM goes: its definition with what libvirt keeps for it, its seed, and the disks that gpuvm made for it and nothing
+//! else uses.
 //! What gpuvm did not make stays, and is named.
 
 use std::path::PathBuf;
 
 use super::vm::{foreign, key, known, none};
 use super::{Compiled, Look};
-use crate::host::{Domain, HostError, Virtualisation};
+use crate::host::{Domain, HostError, Probe, Virtualisation};
 use crate::plan::{Action, Change, Diff, Finding, Key, Risk, Severity, Step};
-use crate::resource::libvirt_domain::{is_marked, nvram, project};
+use crate::resource::chains::over;
+use crate::resource::libvirt_domain::{is_marked, keep_tpm, nvram, project};
+use crate::resource::seed::Seed;
 use crate::resource::volume::Volume;
 use crate::resource::{Resource, Wanted};
 use crate::types::DomainName;
@@ -26,10 +29,10 @@ pub(super) fn delete(
             return Ok(compiled);
         }
     };
-    let made: Vec<&Volume> = look.past.owned.values().filter_map(|w| of(name, w)).collect();
+    let disks: Vec<&Volume> = look.past.owned.values().filter_map(|w| of(name, w)).collect();
     let domain = known.domain(name.as_str());
     let definition = match (domain, uuid) {
-        (None, None) if made.is_empty() || keep_disks => Some(none(&known)),
+        (None, None) if disks.is_empty() || keep_disks => Some(none(&known)),
         (None, None) => None,
         (None, Some(_)) => Some(Diff::InSync { evidence: "it is gone".to_owned() }),
         (Some(domain), _) if !is_marked(&domain.inactive_xml) => Some(foreign(name, "undefine")),
@@ -40,43 +43,60 @@ pub(super) fn delete(
         (Some(domain), _) if domain.active => {
             Some(Diff::Blocked { why: "it runs".to_owned(), help: format!("shut it down first: gpuvm vm stop {name}") })
         }
-        (Some(domain), _) => Some(undefined(name, domain)),
+        (Some(domain), _) => Some(undefined(name, domain, keep_disks, &known)),
     };
-    let stays = !definition.as_ref().is_none_or(|d| matches!(d, Diff::Change(_) | Diff::InSync { .. }));
+    let vm_stays = !definition.as_ref().is_none_or(|d| matches!(d, Diff::Change(_) | Diff::InSync { .. }));
     if let Some(diff) = definition {
         compiled.ours.insert(key(name), None);
         compiled.entry(&key(name), [], diff);
     }
     // What is said of its disks is of no use where the VM stays.
-    if stays {
+    if vm_stays {
         return Ok(compiled);
     }
-    for volume in &made {
+    for volume in &disks {
         let at = Key::new(Volume::KIND, volume.name());
-        let diff = disk(name, volume, keep_disks, &known);
+        let diff = disk(name, volume, keep_disks, &known, look.probe);
         if gone(volume, &known) {
             compiled.ours.insert(at.clone(), None);
         }
+        if let (false, Diff::InSync { evidence }, true) = (keep_disks, &diff, at_pool(volume, &known).is_some()) {
+            compiled.ours.insert(at.clone(), None);
+            compiled.findings.push(stays(
+                format!("`{}` stays: {evidence}", volume.name()),
+                format!("to delete it, with what is on it: virsh vol-delete {} --pool {}", volume.name, volume.pool),
+            ));
+        }
         compiled.entry(&at, [key(name)], diff);
     }
-    for seed in look.past.seeds() {
-        if seed.vm == *name {
-            compiled.findings.push(Finding {
-                severity: Severity::Note,
-                code: "stays".to_owned(),
-                place: String::new(),
-                message: format!("its seed `{}` stays, for root's eyes", seed.path.display()),
-                help: "it goes with `absent: true` in host.yaml".to_owned(),
-            });
-        }
-    }
+    seed(name, look, &known, &mut compiled)?;
     if let Some(domain) = domain {
-        compiled.findings.extend(foreign_disks(domain, &made, &known));
+        compiled.findings.extend(foreign_disks(domain, &disks, &known));
     }
     Ok(compiled)
 }
 
-/// A disk that gpuvm made for this VM.
+/// The image that told its guest what to do at its first boot, with keys and maybe passwords in it: nobody else's.
+fn seed(name: &DomainName, look: Look<'_>, known: &Virtualisation, compiled: &mut Compiled) -> Result<(), HostError> {
+    for seed in look.past.seeds().filter(|seed| seed.vm == *name) {
+        if let Some(user) = known.user_of(&seed.path, Some(name.as_str())) {
+            let message = format!("its seed `{}` stays: {user} needs it too", seed.path.display());
+            compiled.findings.push(stays(message, String::new()));
+            continue;
+        }
+        let gone = Seed { absent: true, ..seed.clone() };
+        let diff = gone.diff(&gone.probe(look.probe)?, Some(seed), look.facts);
+        compiled.ours.insert(seed.key(), None);
+        compiled.entry(&seed.key(), [key(name)], diff);
+    }
+    Ok(())
+}
+
+fn stays(message: String, help: String) -> Finding {
+    Finding { severity: Severity::Note, code: "stays".to_owned(), place: String::new(), message, help }
+}
+
+/// A disk of this VM's.
 fn of<'a>(name: &DomainName, wanted: &'a Wanted) -> Option<&'a Volume> {
     match wanted {
         Wanted::Volume(volume) if volume.vm.as_ref() == Some(name) => Some(volume),
@@ -84,18 +104,28 @@ fn of<'a>(name: &DomainName, wanted: &'a Wanted) -> Option<&'a Volume> {
     }
 }
 
-fn undefined(name: &DomainName, domain: &Domain) -> Diff {
+fn undefined(name: &DomainName, domain: &Domain, keep_disks: bool, known: &Virtualisation) -> Diff {
+    let tpm = domain.inactive_xml.contains("<tpm");
     let mut change = Change::new(Action::Remove, "its definition, UEFI variables, TPM state and saved memory");
-    if domain.inactive_xml.contains("<tpm") {
+    let keep_tpm = keep_disks && keep_tpm(domain, known, &mut change);
+    if keep_tpm {
+        change.what = "its definition, UEFI variables and saved memory".to_owned();
+    } else if tpm && !keep_disks {
         change.risks.insert(Risk::DataLoss);
-        change.notes.push(
-            "what its guest keeps in the TPM (keys of encrypted disks) is lost, also with --keep-disks".to_owned(),
-        );
+        change.notes.push("what its guest keeps in the TPM (keys of encrypted disks) is lost".to_owned());
+    }
+    if domain.saved {
+        change.risks.insert(Risk::DataLoss);
+        change.notes.push(format!(
+            "its memory is saved, and is lost: to its disks that is as if its power was cut; let it shut down first: \
+             gpuvm vm start {name}, then gpuvm vm stop {name}"
+        ));
     }
     change.steps.push(Step::UndefineDomain {
         name: name.clone(),
         wholly: true,
         nvram: nvram(&domain.inactive_xml).map(PathBuf::from),
+        keep_tpm,
     });
     change.notes.push(format!(
         "while host.yaml lists it, the next apply makes it anew: take `{name}` out, or write `absent: true`"
@@ -103,24 +133,21 @@ fn undefined(name: &DomainName, domain: &Domain) -> Diff {
     Diff::Change(change)
 }
 
-fn at<'a>(volume: &Volume, known: &'a Virtualisation) -> Option<&'a crate::host::Volume> {
+fn at_pool<'a>(volume: &Volume, known: &'a Virtualisation) -> Option<&'a crate::host::Volume> {
     known.pool(volume.pool.as_str())?.volumes.iter().find(|v| v.name == volume.name)
 }
 
 /// Nothing is where it was. What a stopped pool holds is not known.
 fn gone(volume: &Volume, known: &Virtualisation) -> bool {
-    at(volume, known).is_none() && known.pool(volume.pool.as_str()).is_none_or(|p| p.active)
+    at_pool(volume, known).is_none() && known.pool(volume.pool.as_str()).is_none_or(|p| p.active)
 }
 
-fn disk(name: &DomainName, volume: &Volume, keep: bool, known: &Virtualisation) -> Diff {
+fn disk(name: &DomainName, volume: &Volume, keep: bool, known: &Virtualisation, probe: &dyn Probe) -> Diff {
     let stays = |why: &str| Diff::InSync { evidence: why.to_owned() };
     if keep {
         return stays("it stays, as asked");
     }
-    if volume.take_over {
-        return stays("it stays: it was there before gpuvm used it");
-    }
-    let Some(there) = at(volume, known) else {
+    let Some(there) = at_pool(volume, known) else {
         return match gone(volume, known) {
             true => stays("it is gone"),
             false => Diff::Blocked {
@@ -129,7 +156,17 @@ fn disk(name: &DomainName, volume: &Volume, keep: bool, known: &Virtualisation) 
             },
         };
     };
-    if let Some(user) = known.user_of(&there.path, Some(name.as_str())) {
+    if volume.take_over {
+        return stays("it was there before gpuvm used it");
+    }
+    if !volume.made {
+        return stays("nothing says that gpuvm made it");
+    }
+    let over = match over(&there.path, known, probe) {
+        Ok(over) => over.map(|path| format!("the disk `{}`", path.display())),
+        Err(why) => return Diff::Unknown { why: format!("who needs it too: {why}; --keep-disks leaves the disks") },
+    };
+    if let Some(user) = known.user_of(&there.path, Some(name.as_str())).or(over) {
         return Diff::Blocked {
             why: format!("{user} needs it too"),
             help: format!("take it from that one first; or leave the disks: gpuvm vm delete {name} --keep-disks"),
@@ -141,18 +178,11 @@ fn disk(name: &DomainName, volume: &Volume, keep: bool, known: &Virtualisation) 
     Diff::Change(change)
 }
 
-/// What its definition names and gpuvm did not make.
-fn foreign_disks(domain: &Domain, made: &[&Volume], known: &Virtualisation) -> Vec<Finding> {
+/// What its definition names and the ledger has no word of.
+fn foreign_disks(domain: &Domain, disks: &[&Volume], known: &Virtualisation) -> Vec<Finding> {
     let ours: Vec<String> =
-        made.iter().filter_map(|v| Some(at(v, known)?.path.to_string_lossy().into_owned())).collect();
+        disks.iter().filter_map(|v| Some(at_pool(v, known)?.path.to_string_lossy().into_owned())).collect();
     let Ok(is) = project(&domain.inactive_xml) else { return Vec::new() };
     let first = is.disks.iter().filter_map(|d| d.first()).filter(|source| !ours.contains(source));
-    let stays = |source: &String| Finding {
-        severity: Severity::Note,
-        code: "stays".to_owned(),
-        place: String::new(),
-        message: format!("`{source}` stays: gpuvm did not make it"),
-        help: String::new(),
-    };
-    first.map(stays).collect()
+    first.map(|source| stays(format!("`{source}` stays: gpuvm did not make it"), String::new())).collect()
 }

@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::facts::HostFacts;
 use crate::host::{HostError, Probe};
-use crate::plan::{Diff, Entry, Finding, Key, PLAN_FORMAT, Past, Plan, Severity, host_line, name_guests, order};
+use crate::plan::{
+    Change, Diff, Entry, Finding, Key, PLAN_FORMAT, Past, Plan, Risk, Severity, host_line, name_guests, order,
+};
 use crate::resource::Wanted;
 use crate::resource::vfio_binding::Card;
 use crate::types::{DomainName, PciSlot, sha256_hex};
@@ -117,8 +119,8 @@ impl Stop {
 pub struct Manner {
     /// It is done without a question: what it does is what its words say, and `gpuvm undo` takes it back.
     pub plain: bool,
-    /// Whether `gpuvm undo` can take it back.
-    pub undoable: bool,
+    /// Whether `gpuvm undo` can take it back, where the plan names nothing that is lost.
+    undoable: bool,
 }
 
 impl Compiled {
@@ -154,6 +156,14 @@ impl Verb {
             Verb::RestartVm { name, .. } => format!("{name} runs anew"),
             Verb::DeleteVm { name, .. } => format!("{name} is gone"),
         }
+    }
+
+    /// Whether `gpuvm undo` can take it back, as it was planned.
+    pub fn is_undoable(&self, approved: &Plan) -> bool {
+        // Without its disks, a deleted VM has nothing to lose but what the plan names.
+        let loses = |c: &Change| c.risks.contains(&Risk::DataLoss);
+        let deletes = matches!(self, Verb::DeleteVm { .. });
+        self.manner().undoable && !(deletes && approved.changes().any(|(_, c)| loses(c)))
     }
 
     /// How it is spoken about.

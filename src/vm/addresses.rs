@@ -118,20 +118,37 @@ impl Told {
                     self.unknown.push(format!("leases on {bridge}: only root may look at them"));
                     continue;
                 }
-                _ => continue,
+                // It went with its network a moment ago.
+                Ok(Answer::Absent) => continue,
+                Err(e) => {
+                    self.unknown.push(format!("leases on {bridge}: {e}"));
+                    continue;
+                }
             };
             // libvirt leaves an empty file where there is no lease.
-            let leases: Vec<Lease> = serde_json::from_str(&text).unwrap_or_default();
+            let leases: Vec<Lease> = match text.trim() {
+                "" => Vec::new(),
+                text => match serde_json::from_str(text) {
+                    Ok(leases) => leases,
+                    Err(e) => {
+                        self.unknown.push(format!("leases on {bridge}: what is written down cannot be read: {e}"));
+                        continue;
+                    }
+                },
+            };
             let valid = |l: &Lease| now.is_none_or(|now| l.expiry == 0 || l.expiry > now);
-            self.heard.extend(leases.into_iter().filter(valid).filter_map(|l| {
-                Some(Heard {
-                    mac: l.mac?.parse().ok()?,
-                    ip: l.ip.parse().ok()?,
-                    link: Some(bridge.to_owned()),
-                    hostname: l.hostname,
-                    source: AddressSource::Lease,
-                })
-            }));
+            for lease in leases.into_iter().filter(valid) {
+                match (lease.mac.and_then(|m| m.parse().ok()), lease.ip.parse()) {
+                    (Some(mac), Ok(ip)) => self.heard.push(Heard {
+                        mac,
+                        ip,
+                        link: Some(bridge.to_owned()),
+                        hostname: lease.hostname,
+                        source: AddressSource::Lease,
+                    }),
+                    _ => self.unknown.push(format!("leases on {bridge}: whose {} is", lease.ip)),
+                }
+            }
         }
     }
 
@@ -142,7 +159,13 @@ impl Told {
             Ok(_) => return self.unknown.push("neighbours: `ip` is not installed".to_owned()),
             Err(e) => return self.unknown.push(format!("neighbours: {e}")),
         };
-        let all: Vec<Neighbour> = serde_json::from_str(&text).unwrap_or_default();
+        let all: Vec<Neighbour> = match text.trim() {
+            "" => Vec::new(),
+            text => match serde_json::from_str(text) {
+                Ok(all) => all,
+                Err(e) => return self.unknown.push(format!("neighbours: what `ip` says cannot be read: {e}")),
+            },
+        };
         self.heard.extend(all.into_iter().filter_map(|n| {
             // One that did not answer lately has no address on the link.
             let dead = n.state.iter().any(|s| s == "FAILED" || s == "INCOMPLETE");

@@ -429,3 +429,29 @@ fn a_binding_that_is_said_to_be_there_has_to_be() {
     let (code, said) = host.run(&["plan"]);
     assert!(code == 1 && said.contains("only with `use: vfio`"), "{said}");
 }
+
+#[test]
+fn a_disk_that_was_only_grown_is_not_gpuvms_to_delete() {
+    let (name, xml) = domains().into_iter().find(|(n, _)| n == "several").unwrap();
+    let host = adopted(&name, &xml);
+    let manifest = host.manifest();
+    host.set_manifest(&manifest.replace("disks: [10GiB, 20GiB]", "disks: [15GiB, 20GiB, 1GiB]"));
+    let (code, said) = host.run(&["apply", "--yes"]);
+    assert!(code == 0 && said.contains("grows to 15GiB"), "{said}");
+    let volumes = || {
+        let known = host.record(|_| {})["libvirt"]["known"]["pools"][0]["volumes"].clone();
+        known.as_array().unwrap().iter().map(|v| v["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert!(volumes().contains(&"several-2.qcow2".to_owned()), "{:?}", volumes());
+    let (code, said) = host.run(&["vm", "delete", "several", "--yes"]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(said.matches("- volume[").count(), 1, "{said}");
+    for (stays, why) in [
+        ("several-0.qcow2", "`default/several-0.qcow2` stays: nothing says that gpuvm made it"),
+        ("several-1.qcow2", "`/var/lib/libvirt/images/several-1.qcow2` stays: gpuvm did not make it"),
+    ] {
+        assert!(said.contains(why), "{said}");
+        assert!(volumes().contains(&stays.to_owned()), "{stays}: {said}");
+    }
+    assert!(!volumes().contains(&"several-2.qcow2".to_owned()), "what gpuvm made goes: {said}");
+}

@@ -158,6 +158,65 @@ fn images_are_listed_asked_for_anew_and_deleted_where_nothing_needs_them() {
     assert_eq!(json[0]["disks"], serde_json::json!(["default/web-0.qcow2"]));
 }
 
+/// The beginning of a qcow2 image that goes on in another file.
+fn over(name: &str) -> Vec<u8> {
+    let mut bytes = b"QFI\xfb\0\0\0\x03".to_vec();
+    bytes.extend(104u64.to_be_bytes());
+    bytes.extend((name.len() as u32).to_be_bytes());
+    bytes.extend(16u32.to_be_bytes());
+    bytes.extend((3u64 << 30).to_be_bytes());
+    bytes.resize(104, 0);
+    bytes.extend(name.as_bytes());
+    bytes
+}
+
+#[test]
+fn a_disk_that_libvirt_has_not_listed_keeps_its_image_and_what_is_under_it() {
+    let machine = Machine::made();
+    let disk = machine.path(&format!("{IMAGES}/loose.qcow2"));
+    // Made by hand, behind libvirt's back: its list of the pool is as old as its last refresh.
+    fs::write(machine.path(&format!("{IMAGES}/gpuvm-images/old-0123456789ab.qcow2")), "x").unwrap();
+    fs::write(&disk, over("gpuvm-images/old-0123456789ab.qcow2")).unwrap();
+    let (code, said) = machine.run(&["image", "prune", "--yes"]);
+    assert!(code == 0 && said.contains("nothing to do"), "{said}");
+    fs::write(&disk, over("json:{}")).unwrap();
+    let (code, said) = machine.run(&["image", "prune", "--yes"]);
+    assert!(code == 1 && said.contains("loose.qcow2` goes on in cannot be told"), "{said}");
+    assert_eq!(machine.images().len(), 3, "{:?}", machine.images());
+
+    fs::write(&disk, over("web-0.qcow2")).unwrap();
+    let delete = |words: &[&str]| {
+        let words: Vec<&str> = words.iter().copied().chain(["--root", "host"]).collect();
+        let output = gpuvm(&words, machine.dir.path());
+        stdout(&output) + &String::from_utf8_lossy(&output.stderr)
+    };
+    gpuvm(&["vm", "stop", "web", "--root", "host"], machine.dir.path());
+    let said = delete(&["vm", "delete", "web", "--yes"]);
+    assert!(
+        said.contains("loose.qcow2` needs it too") && machine.path(&format!("{IMAGES}/web-0.qcow2")).exists(),
+        "{said}"
+    );
+    fs::remove_file(&disk).unwrap();
+    let said = delete(&["vm", "delete", "web", "--yes"]);
+    assert!(said.contains("web is gone"), "{said}");
+
+    // Nothing of the manifest is in that pool any more, and its images are still to be had rid of.
+    let machine = Machine { manifest: "version: 1\n".to_owned(), ..machine };
+    let (code, said) = machine.run(&["image", "prune", "--yes"]);
+    assert!(code == 0 && machine.images().is_empty(), "{said}");
+}
+
+#[test]
+fn a_file_that_libvirt_has_not_listed_is_no_disk_of_a_new_vm() {
+    let machine = Machine::made();
+    let machine = machine.with("vms:\n", "vms:\n  new: { cpus: 1, memory: 512MiB, disks: [1GiB], start: manual }\n");
+    let disk = machine.path(&format!("{IMAGES}/new-0.qcow2"));
+    fs::write(&disk, "photos").unwrap();
+    let (code, said) = machine.run(&["apply", "--yes"]);
+    assert!(code == 1 && said.contains("libvirt does not know of it") && said.contains("virsh pool-refresh"), "{said}");
+    assert_eq!(fs::read_to_string(&disk).unwrap(), "photos");
+}
+
 #[test]
 fn a_guest_that_was_set_up_is_not_set_up_again_by_accident() {
     let machine = Machine::made();

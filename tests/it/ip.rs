@@ -4,22 +4,10 @@ use std::fs;
 use std::process::Command;
 
 use crate::machine::fast_folder;
+use crate::namespaces::TWO;
 
-/// Two namespaces with a link between them: ours has 10.9.0.2, theirs 10.9.0.1 and what a scenario gives it.
+/// Ours has 10.9.0.2, theirs 10.9.0.1 and what a scenario gives it.
 const BEGIN: &str = r#"
-set -u
-PATH=/usr/sbin:/usr/bin:/sbin:/bin
-ip link set lo up
-ip link add v0 type veth peer name v1
-unshare -n sleep 600 & neighbour=$!
-trap 'kill $neighbour' EXIT
-until_true() { n=0; until "$@" >/dev/null 2>&1; do n=$((n+1)); [ $n -gt 300 ] && { echo "never: $*"; exit 9; }; sleep 0.1; done; }
-elsewhere() { there=$(readlink /proc/$neighbour/ns/net) && [ "$there" != "$(readlink /proc/self/ns/net)" ]; }
-until_true elsewhere
-ip link set v1 netns $neighbour
-theirs() { nsenter -t $neighbour -n "$@"; }
-theirs ip link set v1 up
-theirs ip address add 10.9.0.1/24 dev v1
 theirs ip address add fd09::1/64 dev v1 nodad
 ip link set v0 up
 ip address add 10.9.0.2/24 dev v0
@@ -37,7 +25,7 @@ fn is_root() -> bool {
 fn run(scenario: &str) -> String {
     let folder = fast_folder();
     let script = folder.path().join("scenario");
-    fs::write(&script, format!("{BEGIN}{scenario}")).unwrap();
+    fs::write(&script, format!("{TWO}{BEGIN}{scenario}")).unwrap();
     // Mounts of its own, so that /sys shows the links of the namespace.
     let output = Command::new("unshare")
         .args(["-n", "-m", "sh", "-c", "mount -t sysfs sysfs /sys && exec sh \"$0\""])
@@ -66,6 +54,9 @@ fn who_answers_has_it_who_does_not_has_it_not_and_late_is_early_enough() {
         (sleep 1.4; theirs ip address add 10.9.0.8/24 dev v1) & check 10.9.0.8
         (sleep 1.4; theirs ip address add fd09::8/64 dev v1 nodad) & check fd09::8
         check 10.77.0.1
+        check --on v0 10.77.0.9
+        check 10.9.0.255
+        check --wait 1 10.9.0.17
     ");
     let told: Vec<(&str, &str)> = said
         .lines()
@@ -86,6 +77,10 @@ fn who_answers_has_it_who_does_not_has_it_not_and_late_is_early_enough() {
     expect("10.9.0.8", "IN USE", "1");
     expect("fd09::8", "IN USE", "1");
     expect("10.77.0.1", "UNKNOWN", "3");
+    expect("10.77.0.9", "UNKNOWN", "3");
+    assert!(said.contains("nothing says that 10.77.0.9 would be there"), "{said}");
+    expect("10.9.0.255", "IN USE", "1");
+    expect("10.9.0.17", "FREE", "0");
     assert!(said.contains("answers for it on v0"), "{said}");
 }
 

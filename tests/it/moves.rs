@@ -2,11 +2,11 @@
 //! killed at every place, with the manifest's word kept apart from the host's.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::path::Path;
 use std::sync::OnceLock;
 
-use crate::machine::{command, copy_tree, fast_folder, gpuvm, repository, stderr, stdout};
+use crate::host::Host;
+use crate::machine::{command, stderr};
 
 const MANIFEST: &str = "version: 1
 networks:
@@ -22,57 +22,16 @@ vms:
 /// A host with two stopped VMs of gpuvm's.
 fn with_vms() -> &'static Path {
     static MADE: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let made = MADE.get_or_init(|| {
-        let dir = fast_folder();
-        copy_tree(&repository().join("examples/hosts/twin-debian13"), &dir.path().join("host"));
-        fs::write(dir.path().join("host.yaml"), MANIFEST).unwrap();
-        let apply = gpuvm(&["apply", "--yes", "--reboot", "--root", "host"], dir.path());
-        assert_eq!(apply.status.code(), Some(0), "{}{}", stdout(&apply), stderr(&apply));
-        dir
-    });
+    let made = MADE.get_or_init(|| Host::made(MANIFEST).dir);
     made.path()
 }
 
-struct Host {
-    dir: tempfile::TempDir,
-}
-
 impl Host {
-    fn new() -> Self {
+    fn with_cards() -> Self {
         Self::copy(with_vms())
     }
-    fn copy(from: &Path) -> Self {
-        let dir = fast_folder();
-        copy_tree(from, dir.path());
-        Self { dir }
-    }
-    fn at(&self, path: &str) -> PathBuf {
-        self.dir.path().join(path)
-    }
-    fn run(&self, words: &str) -> Output {
-        let words: Vec<&str> = words.split(' ').chain(["--root", "host"]).collect();
-        gpuvm(&words, self.dir.path())
-    }
-    fn says(&self, words: &str, code: i32) -> String {
-        let output = self.run(words);
-        let said = stdout(&output) + &stderr(&output);
-        assert_eq!(output.status.code(), Some(code), "{words}: {said}");
-        said
-    }
-    fn record(&self, change: impl FnOnce(&mut serde_json::Value)) -> serde_json::Value {
-        let path = self.at("host/gpuvm-record.json");
-        let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        change(&mut record);
-        fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
-        record
-    }
-    fn domain(&self, name: &str) -> serde_json::Value {
-        let record = self.record(|_| {});
-        let all = record["libvirt"]["known"]["domains"].as_array().unwrap();
-        all.iter().find(|d| d["name"] == name).cloned().unwrap()
-    }
     /// The VM runs, with this many free ports.
-    fn runs(&self, name: &str, ports: u32) {
+    fn runs_with(&self, name: &str, ports: u32) {
         self.record(|record| {
             let all = record["libvirt"]["known"]["domains"].as_array_mut().unwrap();
             let domain = all.iter_mut().find(|d| d["name"] == name).unwrap();
@@ -116,7 +75,7 @@ const DETACH: &str = "gpu detach tiny 0000:02:00 --yes";
 
 #[test]
 fn a_card_goes_in_and_out_as_a_whole_twenty_times() {
-    let host = Host::new();
+    let host = Host::with_cards();
     assert_eq!(host.drivers(), HOSTS);
     for round in 0..20 {
         let said = host.says(ATTACH, 0);
@@ -138,8 +97,8 @@ fn a_card_goes_in_and_out_as_a_whole_twenty_times() {
 
 #[test]
 fn a_running_vm_gets_it_at_once_where_it_has_a_port_for_each_function() {
-    let host = Host::new();
-    host.runs("tiny", 2);
+    let host = Host::with_cards();
+    host.runs_with("tiny", 2);
     let said = host.says(ATTACH, 0);
     assert!(said.contains("plugged in while it runs"), "{said}");
     assert_eq!((host.passed("tiny", "liveXml"), host.passed("tiny", "inactiveXml")), (2, 2));
@@ -159,8 +118,8 @@ fn a_running_vm_gets_it_at_once_where_it_has_a_port_for_each_function() {
 
 #[test]
 fn without_a_port_it_is_for_the_next_start_and_comes_back_after_the_vm_is_shut_down() {
-    let host = Host::new();
-    host.runs("tiny", 1);
+    let host = Host::with_cards();
+    host.runs_with("tiny", 1);
     let said = host.says(ATTACH, 3);
     assert!(said.contains("no free PCI Express port for each of the 2"), "{said}");
     assert_eq!((host.passed("tiny", "liveXml"), host.passed("tiny", "inactiveXml")), (0, 2));
@@ -168,7 +127,7 @@ fn without_a_port_it_is_for_the_next_start_and_comes_back_after_the_vm_is_shut_d
     host.stops("tiny");
     assert!(host.says(ATTACH, 0).starts_with("nothing to do"));
     // It runs with it now, as one device of two functions.
-    host.runs("tiny", 0);
+    host.runs_with("tiny", 0);
     let said = host.says(DETACH, 3);
     assert!(said.contains("libvirt unplugs no device of several functions"), "{said}");
     assert_eq!((host.passed("tiny", "inactiveXml"), host.drivers().as_str()), (0, VFIO), "the VM still has it");
@@ -179,7 +138,7 @@ fn without_a_port_it_is_for_the_next_start_and_comes_back_after_the_vm_is_shut_d
 
 #[test]
 fn whoever_uses_it_is_named_and_nothing_moves() {
-    let host = Host::new();
+    let host = Host::with_cards();
     host.record(|record| {
         record["deviceUsers"] = serde_json::json!({ "users": [
             { "pid": 1330, "name": "ollama", "cgroup": "/system.slice/ollama.service", "nodes": ["/dev/vfio/9", "/dev/dri/card9"] },
@@ -201,9 +160,9 @@ fn whoever_uses_it_is_named_and_nothing_moves() {
 
 #[test]
 fn a_card_that_another_vm_runs_with_is_refused_by_that_name() {
-    let host = Host::new();
+    let host = Host::with_cards();
     host.says("gpu attach other 0000:02:00 --yes", 0);
-    host.runs("other", 0);
+    host.runs_with("other", 0);
     let said = host.says(ATTACH, 1);
     assert!(said.contains("VM `other` has it, and runs") && said.contains("gpuvm gpu detach other"), "{said}");
     assert_eq!(host.passed("tiny", "inactiveXml"), 0);
@@ -214,7 +173,7 @@ fn a_card_that_another_vm_runs_with_is_refused_by_that_name() {
 
 #[test]
 fn the_manifests_word_is_said_and_saved_when_asked() {
-    let host = Host::new();
+    let host = Host::with_cards();
     let manifest = || fs::read_to_string(host.at("host.yaml")).unwrap();
     let said = host.says("gpu attach tiny work --yes", 1);
     assert!(said.contains("the manifest keeps `work` for the host") && said.contains("--save"), "{said}");
@@ -239,9 +198,9 @@ fn the_manifests_word_is_said_and_saved_when_asked() {
 #[test]
 fn killed_anywhere_it_is_told_of_and_goes_on_and_the_slot_ends_whole() {
     for (words, ports) in [(ATTACH, None), (ATTACH, Some(2)), (DETACH, Some(2))] {
-        let prepared = Host::new();
+        let prepared = Host::with_cards();
         if let Some(ports) = ports {
-            prepared.runs("tiny", ports);
+            prepared.runs_with("tiny", ports);
         }
         if words == DETACH {
             prepared.says(ATTACH, 0);

@@ -7,20 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::machine::repository;
+use crate::namespaces::TWO;
 
-/// What the namespaces begin with, and the words that scenarios are written in.
+/// The words that scenarios are written in.
 const BEGIN: &str = r#"
-set -u
-PATH=$T/bin:/usr/sbin:/usr/bin:/sbin:/bin
-ip link set lo up
-ip link add v0 type veth peer name v1
-unshare -n sleep 600 & neighbour=$!
-trap 'kill $neighbour' EXIT
-until_true() { n=0; until "$@" >/dev/null 2>&1; do n=$((n+1)); [ $n -gt 300 ] && { echo "never: $*"; exit 9; }; sleep 0.1; done; }
-elsewhere() { there=$(readlink /proc/$neighbour/ns/net) && [ "$there" != "$(readlink /proc/self/ns/net)" ]; }
-until_true elsewhere
-ip link set v1 netns $neighbour
-nsenter -t $neighbour -n sh -c 'ip link set v1 up; ip address add 10.9.0.1/24 dev v1'
 netplan apply
 answered() { ping 10.9.0.1; ip neighbour show to 10.9.0.1 dev v0 | grep -q REACHABLE; }
 until_true answered
@@ -117,7 +107,7 @@ impl Place {
     fn run(&self, scenario: &str) -> String {
         let shell = if Path::new("/usr/bin/dash").exists() { "dash" } else { "sh" };
         let output = Command::new("unshare")
-            .args(["-n", shell, "-c", &format!("{BEGIN}{scenario}")])
+            .args(["-n", shell, "-c", &format!("{TWO}{BEGIN}{scenario}")])
             .env("T", self.path())
             .output()
             .unwrap();

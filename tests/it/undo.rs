@@ -262,8 +262,68 @@ fn a_disk_that_something_still_needs_does_not_go_with_its_data() {
     let host = Host::named("nat-network");
     succeeded(&host.apply(), "apply");
     // The VM stays, and so does what it runs on, whatever the words are.
-    let undo = host.undo(&["--with-data", "--skip", "libvirt-domain"]);
+    let disk = "/var/lib/libvirt/images/web-0.qcow2";
+    let refused = |words: &[&str], why: &str| {
+        let undo = host.undo(words);
+        let said = stdout(&undo) + &stderr(&undo);
+        assert!(!undo.status.success() && said.contains(why), "{words:?}: {said}");
+        assert!(host.tree().contains_key(disk), "{words:?}");
+        assert!(!host.tree().contains_key("/runs/2"), "the plan says so, and nothing begins");
+    };
+    refused(&["1", "--with-data", "--skip", "libvirt-domain"], "VM `web` needs volume default/web-0.qcow2");
+
+    let known = |change: &dyn Fn(&mut serde_json::Value)| {
+        let path = host.work.path().join("host/gpuvm-record.json");
+        let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut record["libvirt"]["known"]);
+        fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
+    };
+    let volume = |known: &mut serde_json::Value, field: &str, value: serde_json::Value| {
+        let all = known["pools"][0]["volumes"].as_array_mut().unwrap();
+        all.iter_mut().find(|v| v["name"] == "web-0.qcow2").unwrap()[field] = value;
+    };
+    // A clone of it.
+    known(&|known| {
+        let volumes = known["pools"][0]["volumes"].as_array_mut().unwrap();
+        let mut clone = volumes.iter().find(|v| v["name"] == "web-0.qcow2").unwrap().clone();
+        clone["backing"] = clone["path"].take();
+        (clone["name"], clone["path"]) = ("clone.qcow2".into(), "/var/lib/libvirt/images/clone.qcow2".into());
+        volumes.push(clone);
+    });
+    refused(&["1", "--with-data"], "the disk `/var/lib/libvirt/images/clone.qcow2` needs volume default/web-0.qcow2");
+    known(&|known| drop(known["pools"][0]["volumes"].as_array_mut().unwrap().pop()));
+    // It is another one by now.
+    let size = known_size(&host);
+    known(&|known| volume(known, "capacity", (size + (1 << 30)).into()));
+    refused(&["1", "--with-data"], "volume default/web-0.qcow2 was changed since run 1");
+    known(&|known| volume(known, "capacity", size.into()));
+    // In a pool that is stopped it is there all the same.
+    let pool = std::cell::RefCell::new(serde_json::Value::Null);
+    known(&|known| {
+        *pool.borrow_mut() = known["pools"][0].clone();
+        (known["pools"][0]["active"], known["pools"][0]["volumes"]) = (false.into(), serde_json::json!([]));
+    });
+    refused(&["1", "--with-data"], "virsh pool-start default");
+    known(&|known| known["pools"][0] = pool.take());
+    succeeded(&host.undo(&["1", "--with-data"]), "undo");
+    assert!(!host.tree().contains_key(disk));
+}
+
+fn known_size(host: &Host) -> u64 {
+    let record = fs::read(host.work.path().join("host/gpuvm-record.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let all = record["libvirt"]["known"]["pools"][0]["volumes"].as_array().unwrap().clone();
+    all.iter().find(|v| v["name"] == "web-0.qcow2").unwrap()["capacity"].as_u64().unwrap()
+}
+
+#[test]
+fn a_disk_that_a_later_run_made_anew_is_not_the_runs_any_more() {
+    let host = Host::named("nat-network");
+    succeeded(&host.apply(), "apply");
+    succeeded(&host.run(&["vm", "delete", "web", "--yes"]), "delete");
+    succeeded(&host.apply(), "apply once more");
+    let undo = host.undo(&["1", "--with-data"]);
     let said = stdout(&undo) + &stderr(&undo);
-    assert!(!undo.status.success() && said.contains("is not deleted: VM `web` needs it"), "{said}");
+    assert!(!undo.status.success() && said.contains("was made or changed by run 3 too"), "{said}");
     assert!(host.tree().contains_key("/var/lib/libvirt/images/web-0.qcow2"));
 }

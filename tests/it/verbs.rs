@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
 use std::sync::OnceLock;
 
-use crate::machine::{command, copy_tree, fast_folder, gpuvm, repository, stderr, stdout, tree};
+use crate::host::Host;
+use crate::machine::{command, stderr, stdout, tree};
 
 const MANIFEST: &str = "version: 1
 networks:
@@ -18,12 +18,7 @@ vms:
 fn with_vms() -> &'static Path {
     static MADE: OnceLock<tempfile::TempDir> = OnceLock::new();
     let made = MADE.get_or_init(|| {
-        let dir = fast_folder();
-        copy_tree(&repository().join("examples/hosts/twin-debian13"), &dir.path().join("host"));
-        fs::write(dir.path().join("host.yaml"), MANIFEST).unwrap();
-        let apply = gpuvm(&["apply", "--yes", "--reboot", "--root", "host"], dir.path());
-        assert_eq!(apply.status.code(), Some(0), "{}{}", stdout(&apply), stderr(&apply));
-        let host = Host { dir };
+        let host = Host::made(MANIFEST);
         host.libvirt(|known| {
             let mut theirs = known["domains"][0].clone();
             let xml = theirs["inactiveXml"].as_str().unwrap().replace("urn:gpuvm:vm:1", "urn:theirs");
@@ -39,46 +34,9 @@ fn with_vms() -> &'static Path {
     made.path()
 }
 
-pub struct Host {
-    pub dir: tempfile::TempDir,
-}
-
 impl Host {
     pub fn new() -> Self {
-        let dir = fast_folder();
-        copy_tree(with_vms(), dir.path());
-        Self { dir }
-    }
-    pub fn at(&self, path: &str) -> PathBuf {
-        self.dir.path().join(path)
-    }
-    pub fn run(&self, words: &str) -> Output {
-        let words: Vec<&str> = words.split(' ').chain(["--root", "host"]).collect();
-        gpuvm(&words, self.dir.path())
-    }
-    /// Runs it, which ends with this code; what it said.
-    pub fn says(&self, words: &str, code: i32) -> String {
-        let output = self.run(words);
-        let said = stdout(&output) + &stderr(&output);
-        assert_eq!(output.status.code(), Some(code), "{words}: {said}");
-        said
-    }
-    pub fn libvirt(&self, change: impl FnOnce(&mut serde_json::Value)) -> serde_json::Value {
-        let path = self.at("host/gpuvm-record.json");
-        let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        change(&mut record["libvirt"]["known"]);
-        fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
-        record["libvirt"]["known"].clone()
-    }
-    pub fn domain(&self, name: &str) -> serde_json::Value {
-        let known = self.libvirt(|_| {});
-        known["domains"].as_array().unwrap().iter().find(|d| d["name"] == name).cloned().unwrap_or_default()
-    }
-    pub fn record(&self, change: impl FnOnce(&mut serde_json::Value)) {
-        let path = self.at("host/gpuvm-record.json");
-        let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        change(&mut record);
-        fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
+        Self::copy(with_vms())
     }
     /// What libvirt knows, without how often a VM was started: one that was asked for again is another start.
     fn settled(&self) -> serde_json::Value {
@@ -276,6 +234,105 @@ fn a_disk_that_was_there_before_is_not_deleted() {
 }
 
 #[test]
+fn the_state_of_a_tpm_stays_with_the_disks_or_the_plan_says_that_it_is_lost() {
+    let with_tpm = |version: u64| {
+        let host = Host::new();
+        let known = host.libvirt(|known| {
+            known["version"] = version.into();
+            let tiny = known["domains"].as_array_mut().unwrap().iter_mut().find(|d| d["name"] == "tiny").unwrap();
+            let tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm></devices>";
+            tiny["inactiveXml"] = tiny["inactiveXml"].as_str().unwrap().replace("</devices>", tpm).into();
+        });
+        let tiny = known["domains"].as_array().unwrap().iter().find(|d| d["name"] == "tiny").unwrap().clone();
+        let state = host.at("host/root/var/lib/libvirt/swtpm").join(tiny["uuid"].as_str().unwrap());
+        fs::create_dir_all(state.join("tpm2")).unwrap();
+        fs::write(state.join("tpm2/tpm2-00.permall"), "the key of its disk").unwrap();
+        (host, state.join("tpm2/tpm2-00.permall"))
+    };
+    let (host, state) = with_tpm(11_003_000);
+    let said = host.says("vm delete tiny --keep-disks --yes", 0);
+    assert!(said.contains("the state of its TPM stays with its disks") && !said.contains("data-loss"), "{said}");
+    assert!(said.contains("go back: gpuvm undo 2"), "{said}");
+    assert_eq!(fs::read_to_string(&state).unwrap(), "the key of its disk");
+    let uuid = |host: &Host| host.domain("tiny")["uuid"].clone();
+    host.says("undo --yes", 0);
+    assert!(state.to_str().unwrap().contains(uuid(&host).as_str().unwrap()), "the VM finds it again");
+    let said = host.says("vm delete tiny --yes", 0);
+    assert!(said.contains("data-loss") && !state.exists(), "{said}");
+
+    // An older libvirt cannot keep it.
+    let (host, state) = with_tpm(8_000_000);
+    let said = host.says("vm delete tiny --keep-disks --yes", 0);
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains("libvirt before 8.9") && said.contains("data-loss"), "{said}");
+    assert!(said.contains("run 2; it cannot be undone") && !state.exists(), "{said}");
+}
+
+#[test]
+fn saved_memory_is_not_lost_without_a_word() {
+    let host = Host::new();
+    host.libvirt(|known| {
+        let tiny = known["domains"].as_array_mut().unwrap().iter_mut().find(|d| d["name"] == "tiny").unwrap();
+        tiny["saved"] = true.into();
+    });
+    let said = host.says("vm delete tiny --keep-disks --yes", 0);
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains("its memory is saved, and is lost") && said.contains("data-loss"), "{said}");
+    assert!(said.contains("it cannot be undone"), "{said}");
+}
+
+const CLOUDY: &str = "  cloudy:
+    image: debian-13
+    cpus: 1
+    memory: 512MiB
+    disks: [10GiB]
+    network: nat
+    start: manual
+    user: { name: alice, sshKeys: [gh:alice] }
+";
+
+/// Another VM, with a seed.
+fn with_seed() -> (Host, PathBuf) {
+    let host = Host::new();
+    fs::write(host.at("host.yaml"), format!("{MANIFEST}{CLOUDY}")).unwrap();
+    host.says("apply --yes", 0);
+    let images = fs::read_dir(host.at("host/root/var/lib/libvirt/images")).unwrap();
+    let mut names = images.map(|e| e.unwrap().path());
+    let seed = names.find(|p| p.to_str().unwrap().ends_with(".iso")).unwrap();
+    (host, seed)
+}
+
+#[test]
+fn a_seed_goes_with_its_vm_and_comes_back_with_it() {
+    let (host, seed) = with_seed();
+    let bytes = fs::read(&seed).unwrap();
+    let said = host.says("vm delete cloudy --keep-disks --yes", 0);
+    assert!(said.contains("- seed[cloudy]"), "{said}");
+    assert!(!seed.exists() && !host.owned().to_string().contains("\"seed\""), "{:#}", host.owned());
+    host.says("undo --yes", 0);
+    assert_eq!(fs::read(&seed).unwrap(), bytes);
+    assert!(host.owned().to_string().contains("\"seed\""), "{:#}", host.owned());
+    // What is no seed of gpuvm's stays.
+    fs::write(&seed, "somebody's").unwrap();
+    host.says("vm delete cloudy --yes", 0);
+    assert!(seed.exists());
+}
+
+#[test]
+fn a_seed_that_libvirt_gave_to_qemu_was_not_changed_by_anyone() {
+    let (host, seed) = with_seed();
+    host.says("vm start cloudy", 0);
+    let at = format!("/var/lib/libvirt/images/{}", seed.file_name().unwrap().to_str().unwrap());
+    host.record(|record| {
+        let stat = &mut record["stats"][&at];
+        assert!(stat.is_object(), "its owner is recorded");
+        (stat["uid"], stat["gid"]) = (64055.into(), 64055.into());
+    });
+    let said = host.says("undo 2 --yes", 0);
+    assert!(!seed.exists() && host.domain("cloudy").is_null(), "{said}");
+}
+
+#[test]
 fn a_verb_that_was_killed_anywhere_is_told_of_and_goes_on() {
     // What is asked, and how the host is before it.
     for (words, before) in [
@@ -289,14 +346,12 @@ fn a_verb_that_was_killed_anywhere_is_told_of_and_goes_on() {
         if let Some(before) = before {
             prepared.says(before, 0);
         }
-        let undisturbed = Host { dir: fast_folder() };
-        copy_tree(prepared.dir.path(), undisturbed.dir.path());
+        let undisturbed = Host::copy(prepared.dir.path());
         undisturbed.says(words, 0);
         let (known, owned) = (undisturbed.settled(), undisturbed.owned());
         let mut deaths = 0;
         for place in 1.. {
-            let host = Host { dir: fast_folder() };
-            copy_tree(prepared.dir.path(), host.dir.path());
+            let host = Host::copy(prepared.dir.path());
             let asked: Vec<&str> = words.split(' ').chain(["--root", "host"]).collect();
             let died = command(&asked, host.dir.path()).env("GPUVM_DIE_AT", place.to_string()).output().unwrap();
             if died.status.success() {

@@ -2,8 +2,8 @@
 
 use std::fs;
 
+use crate::host::Host;
 use crate::machine::{copy_tree, fast_folder, gpuvm, repository, stderr, stdout};
-use crate::verbs::Host;
 
 const MANIFEST: &str = "version: 1
 gpus:

@@ -2,16 +2,17 @@
 //! Nothing is named as an image before all of it was checked.
 
 use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::web::{Sums, Want, Web, forget};
-use super::{files, program};
-use crate::host::{HostError, Program};
+use super::web::{Room, Sums, Want, Web, forget};
+use super::{files, libvirt, program};
+use crate::host::{HostError, Probe, Program};
 use crate::image::{self, CACHED_FORMAT, Cached, Digest, FOLDER, Listed, Origin};
 use crate::plan::FetchStep;
+use crate::resource::image::used;
 
 /// A list of all images of a maker has a few MiB.
 const LARGEST_LIST: u64 = 64 << 20;
@@ -42,10 +43,20 @@ pub(super) fn fetch(step: &FetchStep, progress: &mut dyn FnMut(&str)) -> Result<
     Fetcher { web: Web::new()?, key: image::key, owner: (0, 0) }.fetch(step, progress)
 }
 
-/// Deletes the file of an image.
-pub(super) fn remove(path: &Path) -> Result<(), HostError> {
+/// Deletes the file of an image. Which disks are made from it is looked at once more, with every pool as it is by now:
+/// what is on a disk that lost its image cannot come back.
+pub(super) fn remove(path: &Path, host: &dyn Probe) -> Result<(), HostError> {
     if path.parent().and_then(Path::file_name) != Some(FOLDER.as_ref()) {
         return Err(refused(format!("`{}` is no image of gpuvm's", path.display())));
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if !name.starts_with('.') && !name.ends_with(".json") {
+        let kept = |why: &str| refused(format!("`{}` is not deleted: {why}", path.display()));
+        let used = used(&libvirt::looked_anew()?, host);
+        let used = used.map_err(|why| kept(&format!("which disks are made from it is not known: {why}")))?;
+        if used.contains(&*name) {
+            return Err(kept("a disk is made from it"));
+        }
     }
     files::remove(path)
 }
@@ -79,7 +90,7 @@ impl Fetcher {
         if let Origin::Path { path } = &step.origin {
             progress(&format!("copies {}", path.display()));
             forget(&part);
-            fs::copy(path, &part).map_err(HostError::file(path))?;
+            copy(path, &part, &self.web.room).inspect_err(|_| forget(&part))?;
             let sums = Sums::of(&part)?;
             if let Some(digest) = step.digest.as_ref().filter(|d| !sums.is(d)) {
                 forget(&part);
@@ -213,7 +224,7 @@ impl Fetcher {
     ) -> Result<(), HostError> {
         let mut first = Vec::new();
         let mut file = File::open(part).map_err(HostError::file(part))?;
-        file.by_ref().take(4096).read_to_end(&mut first).map_err(HostError::file(part))?;
+        Read::by_ref(&mut file).take(4096).read_to_end(&mut first).map_err(HostError::file(part))?;
         let header = image::header(&first, sums.bytes).map_err(|e| {
             forget(part);
             refused(format!("{}: {e}; nothing of it was kept", step.origin.place()))
@@ -252,6 +263,31 @@ impl Fetcher {
 
     fn point(&self, pointer: &Path, cached: &Cached) -> Result<(), HostError> {
         files::write(pointer, cached.text().as_bytes(), 0o644, self.owner.0, self.owner.1)
+    }
+}
+
+/// Copies a file while there is room. Holes stay holes.
+fn copy(from: &Path, part: &Path, room: &Room) -> Result<(), HostError> {
+    let mut source = File::open(from).map_err(HostError::file(from))?;
+    let about = source.metadata().map_err(HostError::file(from))?;
+    // A device has no length of its own: it is looked after while it is read.
+    room.has(part, about.len().min(about.blocks().saturating_mul(512)))?;
+    let mut target = File::create(part).map_err(HostError::file(part))?;
+    let (mut buffer, mut whole) = (vec![0; 1 << 20], 0);
+    loop {
+        let n = source.read(&mut buffer).map_err(HostError::file(from))?;
+        if n == 0 {
+            return target.set_len(whole).map_err(HostError::file(part));
+        }
+        let read = &buffer[..n];
+        match read.iter().all(|b| *b == 0) {
+            true => _ = target.seek(SeekFrom::Current(n as i64)).map_err(HostError::file(part))?,
+            false => {
+                room.has(part, n as u64)?;
+                target.write_all(read).map_err(HostError::file(part))?;
+            }
+        }
+        whole += n as u64;
     }
 }
 
@@ -360,10 +396,15 @@ mod tests {
             })
         }
         fn fetch(&self, step: &FetchStep) -> Result<Vec<String>, String> {
+            self.fetch_with(step, Room::default())
+        }
+        fn fetch_with(&self, step: &FetchStep, room: Room) -> Result<Vec<String>, String> {
             let owner = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
             let key = |signer: &str| (signer == SIGNER).then(|| KEY.to_vec());
             let mut told = Vec::new();
-            let fetcher = Fetcher { web: Web::with_plain(&self.server.address), key, owner };
+            let mut web = Web::with_plain(&self.server.address);
+            web.room = room;
+            let fetcher = Fetcher { web, key, owner };
             fetcher.fetch(step, &mut |line| told.push(line.to_owned())).map_err(|e| e.to_string())?;
             Ok(told)
         }
@@ -526,11 +567,41 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_leaves_room_in_the_pool_and_keeps_holes() {
+        let maker = Maker::new();
+        let path = maker.dir.path().join("golden");
+        let file = File::create(&path).unwrap();
+        file.set_len(4 << 20).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 4096], 2 << 20).unwrap();
+        let part = maker.dir.path().join("part");
+        copy(&path, &part, &Room { reserve: 0, free: |_| Some(2 << 20) }).unwrap();
+        assert_eq!(Sums::of(&part).unwrap(), Sums::of(&path).unwrap());
+        assert!(fs::metadata(&part).unwrap().blocks() < 4096, "its holes stay holes");
+
+        fs::write(&path, vec![7; 3 << 20]).unwrap();
+        for free in [(|_| Some(1)) as fn(&Path) -> Option<u64>, |_| None] {
+            let said =
+                maker.fetch_with(&maker.step(Origin::Path { path: path.clone() }), Room { reserve: 1 << 20, free });
+            assert!(said.is_err(), "{said:?}");
+            assert!(maker.left().is_empty(), "{:?}", maker.left());
+        }
+        fs::create_dir_all(maker.dir.path().join(FOLDER)).unwrap();
+        let part = maker.dir.path().join(FOLDER).join(".ubuntu-24.04.part");
+        let free = |folder: &Path| {
+            let part = fs::metadata(folder.join(".ubuntu-24.04.part")).map_or(0, |m| m.len());
+            // Guests write meanwhile.
+            Some((5u64 << 20).saturating_sub(2 * part))
+        };
+        let said = copy(&path, &part, &Room { reserve: 1 << 20, free }).unwrap_err().to_string();
+        assert!(said.contains("make room there"), "{said}");
+    }
+
+    #[test]
     fn only_images_are_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let disk = dir.path().join("a.qcow2");
         fs::write(&disk, "a guest's").unwrap();
-        assert!(remove(&disk).unwrap_err().to_string().contains("no image"));
+        assert!(remove(&disk, &crate::host::live::Live::for_a_plan()).unwrap_err().to_string().contains("no image"));
         assert!(disk.exists());
     }
 }

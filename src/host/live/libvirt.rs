@@ -21,6 +21,7 @@ use crate::host::{
     did_not_shut_down, power_was_cut,
 };
 use crate::plan::{Step, TextEdit, VolumeStep};
+use crate::resource::chains::over;
 use crate::resource::libvirt_domain::{
     MARK, disk_files, is_marked, passed_function, project, with_passwords, with_uuid,
 };
@@ -90,6 +91,28 @@ pub(super) fn read(limit: Duration) -> Result<Answer<Virtualisation>, HostError>
             Err(e) => refused(&e).map_or_else(|| Err(said(&e)), Ok),
         }
     })
+}
+
+/// Everything that libvirt knows, after it has looked into each of its pools once more.
+pub(super) fn looked_anew() -> Result<Virtualisation, HostError> {
+    if !loaded() {
+        return Err(HostError::Libvirt("libvirt.so.0 is not installed; install libvirt0".to_owned()));
+    }
+    in_time("libvirt", CHANGE_LIMIT, || {
+        let mut connection = Connect::open(Some(SYSTEM)).map_err(|e| said(&e))?;
+        let known = refresh(&connection).and_then(|()| collect(&connection).map_err(|e| said(&e)));
+        let _ = connection.close();
+        known
+    })
+}
+
+/// libvirt looks into a pool when it is started, and then only when it is told to.
+fn refresh(connection: &Connect) -> Result<(), HostError> {
+    let started = connection.list_all_storage_pools(sys::VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE);
+    for pool in started.map_err(|e| said(&e))? {
+        pool.refresh(0).map_err(|e| said(&e))?;
+    }
+    Ok(())
 }
 
 /// What the agent inside a guest says. It needs a connection that may change things: the daemon says so.
@@ -175,13 +198,16 @@ fn collect(connection: &Connect) -> Result<Virtualisation, Error> {
 fn domain(one: &Domain) -> Result<host::Domain, Error> {
     let (active, persistent) = (one.is_active()?, one.is_persistent()?);
     let (state, reason) = one.get_state()?;
+    let saved = persistent && !active && one.has_managed_save(0)?;
     Ok(host::Domain {
         name: one.get_name()?,
         uuid: one.get_uuid_string()?,
         active,
         id: one.get_id().filter(|_| active),
         paused: active && matches!(state, sys::VIR_DOMAIN_PAUSED | sys::VIR_DOMAIN_PMSUSPENDED),
-        condition: condition(state, reason).map(str::to_owned),
+        // After a boot of the host libvirt does not say any more how a VM came to be off.
+        condition: condition(state, reason).or(saved.then_some(MEMORY_SAVED)).map(str::to_owned),
+        saved,
         persistent,
         autostart: persistent && one.get_autostart()?,
         // Never with VIR_DOMAIN_XML_SECURE: passwords stay where they are.
@@ -189,6 +215,8 @@ fn domain(one: &Domain) -> Result<host::Domain, Error> {
         live_xml: if active { Some(one.get_xml_desc(0)?) } else { None },
     })
 }
+
+const MEMORY_SAVED: &str = "its memory is saved, and the next start goes on from there";
 
 /// Why a VM stands still or ended, where that is worth telling: not what a person did to it.
 fn condition(state: sys::virDomainState, reason: i32) -> Option<&'static str> {
@@ -209,7 +237,7 @@ fn condition(state: sys::virDomainState, reason: i32) -> Option<&'static str> {
         sys::VIR_DOMAIN_SHUTOFF => match reason {
             sys::VIR_DOMAIN_SHUTOFF_CRASHED => Some("it crashed"),
             sys::VIR_DOMAIN_SHUTOFF_FAILED => Some("it could not be started"),
-            sys::VIR_DOMAIN_SHUTOFF_SAVED => Some("its memory is saved, and the next start goes on from there"),
+            sys::VIR_DOMAIN_SHUTOFF_SAVED => Some(MEMORY_SAVED),
             _ => None,
         },
         _ => None,
@@ -325,7 +353,7 @@ fn perform(connection: &Connect, step: &Step, notes: &mut Vec<String>) -> Result
         Step::DefineDomain { name, xml, autostart } => define(connection, name, xml, *autostart),
         Step::EditDomain { name, edit, autostart } => edit_domain(connection, name, edit, *autostart),
         Step::MarkDomain { name, present } => mark(connection, name, *present),
-        Step::UndefineDomain { name, wholly, .. } => undefine(connection, name, *wholly),
+        Step::UndefineDomain { name, wholly, keep_tpm, .. } => undefine(connection, name, *wholly, *keep_tpm),
         Step::StartDomain { name } => match lookup(connection, name)? {
             None => Err(HostError::Refused(format!("there is no VM `{name}` to start"))),
             Some(domain) if domain.is_active().map_err(|e| said(&e))? => Ok(()),
@@ -375,13 +403,18 @@ fn make_pool(connection: &Connect, name: &str, path: &Path) -> Result<(), Error>
 fn remove_volume(connection: &Connect, pool: &str, name: &str) -> Result<(), HostError> {
     let failed = |e: Error| said(&e);
     let Some(pool) = unless_gone(StoragePool::lookup_by_name(connection, pool)).map_err(failed)? else { return Ok(()) };
-    for other in connection.list_all_storage_pools(sys::VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE).map_err(failed)? {
-        other.refresh(0).map_err(failed)?;
-    }
+    refresh(connection)?;
     let Some(volume) = unless_gone(StorageVol::lookup_by_name(&pool, name)).map_err(failed)? else { return Ok(()) };
     let path = PathBuf::from(volume.get_path().map_err(failed)?);
-    if let Some(user) = collect(connection).map_err(failed)?.user_of(&path, None) {
-        return Err(HostError::Refused(format!("`{}` is not deleted: {user} needs it", path.display())));
+    let known = collect(connection).map_err(failed)?;
+    let kept = |why: String| HostError::Refused(format!("`{}` is not deleted: {why}", path.display()));
+    if let Some(user) = known.user_of(&path, None) {
+        return Err(kept(format!("{user} needs it")));
+    }
+    match over(&path, &known, &super::Live::for_a_run()) {
+        Ok(None) => {}
+        Ok(Some(over)) => return Err(kept(format!("the disk `{}` needs it", over.display()))),
+        Err(why) => return Err(kept(format!("who needs it is not known: {why}"))),
     }
     volume.delete(0).map_err(failed)
 }
@@ -389,8 +422,18 @@ fn remove_volume(connection: &Connect, pool: &str, name: &str) -> Result<(), Hos
 fn make_volume(connection: &Connect, want: &VolumeStep) -> Result<(), HostError> {
     let failed = |e: Error| said(&e);
     let pool = StoragePool::lookup_by_name(connection, want.pool.as_str()).map_err(failed)?;
+    let lookup = || unless_gone(StorageVol::lookup_by_name(&pool, &want.name)).map_err(failed);
+    let listed = lookup()?.is_some();
     pool.refresh(0).map_err(failed)?;
-    let Some(volume) = unless_gone(StorageVol::lookup_by_name(&pool, &want.name)).map_err(failed)? else {
+    let found = lookup()?;
+    // What libvirt made, it has listed: a file that only shows up now was put there by others.
+    if let (false, Some(volume)) = (listed, &found) {
+        return Err(HostError::Refused(format!(
+            "`{}` is there, and libvirt did not know of it when the plan was made; it is left as it is: plan again",
+            volume.get_path().map_err(failed)?
+        )));
+    }
+    let Some(volume) = found else {
         if want.grow {
             return Err(HostError::Refused(format!(
                 "there is no volume `{}` in pool `{}` to grow",
@@ -519,7 +562,7 @@ fn mark(connection: &Connect, name: &DomainName, present: bool) -> Result<(), Ho
     domain.set_metadata(element as _, content, prefix, Some(MARK), config).map(drop).map_err(failed)
 }
 
-fn undefine(connection: &Connect, name: &DomainName, wholly: bool) -> Result<(), HostError> {
+fn undefine(connection: &Connect, name: &DomainName, wholly: bool, keep_tpm: bool) -> Result<(), HostError> {
     let Some(domain) = lookup(connection, name)? else { return Ok(()) };
     ours(&domain, name)?;
     if domain.is_active().map_err(|e| said(&e))? {
@@ -530,10 +573,13 @@ fn undefine(connection: &Connect, name: &DomainName, wholly: bool) -> Result<(),
     let kept = sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
         | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
         | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
-    let ways = match wholly {
+    let ways = match (wholly, keep_tpm) {
+        // Without the flag the state would go: a libvirt that does not know it undefines nothing.
+        (true, true) => vec![nvram | kept | sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM],
+        (false, true) => vec![nvram | sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM],
         // The TPM's state has a flag since libvirt 8.9; before that it goes by itself.
-        true => vec![nvram | kept | sys::VIR_DOMAIN_UNDEFINE_TPM, nvram | kept, kept, 0],
-        false => vec![nvram, 0],
+        (true, false) => vec![nvram | kept | sys::VIR_DOMAIN_UNDEFINE_TPM, nvram | kept, kept, 0],
+        (false, false) => vec![nvram, 0],
     };
     let mut last = Ok(());
     for flags in ways {
@@ -718,12 +764,12 @@ mod tests {
         step(c, Step::StartDomain { name: name.clone() }).unwrap();
         step(c, Step::StartDomain { name: name.clone() }).unwrap();
         assert!(collect(c).unwrap().domain("mine").unwrap().live_xml.is_some());
-        let said = step(c, Step::undefine(&name)).unwrap_err();
+        let said = step(c, Step::undefine(&name, false)).unwrap_err();
         assert!(said.contains("gpuvm vm stop mine"), "{said}");
         step(c, Step::shut_down(&name)).unwrap();
         step(c, Step::shut_down(&name)).unwrap();
-        step(c, Step::undefine(&name)).unwrap();
-        step(c, Step::undefine(&name)).unwrap();
+        step(c, Step::undefine(&name, false)).unwrap();
+        step(c, Step::undefine(&name, false)).unwrap();
         assert_eq!(collect(c).unwrap().domain("mine"), None);
         assert!(step(c, Step::StartDomain { name }).unwrap_err().contains("no VM `mine`"));
         let _ = connection.close();
@@ -736,7 +782,7 @@ mod tests {
         let said = step(&connection, define("test", &XML.replace("mine", "test"))).unwrap_err();
         assert!(said.contains("not made by gpuvm"), "{said}");
         step(&connection, Step::shut_down(&"test".parse().unwrap())).unwrap();
-        let said = step(&connection, Step::undefine(&"test".parse().unwrap())).unwrap_err();
+        let said = step(&connection, Step::undefine(&"test".parse().unwrap(), false)).unwrap_err();
         assert!(said.contains("not made by gpuvm"), "{said}");
         assert_eq!(collect(&connection).unwrap().domain("test").unwrap().inactive_xml, before.inactive_xml);
         let _ = connection.close();
@@ -856,6 +902,7 @@ mod tests {
             size: ByteSize::from_mib(mib),
             vm: Some("gpuvm-test".parse().unwrap()),
             take_over: false,
+            made: false,
             image: None,
         };
         assert_eq!(settle(&volume(0, 64), None, &facts).len(), 1);

@@ -25,8 +25,12 @@ const MOST_REDIRECTS: usize = 5;
 const TRIES: usize = 4;
 /// No image of a cloud is larger.
 const LARGEST: u64 = 64 << 30;
-/// What is left free where an image is put.
-const SPARE: u64 = 64 << 20;
+/// What is left free where an image is put: its disks take up what guests write, and a full pool halts them.
+pub(super) const RESERVE: u64 = 1 << 30;
+/// A server that sends less than this within the time is as good as gone: a run that waits holds the lock.
+const PACE: Pace = Pace { least: 1 << 20, within: Duration::from_secs(60), all: Duration::from_secs(12 * 3600) };
+/// How long a small file may take as a whole.
+const SMALL_LIMIT: Duration = Duration::from_secs(120);
 /// How often it is told how far a download is.
 const TELL_AGAIN: Duration = Duration::from_millis(500);
 
@@ -88,9 +92,68 @@ struct Part {
     digest: Option<String>,
 }
 
+/// How slow a server may be.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// So many bytes at least, …
+    least: u64,
+    /// … each time that this is over.
+    within: Duration,
+    /// A file as a whole, in all of its tries.
+    all: Duration,
+}
+
+/// How full the place of an image may become.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// What stays free, in bytes.
+    pub reserve: u64,
+    /// What is free in a folder, in bytes; none where that cannot be told.
+    pub free: fn(&Path) -> Option<u64>,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { reserve: RESERVE, free }
+    }
+}
+
+impl Room {
+    /// Whether so many bytes more have room beside a file, and the reserve stays.
+    pub fn has(&self, part: &Path, more: u64) -> Result<(), HostError> {
+        let folder = part.parent().unwrap_or(Path::new("/"));
+        let at = folder.display();
+        let Some(free) = (self.free)(folder) else {
+            return Err(HostError::Refused(format!("how much is free in `{at}` cannot be told; nothing is put there")));
+        };
+        if free >= more.saturating_add(self.reserve) {
+            return Ok(());
+        }
+        let reserve = mib(self.reserve);
+        Err(HostError::Refused(match more {
+            0 => {
+                format!("`{at}` has {} free, and {reserve} stay free for the disks of VMs; make room there", mib(free))
+            }
+            more => format!(
+                "`{at}` has {} free, and {} are needed while {reserve} stay free for the disks of VMs; make room there",
+                mib(free),
+                mib(more)
+            ),
+        }))
+    }
+}
+
+fn free(folder: &Path) -> Option<u64> {
+    let stat = nix::sys::statvfs::statvfs(folder).ok()?;
+    #[allow(clippy::unnecessary_cast)] // the types differ between architectures
+    Some((stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64))
+}
+
 /// What became of one try.
 enum Tried {
     Whole,
+    /// Nothing more is to be had now; what had come before is as good as it was.
+    Refused(HostError),
     /// The connection broke, after more had come than before.
     Cut(String),
     /// What is there is of no use to the server: once more from the beginning.
@@ -103,6 +166,9 @@ pub(super) struct Web {
     client: Client,
     /// Servers that may be asked over plain http: those of tests.
     plain: Vec<String>,
+    pace: Pace,
+    /// For whatever is put beside what is fetched.
+    pub room: Room,
 }
 
 fn refused(url: &Url, why: impl std::fmt::Display) -> HostError {
@@ -143,7 +209,7 @@ impl Web {
             .user_agent(concat!("gpuvm/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|e| HostError::Refused(format!("https is not to be had: {}", why(&e))))?;
-        Ok(Self { client, plain: Vec::new() })
+        Ok(Self { client, plain: Vec::new(), pace: PACE, room: Room::default() })
     }
 
     /// For tests: this server may be asked over plain http.
@@ -191,11 +257,19 @@ impl Web {
         if response.status() != StatusCode::OK {
             return Err(refused(&url, status(response.status())));
         }
-        let mut bytes = Vec::new();
-        response.take(most + 1).read_to_end(&mut bytes).map_err(|e| refused(&url, format!("it broke off: {e}")))?;
-        match bytes.len() as u64 > most {
-            true => Err(refused(&url, format!("more than {}, which no such file has", mib(most)))),
-            false => Ok(bytes),
+        let (mut bytes, mut response) = (Vec::new(), response);
+        let (mut buffer, begun, limit) = (vec![0; 1 << 16], Instant::now(), SMALL_LIMIT.min(self.pace.all));
+        loop {
+            match response.read(&mut buffer).map_err(|e| refused(&url, format!("it broke off: {e}")))? {
+                0 => return Ok(bytes),
+                n => bytes.extend_from_slice(&buffer[..n]),
+            }
+            if bytes.len() as u64 > most {
+                return Err(refused(&url, format!("more than {}, which no such file has", mib(most))));
+            }
+            if begun.elapsed() > limit {
+                return Err(refused(&url, format!("it did not come within {} s; try again later", limit.as_secs())));
+            }
         }
     }
 
@@ -209,11 +283,28 @@ impl Web {
         tell: &mut dyn FnMut(u64, Option<u64>),
     ) -> Result<Sums, HostError> {
         let url = address(url)?;
-        let mut broke = String::new();
-        for _ in 0..TRIES {
-            match self.one_try(&url, part, want, tell).inspect_err(|_| forget(part))? {
+        let (mut broke, mut times, begun) = (String::new(), 0, Instant::now());
+        let got = || fs::metadata(part).map_or(0, |m| m.len());
+        while times < TRIES && begun.elapsed() <= self.pace.all {
+            times += 1;
+            match self.one_try(&url, part, want, begun, tell).inspect_err(|_| forget(part))? {
                 Tried::Cut(why) => broke = why,
                 Tried::Again => forget(part),
+                Tried::Refused(e) if got() > 0 => {
+                    let after = if broke.is_empty() {
+                        String::new()
+                    } else {
+                        format!(", after the connection broke ({broke})")
+                    };
+                    return Err(HostError::Refused(format!(
+                        "{e}{after}; the {} that came stay, and the next try goes on there",
+                        mib(got())
+                    )));
+                }
+                Tried::Refused(e) => {
+                    forget(part);
+                    return Err(e);
+                }
                 Tried::Whole => {
                     let sums = Sums::of(part)?;
                     if let Some(digest) = want.digest.as_ref().filter(|d| !sums.is(d)) {
@@ -232,12 +323,11 @@ impl Web {
                 }
             }
         }
-        let got = fs::metadata(part).map_or(0, |m| m.len());
         Err(refused(
             &url,
             format!(
-                "the connection broke {TRIES} times, last after {} ({broke}); the next try goes on there",
-                mib(got)
+                "the connection broke {times} times, last after {} ({broke}); the next try goes on there",
+                mib(got())
             ),
         ))
     }
@@ -247,6 +337,7 @@ impl Web {
         url: &Url,
         part: &Path,
         want: &Want,
+        begun: Instant,
         tell: &mut dyn FnMut(u64, Option<u64>),
     ) -> Result<Tried, HostError> {
         let digest = want.digest.as_ref().map(ToString::to_string);
@@ -261,7 +352,10 @@ impl Web {
                 headers.insert(RANGE, range);
             }
         }
-        let mut response = self.get(url, &headers, want.plain)?;
+        let mut response = match self.get(url, &headers, want.plain) {
+            Ok(response) => response,
+            Err(e) => return Ok(Tried::Refused(e)),
+        };
         let rest = response.content_length();
         let total = match response.status() {
             StatusCode::OK => {
@@ -273,7 +367,7 @@ impl Web {
                 _ => return Ok(Tried::Again),
             },
             StatusCode::RANGE_NOT_SATISFIABLE if have > 0 => return Ok(Tried::Again),
-            other => return Err(refused(url, status(other))),
+            other => return Ok(Tried::Refused(refused(url, status(other)))),
         };
         if let (Some(size), Some(total)) = (want.size, total)
             && size != total
@@ -287,7 +381,8 @@ impl Web {
         if total.is_some_and(|total| total > LARGEST) {
             return Err(refused(url, format!("it has {}, which no image has", mib(total.unwrap_or_default()))));
         }
-        room(part, most.saturating_sub(have), total.or(want.size).is_some())?;
+        // What is not known beforehand is looked after while it comes.
+        self.room.has(part, if total.or(want.size).is_some() { most.saturating_sub(have) } else { 0 })?;
         let failed = |source| HostError::File { path: part.to_owned(), source };
         let now = Part { url: url.as_str().to_owned(), validator: strong(response.headers()), digest };
         fs::write(note(part), serde_json::to_vec(&now).unwrap_or_default()).map_err(failed)?;
@@ -295,6 +390,7 @@ impl Web {
         let mut file = options.create(true).append(true).mode(0o600).open(part).map_err(failed)?;
         file.set_len(have).map_err(failed)?;
         let (mut buffer, mut told) = (vec![0; 1 << 16], Instant::now());
+        let (mut since, mut had) = (Instant::now(), have);
         let ended = loop {
             match response.read(&mut buffer) {
                 Ok(0) => break None,
@@ -303,7 +399,19 @@ impl Web {
                     if have > most {
                         return Err(refused(url, format!("it goes on after {most} bytes; nothing of it was kept")));
                     }
+                    // Guests write meanwhile, and a length may be a lie.
+                    self.room.has(part, n as u64)?;
                     file.write_all(&buffer[..n]).map_err(failed)?;
+                    if since.elapsed() >= self.pace.within {
+                        if have - had < self.pace.least {
+                            let (came, s) = (mib(have - had), self.pace.within.as_secs());
+                            break Some(format!("only {came} came within {s} s"));
+                        }
+                        (since, had) = (Instant::now(), have);
+                    }
+                    if begun.elapsed() > self.pace.all {
+                        break Some(format!("it was not whole after {} h", self.pace.all.as_secs() / 3600));
+                    }
                     if told.elapsed() > TELL_AGAIN {
                         (told, _) = (Instant::now(), tell(have, total.or(want.size)));
                     }
@@ -358,23 +466,6 @@ pub(super) fn forget(part: &Path) {
     let _ = fs::remove_file(note(part));
 }
 
-/// A full disk is found before it is full.
-fn room(part: &Path, need: u64, known: bool) -> Result<(), HostError> {
-    let folder = part.parent().unwrap_or(Path::new("/"));
-    let Ok(stat) = nix::sys::statvfs::statvfs(folder) else { return Ok(()) };
-    #[allow(clippy::unnecessary_cast)] // the types differ between architectures
-    let free = (stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64);
-    if known && free < need.saturating_add(SPARE) {
-        return Err(HostError::Refused(format!(
-            "`{}` has {} free, and {} are needed; make room there",
-            folder.display(),
-            mib(free),
-            mib(need)
-        )));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use std::collections::BTreeMap;
@@ -394,6 +485,10 @@ pub(super) mod tests {
         pub cut: Option<usize>,
         /// The length that is told, in place of the true one; `None` in it tells none.
         pub told: Option<Option<u64>>,
+        /// It sends a byte of the body each time that so many milliseconds are over, from the first one on.
+        pub drips: Option<u64>,
+        /// Nobody answers any more after this.
+        pub last: bool,
         /// It knows ranges.
         pub ranges: bool,
         pub etag: Option<String>,
@@ -422,8 +517,13 @@ pub(super) mod tests {
             let asked: Arc<Mutex<Vec<String>>> = Arc::default();
             let (of, note) = (pages.clone(), asked.clone());
             std::thread::spawn(move || {
-                for stream in listener.incoming() {
-                    let _ = answer(&stream.unwrap(), &of, &note);
+                while let Ok((stream, _)) = listener.accept() {
+                    if let Ok(true) = answer(&stream, &of, &note) {
+                        // In this order: whoever sees the end finds nobody.
+                        drop(listener);
+                        drop(stream);
+                        return;
+                    }
                 }
             });
             Self { address, pages, asked }
@@ -443,7 +543,7 @@ pub(super) mod tests {
         stream: &TcpStream,
         pages: &Mutex<BTreeMap<String, Page>>,
         asked: &Mutex<Vec<String>>,
-    ) -> std::io::Result<()> {
+    ) -> std::io::Result<bool> {
         let mut lines = BufReader::new(stream).lines();
         let first = lines.next().unwrap_or_else(|| Ok(String::new()))?;
         let mut headers = BTreeMap::new();
@@ -491,7 +591,17 @@ pub(super) mod tests {
         }
         out.write_all(head.as_bytes())?;
         out.write_all(b"\r\n")?;
-        out.write_all(&body[..page.cut.unwrap_or(body.len()).min(body.len())])
+        let body = &body[..page.cut.unwrap_or(body.len()).min(body.len())];
+        match page.drips {
+            None => out.write_all(body)?,
+            Some(ms) => {
+                for byte in body.chunks(1) {
+                    out.write_all(byte)?;
+                    std::thread::sleep(Duration::from_millis(ms));
+                }
+            }
+        }
+        Ok(page.last)
     }
 
     fn bytes(n: usize) -> Vec<u8> {
@@ -603,6 +713,78 @@ pub(super) mod tests {
         let web = Web::with_plain(&nobody.to_string());
         let said = web.small(&format!("http://{nobody}/"), 9, false).unwrap_err().to_string();
         assert!(said.contains("no connection"), "{said}");
+    }
+
+    #[test]
+    fn what_came_stays_where_nobody_answers_any_more() {
+        let mut t = Try::new();
+        let whole = bytes(100_000);
+        let want = Want { digest: Some(sha256(&whole)), size: Some(100_000), plain: false };
+        t.server.put("/a", Page { cut: Some(40_000), last: true, ..Page::of(whole.clone()) });
+        let said = t.get("/a", &want).unwrap_err();
+        assert!(said.contains("no connection") && said.contains("the next try goes on there"), "{said}");
+        assert_eq!(fs::read(t.part()).unwrap(), whole[..40_000]);
+        // A server that has a problem for a while; it is the same one for the part.
+        let note: Part = serde_json::from_slice(&fs::read(note(&t.part())).unwrap()).unwrap();
+        t.server = Server::start();
+        t.web = Web::with_plain(&t.server.address);
+        let url = t.server.url("/a");
+        fs::write(super::note(&t.part()), serde_json::to_vec(&Part { url, ..note }).unwrap()).unwrap();
+        t.server.put("/a", Page { status: 503, then: Some(Box::new(Page::of(whole.clone()))), ..Page::default() });
+        assert!(t.get("/a", &want).unwrap_err().contains("goes on there"));
+        t.get("/a", &want).unwrap();
+        assert_eq!(t.server.asked(), ["/a bytes=40000-", "/a bytes=40000-"]);
+        assert_eq!(fs::read(t.part()).unwrap(), whole);
+    }
+
+    #[test]
+    fn a_server_that_drips_does_not_hold_a_run_up_for_ever() {
+        let mut t = Try::new();
+        let whole = bytes(100_000);
+        t.server.put("/drips", Page { drips: Some(2), ..Page::of(whole.clone()) });
+        t.web.pace = Pace { least: 50_000, within: Duration::from_millis(100), all: Duration::from_secs(3600) };
+        let want = Want { digest: Some(sha256(&whole)), size: Some(100_000), plain: false };
+        let said = t.get("/drips", &want).unwrap_err();
+        assert!(
+            said.contains("broke 4 times") && said.contains("came within") && said.contains("goes on there"),
+            "{said}"
+        );
+        assert!(t.left() == 2, "what came stays, with the word about it");
+        // Fast enough, and never whole.
+        t.web.pace = Pace { least: 1, within: Duration::from_millis(100), all: Duration::from_millis(300) };
+        let said = t.get("/drips", &want).unwrap_err();
+        assert!(said.contains("broke 1 times") && said.contains("it was not whole after"), "{said}");
+        let said = t.web.small(&t.server.url("/drips"), 1 << 20, false).unwrap_err().to_string();
+        assert!(said.contains("it did not come within"), "{said}");
+    }
+
+    #[test]
+    fn what_has_no_room_goes_away_again() {
+        let mut t = Try::new();
+        let whole = bytes(300_000);
+        let of = |told| Page { told, ..Page::of(whole.clone()) };
+        t.server.put("/known", of(None));
+        t.server.put("/unknown", of(Some(None)));
+        let want = Want { digest: Some(sha256(&whole)), ..Want::default() };
+        let full = |free| Room { reserve: 1 << 20, free };
+        for free in [(|_| Some(1000)) as fn(&Path) -> Option<u64>, |_| None] {
+            t.web.room = full(free);
+            for path in ["/known", "/unknown"] {
+                let said = t.get(path, &want).unwrap_err();
+                assert!(said.contains("make room there") || said.contains("cannot be told"), "{path}: {said}");
+                assert_eq!(t.left(), 0, "{path}");
+            }
+        }
+        // It fills up while it comes: there is room for a third of it.
+        t.web.room = full(|folder| {
+            let all = fs::read_dir(folder).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum::<u64>();
+            Some((1 << 20) + 100_000u64.saturating_sub(all))
+        });
+        let said = t.get("/unknown", &want).unwrap_err();
+        assert!(said.contains("make room there"), "{said}");
+        assert_eq!(t.left(), 0);
+        t.web.room = full(|_| Some((1 << 20) + 300_000));
+        t.get("/known", &want).unwrap();
     }
 
     #[test]

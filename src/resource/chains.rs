@@ -1,0 +1,150 @@
+//! What disks go on in: a disk holds what was written to it, and everything else is in the file behind it, and in the one
+//! behind that. libvirt's lists of its pools are as old as their last refresh and do not go beyond a pool, so the files
+//! are looked at themselves. What cannot be told is an error: whoever deletes a file cannot take that back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::libvirt_domain::project;
+use crate::host::{Answer, FileKind, Probe, Virtualisation};
+use crate::image::{Behind, behind};
+
+/// A header with the name of the file behind it; QEMU writes it into the first cluster.
+const HEAD: usize = 64 << 10;
+
+/// The files that other files go on in, each with one of those: of all pools that are started, of all VMs, and of whatever
+/// those lead to. Else why that cannot be told.
+pub fn chains(known: &Virtualisation, host: &dyn Probe) -> Result<BTreeMap<PathBuf, PathBuf>, String> {
+    let mut all = BTreeMap::new();
+    let mut open: Vec<PathBuf> = Vec::new();
+    for pool in known.pools.iter().filter(|p| p.active) {
+        for volume in &pool.volumes {
+            open.push(volume.path.clone());
+            if let Some(backing) = &volume.backing {
+                all.insert(backing.clone(), volume.path.clone());
+            }
+        }
+        if let Some(directory) = pool.directory() {
+            open.extend(files(&directory, host)?);
+        }
+    }
+    let of_vms = known.domains.iter().flat_map(|d| [Some(&d.inactive_xml), d.live_xml.as_ref()]).flatten();
+    for xml in of_vms {
+        let disks = project(xml).map_err(|e| format!("the definition of a VM cannot be read: {e}"))?.disks;
+        for chain in disks {
+            for pair in chain.windows(2) {
+                if let [over, under] = pair {
+                    all.insert(under.into(), over.into());
+                }
+            }
+            open.extend(chain.into_iter().map(PathBuf::from));
+        }
+    }
+    open.extend(all.keys().cloned());
+    let mut seen = BTreeSet::new();
+    while let Some(path) = open.pop() {
+        // A disk of a network pool has a name that is no path.
+        if !path.is_absolute() || !seen.insert(path.clone()) {
+            continue;
+        }
+        let head = match host.head(&path, HEAD) {
+            Ok(Answer::Value(head)) => head,
+            Ok(Answer::Absent) => continue,
+            Ok(Answer::Denied) => return Err(format!("this user may not read `{}`", path.display())),
+            Err(e) => return Err(e.to_string()),
+        };
+        match behind(&head) {
+            Behind::Nothing | Behind::Elsewhere => {}
+            Behind::File(name) => {
+                let under = path.parent().unwrap_or(Path::new("/")).join(name);
+                all.insert(under.clone(), path);
+                open.push(under);
+            }
+            Behind::Unknown => return Err(format!("what `{}` goes on in cannot be told", path.display())),
+        }
+    }
+    Ok(all)
+}
+
+/// Who goes on in a file.
+pub fn over(path: &Path, known: &Virtualisation, host: &dyn Probe) -> Result<Option<PathBuf>, String> {
+    Ok(chains(known, host)?.remove(path))
+}
+
+/// The files of a folder, whatever they are.
+fn files(folder: &Path, host: &dyn Probe) -> Result<Vec<PathBuf>, String> {
+    let names = match host.list(folder) {
+        Ok(Answer::Value(names)) => names,
+        Ok(Answer::Absent) => return Ok(Vec::new()),
+        Ok(Answer::Denied) => return Err(format!("this user may not list `{}`", folder.display())),
+        Err(e) => return Err(e.to_string()),
+    };
+    let mut all = Vec::new();
+    for path in names.into_iter().map(|n| folder.join(n)) {
+        if let Answer::Value(stat) = host.stat(&path).map_err(|e| e.to_string())?
+            && matches!(stat.kind, FileKind::File | FileKind::Link)
+        {
+            all.push(path);
+        }
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::host::fixture::{Fixture, Record};
+    use crate::host::{Domain, Pool};
+    use crate::image::over as qcow2;
+
+    const POOL: &str = "<pool type='dir'><name>fast</name><target><path>/srv</path></target></pool>";
+
+    fn looked(files: &[(&str, Vec<u8>)], disk: Option<&str>) -> Result<Vec<String>, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("srv/gpuvm-images")).unwrap();
+        for (path, bytes) in files {
+            let path = root.join(path.trim_start_matches('/'));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        Record::default().save(&dir.path().join(Record::NAME)).unwrap();
+        let pool = Pool { name: "fast".into(), active: true, xml: POOL.into(), ..Pool::default() };
+        let domains = disk.map(|disk| Domain {
+            name: "vm".into(),
+            inactive_xml: format!(
+                "<domain><memory>1</memory><vcpu>1</vcpu><os/><devices><disk type='file' device='disk'>\
+                 <source file='{disk}'/></disk></devices></domain>"
+            ),
+            ..Domain::default()
+        });
+        let known = Virtualisation { pools: vec![pool], domains: domains.into_iter().collect(), ..Default::default() };
+        let all = chains(&known, &Fixture::open(dir.path()).unwrap())?;
+        Ok(all.into_keys().map(|p| p.display().to_string()).collect())
+    }
+
+    #[test]
+    fn the_files_are_looked_at_themselves_and_what_they_lead_to() {
+        assert!(looked(&[("/srv/raw", vec![0; 512])], None).unwrap().is_empty());
+        // libvirt has listed none of these.
+        let all = looked(&[("/srv/a", qcow2("gpuvm-images/u.qcow2")), ("/srv/b", qcow2("/srv/a"))], None).unwrap();
+        assert_eq!(all, ["/srv/a", "/srv/gpuvm-images/u.qcow2"]);
+        // Out of every pool, by way of a file that no list has.
+        let files = [("/home/top", qcow2("mid")), ("/home/mid", qcow2("file:/srv/gpuvm-images/u.qcow2"))];
+        assert_eq!(looked(&files, Some("/home/top")).unwrap(), ["/home/mid", "/srv/gpuvm-images/u.qcow2"]);
+        assert!(looked(&files, None).unwrap().is_empty(), "nobody has them");
+        assert_eq!(looked(&[("/srv/a", qcow2("b")), ("/srv/b", qcow2("a"))], None).unwrap().len(), 2, "a circle ends");
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_an_error() {
+        let cut = qcow2("gpuvm-images/u.qcow2")[..110].to_vec();
+        for (bytes, name) in [(cut, "cut"), (qcow2(r#"json:{"driver":"qcow2"}"#), "json"), (b"QED\0".to_vec(), "qed")] {
+            let said = looked(&[("/srv/a", bytes)], None).unwrap_err();
+            assert!(said.contains("`/srv/a`"), "{name}: {said}");
+        }
+        assert!(looked(&[("/srv/a", qcow2("nbd://elsewhere/a"))], None).unwrap().is_empty());
+    }
+}
