@@ -404,6 +404,10 @@ fn driver(on: &On<'_>) -> Link {
             format!("all functions on {}", all.into_iter().collect::<Vec<_>>().join(", ")),
         ));
     }
+    if all.iter().any(is_vfio) && on.asked.shared.is_some() {
+        return evidence(Link::new("driver", Status::Fail, format!("half handed over: {list}")))
+            .fix("gpuvm apply gives it back to the host, and so does the next VM that ends with it");
+    }
     if all.iter().any(is_vfio) {
         return evidence(Link::new("driver", Status::Fail, format!("half bound: {list}")))
             .fix("bind all functions or none: `use: vfio` does, at the next boot")
@@ -444,7 +448,7 @@ fn who(h: &Holder) -> String {
     }
 }
 
-fn release(h: &Holder) -> String {
+fn release_of(h: &Holder) -> String {
     match &h.kind {
         HolderKind::Vm if h.pid.is_none() => format!("virsh shutdown {}", h.name),
         HolderKind::Vm => "shut that VM down".to_owned(),
@@ -455,6 +459,17 @@ fn release(h: &Holder) -> String {
         HolderKind::Mps => "echo quit | nvidia-cuda-mps-control".to_owned(),
         HolderKind::Service(unit) => format!("systemctl stop {unit}"),
         HolderKind::Process => format!("end process {}", h.pid.unwrap_or_default()),
+    }
+}
+
+/// Whether the manifest has this holder stopped for a VM; not known of a container, which is named by its number here.
+fn is_released(h: &Holder, release: &[String]) -> Option<bool> {
+    let by_name = |name: &str| release.iter().any(|r| r == name);
+    match &h.kind {
+        HolderKind::Vm => Some(false),
+        HolderKind::Service(unit) if by_name(unit) => Some(true),
+        HolderKind::Container { engine, .. } if release.iter().any(|r| r.starts_with(&format!("{engine}:"))) => None,
+        _ => Some(h.cgroup.split('/').any(|part| part.ends_with(".service") && by_name(part))),
     }
 }
 
@@ -480,8 +495,30 @@ fn holders(on: &On<'_>) -> Vec<Link> {
         if !h.cgroup.is_empty() {
             link = link.seen(format!("/proc/{}/cgroup", h.pid.unwrap_or_default()), h.cgroup.clone());
         }
+        if let Some(release) = &on.asked.shared {
+            match is_released(h, release) {
+                Some(true) => {
+                    link.status = Status::Ok;
+                    link.says += "; stopped while a VM has the card";
+                    links.push(link);
+                    continue;
+                }
+                None => {
+                    link.status = Status::Unknown;
+                    link.says += "; whether it is one of those under `release` is not told by its number";
+                    links.push(link);
+                    continue;
+                }
+                Some(false) if h.kind != HolderKind::Vm => {
+                    let link = link.fix(format!("free it now: {}", release_of(h)));
+                    links.push(link.fix("or have it stopped for VMs: name its unit or container under `release`"));
+                    continue;
+                }
+                Some(false) => {}
+            }
+        }
         link.cured_by_early_binding = h.kind != HolderKind::Vm;
-        link = link.fix(format!("free it now: {}", release(h)));
+        link = link.fix(format!("free it now: {}", release_of(h)));
         if link.cured_by_early_binding {
             link = link.fix("or at boot: `use: vfio` in host.yaml, and gpuvm apply --reboot");
         }
@@ -753,6 +790,10 @@ fn next_boot(on: &On<'_>) -> Link {
     let by_id = on.looked.by_id.iter().find(|(_, line)| line.contains(&id));
     let rules = "/etc/udev/rules.d";
     let twins = on.gpus.iter().any(|g| g.slot != on.gpu.slot && g.id == on.gpu.id);
+    if on.asked.shared.is_some() && !ours && by_id.is_none() {
+        return Link::new("next boot", Status::Ok, "the host's: its own drivers take it, until a VM starts with it")
+            .seen(rules, "nothing for this card");
+    }
     match (bound, ours, by_id) {
         (true, true, _) => Link::new("next boot", Status::Ok, "bound early by gpuvm's rules, as at this boot")
             .seen(rules, "61-gpuvm-vfio-*"),

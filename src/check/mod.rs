@@ -100,6 +100,8 @@ pub struct Asked {
     pub given: BTreeSet<PciSlot>,
     /// Why it may not be the card that was bound before, and what to do.
     pub another: Option<(String, String)>,
+    /// Where host and VMs share it: what is stopped on the host for a VM, as the manifest names it.
+    pub shared: Option<Vec<String>>,
     /// The VMs that have it, each with the slots of all its GPUs.
     pub vms: Vec<(String, BTreeSet<PciSlot>)>,
 }

@@ -18,9 +18,10 @@ use crate::facts::{self, HostFacts};
 use crate::gpu::identity::{self, Criterion};
 use crate::gpu::{self, Gpu, GpuKind, RefusedStart, topology};
 use crate::host::{Probe, Snapshot};
-use crate::manifest::{self, DeviceUse, Loaded};
+use crate::manifest::{self, DeviceUse, Loaded, Manifest};
 use crate::plan::{Finding, Key, Past, Severity};
 use crate::report::{self, NamedGpu};
+use crate::resource::shared_gpu::{SharedGpu, SharedNow, shared_now};
 use crate::resource::vfio_binding::VfioBinding;
 use crate::resource::{Resource, Wanted};
 use crate::types::PciSlot;
@@ -123,6 +124,8 @@ struct Seen {
     manifest: Option<Loaded>,
     /// What was bound before; empty where gpuvm's own state may not be read.
     past: Past,
+    /// What host and VMs share, as it is now.
+    shared: Vec<SharedNow>,
 }
 
 impl Seen {
@@ -135,7 +138,7 @@ impl Seen {
     fn asked(&self, slot: PciSlot) -> Asked {
         let named = self.named();
         let Some(m) = self.manifest.as_ref().map(|m| &m.manifest) else { return Asked::default() };
-        let given = |usage: DeviceUse| usage != DeviceUse::Host;
+        let given = |usage: DeviceUse| usage == DeviceUse::Vfio;
         let devices = m.devices.iter().filter(|(_, e)| given(e.usage));
         let devices = devices.filter_map(|(_, e)| desire::resolve(e, false, &self.facts).ok());
         let slot_of = |name: &str| named.iter().find(|(n, ..)| n == name).map(|(_, s, _)| *s);
@@ -149,17 +152,28 @@ impl Seen {
             name: named.iter().find(|(_, s, _)| *s == slot).map(|(n, ..)| n.clone()),
             given: named.iter().filter(|(.., u)| given(*u)).map(|(_, s, _)| *s).chain(devices).collect(),
             vms: vms.filter(|(_, slots)| slots.contains(&slot)).collect(),
+            shared: self.release(m, slot),
         }
+    }
+
+    /// What is stopped for a VM of what host and VMs share.
+    fn release(&self, m: &Manifest, slot: PciSlot) -> Option<Vec<String>> {
+        let shared = m.gpus.values().filter(|e| e.usage == DeviceUse::Shared);
+        let mut entry = shared.filter(|e| desire::resolve(e, true, &self.facts).ok() == Some(slot));
+        entry.next().map(|e| e.release.iter().map(ToString::to_string).collect())
     }
 
     /// Why the card that the manifest names may not be the one that was bound by that name.
     fn another(&self, name: &str) -> Option<(String, String)> {
-        let key = Key::new(VfioBinding::KIND, name);
-        let wanted = desire::desire(self.manifest.as_ref()?, &self.facts).nodes.remove(&key)?.wanted;
-        match (wanted, self.past.owned.get(&key)?) {
-            (Wanted::VfioBinding(now), Wanted::VfioBinding(last)) => now.another(last, &self.facts),
-            _ => None,
-        }
+        let mut nodes = desire::desire(self.manifest.as_ref()?, &self.facts).nodes;
+        [VfioBinding::KIND, SharedGpu::KIND].into_iter().find_map(|kind| {
+            let key = Key::new(kind, name);
+            match (nodes.remove(&key)?.wanted, self.past.owned.get(&key)?) {
+                (Wanted::VfioBinding(now), Wanted::VfioBinding(last)) => now.another(last, &self.facts),
+                (Wanted::SharedGpu(now), Wanted::SharedGpu(last)) => now.another(last, &self.facts),
+                _ => None,
+            }
+        })
     }
 
     fn named_gpu(&self, gpu: &Gpu) -> NamedGpu {
@@ -168,6 +182,7 @@ impl Seen {
             name: self.asked(gpu.slot).name,
             kept_by_host: self.named().iter().any(|(_, slot, usage)| *slot == gpu.slot && *usage == DeviceUse::Host),
             matched_by: first.map_or(String::new(), |f| identity::shortest(f, true, &self.facts)),
+            shared: self.shared.iter().find(|s| s.slot == gpu.slot).cloned(),
             gpu: gpu.clone(),
         }
     }
@@ -234,7 +249,8 @@ fn look(
     };
     let gpus = gpu::collect(&snapshot, &facts);
     let looked = Looked::look(&snapshot, &facts, &gpus);
-    show(&Seen { facts, gpus, looked, manifest, past }, &snapshot)
+    let shared = shared_now(&snapshot);
+    show(&Seen { facts, gpus, looked, manifest, past, shared }, &snapshot)
 }
 
 fn json(value: &impl Serialize) -> miette::Result<String> {

@@ -19,6 +19,7 @@ use crate::facts;
 use crate::host::Snapshot;
 use crate::manifest::{self, DeviceUse, Loaded};
 use crate::resource::Wanted;
+use crate::resource::shared_gpu::shared_now;
 use crate::resource::vfio_binding::Card;
 use crate::types::DomainName;
 use crate::verb::{MovedGpu, Verb};
@@ -76,7 +77,9 @@ pub(super) fn run(args: &MoveArgs, attach: bool, talk: Talk<'_>) -> miette::Resu
         Some((_, entry)) => entry.usage != DeviceUse::Host || (attach && args.save),
         None => past.owned.values().any(|w| matches!(w, Wanted::VfioBinding(b) if b.slot == slot)),
     };
-    let moved = MovedGpu { vm: args.vm.clone(), gpu: args.gpu.clone(), slot, card, kept };
+    let shared = named.is_some_and(|(_, entry)| entry.usage == DeviceUse::Shared)
+        || shared_now(machine.probe(&this)).iter().any(|s| s.slot == slot);
+    let moved = MovedGpu { vm: args.vm.clone(), gpu: args.gpu.clone(), slot, card, kept, shared };
     let purpose = Purpose::Verb(if attach { Verb::AttachGpu(moved) } else { Verb::DetachGpu(moved) });
     let source = Source::of(&purpose, &state).into_diagnostic()?;
     let (plan, _) = source.plan(machine.probe(&this), &past);

@@ -65,6 +65,9 @@ struct StartArgs {
     vm: OneArgs,
     #[command(flatten)]
     yes: Plain,
+    /// Ask VMs that have its devices to shut down first, and wait until they have; power is never cut.
+    #[arg(long)]
+    swap: bool,
 }
 
 /// For whoever says it to every verb.
@@ -117,7 +120,7 @@ pub(super) fn run(args: &VmArgs, talk: Talk<'_>) -> miette::Result<u8> {
         VmCommand::Logs(args) => vm_look::logs(args),
         VmCommand::Ssh(args) => vm_look::ssh(args),
         VmCommand::Start(start) => perform(start.vm.root.as_deref(), plain(&start.yes), talk, |_| {
-            Ok(Verb::StartVm { name: start.vm.name.clone() })
+            Ok(Verb::StartVm { name: start.vm.name.clone(), swap: start.swap })
         }),
         VmCommand::Stop(stop) => perform(stop.vm.root.as_deref(), plain(&stop.yes), talk, |_| {
             Ok(Verb::StopVm { name: stop.vm.name.clone(), how: stop.how() })

@@ -18,6 +18,7 @@ use crate::gpu;
 use crate::host::{Answer, Domain, Probe, Program, Snapshot, Virtualisation, live};
 use crate::plan::{Past, Step};
 use crate::report::{self, Off};
+use crate::resource::shared_gpu::shared_now;
 use crate::types::DomainName;
 use crate::vm::{self, Agent, Around, Hinder, Run, Told, Vm};
 
@@ -220,10 +221,18 @@ fn gpus(seen: &Seen<'_>, vm: &Vm) -> Vec<Hinder> {
     let all = gpu::collect(seen.probe, &seen.facts);
     let looked = Looked::look(seen.probe, &seen.facts, &all);
     let slots: std::collections::BTreeSet<_> = vm.devices.iter().map(|d| d.slot).collect();
+    let shared = shared_now(seen.probe);
     let mut hinders = Vec::new();
     for gpu in all.iter().filter(|g| slots.contains(&g.slot)) {
         let name = vm.devices.iter().find(|d| d.slot == gpu.slot).and_then(|d| d.name.clone());
-        let asked = Asked { name, given: slots.clone(), another: None, vms: vec![(vm.name.clone(), slots.clone())] };
+        let release = shared.iter().find(|s| s.slot == gpu.slot).map(|s| &s.release);
+        let asked = Asked {
+            name,
+            given: slots.clone(),
+            another: None,
+            shared: release.map(|all| all.iter().map(ToString::to_string).collect()),
+            vms: vec![(vm.name.clone(), slots.clone())],
+        };
         let explained = check::explain(&seen.facts, &looked, &all, gpu, &asked);
         let named = explained.name.clone().unwrap_or_else(|| gpu.slot.to_string());
         // What the next boot of the host will come to does not keep a VM from starting now.

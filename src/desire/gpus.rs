@@ -7,6 +7,7 @@ use crate::facts::{HostFacts, InitramfsTool, PciFunction};
 use crate::gpu::identity::{self, Criterion};
 use crate::manifest::{DeviceEntry, DeviceMatch, DeviceUse, Loaded};
 use crate::plan::{FileWrite, Finding, Key, Refresh, Severity};
+use crate::resource::shared_gpu::{self, SharedGpu};
 use crate::resource::start_hook::{self, Meant};
 use crate::resource::vfio_binding::Vouched;
 use crate::resource::{Resource, file, vfio_binding};
@@ -16,7 +17,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     let gpus = manifest.manifest.gpus.iter().map(|(n, d)| (format!("gpus.{n}"), n, d, true));
     let devices = manifest.manifest.devices.iter().map(|(n, d)| (format!("devices.{n}"), n, d, false));
     let mut found: BTreeMap<PciSlot, String> = BTreeMap::new();
-    let mut kept = Vec::new();
+    let (mut kept, mut of_both) = (Vec::new(), Vec::new());
     let mut existing: BTreeSet<PciSlot> = BTreeSet::new();
     let mut meant = Vec::new();
     for (place, name, entry, gpu) in gpus.chain(devices) {
@@ -40,6 +41,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
                         desired.findings.extend(not_bound(&place, slot, facts));
                     }
                     DeviceUse::Vfio => kept.push((place, name.to_string(), slot, vouched(entry))),
+                    DeviceUse::Shared => of_both.push((place, name.to_string(), slot, entry)),
                     DeviceUse::Host => {}
                 }
             }
@@ -47,7 +49,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
         }
     }
     // What others bind is theirs to look after, as long as nothing here is gpuvm's.
-    if kept.is_empty() {
+    if kept.is_empty() && of_both.is_empty() {
         return;
     }
     if manifest.manifest.vms.values().any(|vm| !(vm.absent || vm.gpus.is_empty() && vm.devices.is_empty())) {
@@ -55,7 +57,15 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     }
     let slots: BTreeSet<PciSlot> = kept.iter().map(|(_, _, slot, _)| *slot).chain(existing).collect();
     for module in ["vfio", "vfio_iommu_type1", "vfio_pci"] {
-        shared.modules.entry(module.to_owned()).or_insert_with(|| "use: vfio".to_owned());
+        let from = if kept.is_empty() { "use: shared" } else { "use: vfio" };
+        shared.modules.entry(module.to_owned()).or_insert_with(|| from.to_owned());
+    }
+    if !of_both.is_empty() {
+        handed_over(of_both, &slots, facts, desired);
+    }
+    // Nothing is bound early.
+    if kept.is_empty() {
+        return;
     }
     let of_initramfs: &[(&str, &str)] = match facts.boot.initramfs {
         InitramfsTool::InitramfsTools => &[(vfio_binding::INITRAMFS_HOOK, vfio_binding::INITRAMFS_HOOK_TEXT)],
@@ -82,6 +92,31 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
         let companions = slots.iter().copied().filter(|s| *s != slot).collect();
         let card = vfio_binding::Card::of(facts, slot);
         desired.want(&place, hooks.clone(), vfio_binding::VfioBinding { name, slot, companions, card, vouched });
+    }
+}
+
+/// The GPUs that host and VMs share, with what hands them over.
+fn handed_over(
+    of_both: Vec<(String, String, PciSlot, &DeviceEntry)>,
+    given: &BTreeSet<PciSlot>,
+    facts: &HostFacts,
+    desired: &mut Desired,
+) {
+    let script = FileWrite::root(shared_gpu::SCRIPT.0, shared_gpu::SCRIPT.1, 0o755);
+    let script = file::File { write: script, take_over: false, refreshes: BTreeSet::new() };
+    let mut parts = vec![desired.want("use: shared", [], script)];
+    for (path, text) in shared_gpu::UNITS {
+        let write = FileWrite::root(path, text, 0o644);
+        let unit = file::File { write, take_over: false, refreshes: BTreeSet::from([Refresh::DaemonReload]) };
+        parts.push(desired.want("use: shared", [], unit));
+    }
+    for (place, name, slot, entry) in of_both {
+        let companions = given.iter().copied().filter(|s| *s != slot).collect();
+        let card = vfio_binding::Card::of(facts, slot);
+        let (vouched, release) = (vouched(entry), entry.release.clone());
+        let modules = Key::new("module", "");
+        let needs = parts.iter().cloned().chain([modules]);
+        desired.want(&place, needs, SharedGpu { name, slot, companions, card, vouched, release });
     }
 }
 

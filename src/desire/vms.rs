@@ -12,7 +12,7 @@ use crate::plan::{Finding, Key, Severity};
 use crate::resource::libvirt_domain::{
     Accel, Arch, Disk, Firmware, Kernel, LibvirtDomain, Near, Nic, NicOn, PassedSlot, Pins,
 };
-use crate::resource::{libvirt_network::LibvirtNetwork, pool::Pool, volume::Volume};
+use crate::resource::{Resource, libvirt_network::LibvirtNetwork, pool::Pool, shared_gpu::SharedGpu, volume::Volume};
 use crate::types::{DomainName, MacAddress, ResourceName, cpu_list_text, sha256_hex};
 
 /// Where libvirt's own packages put disks.
@@ -327,7 +327,7 @@ fn slots(
             desired.findings.push(finding(Severity::Error, "same-device", place, message, "name each device once"));
             continue;
         }
-        after.extend([Key::new("vfio-binding", name.as_str()), proof()]);
+        after.extend([Key::new("vfio-binding", name.as_str()), Key::new(SharedGpu::KIND, name.as_str()), proof()]);
         all.push(PassedSlot { slot, functions: facts.slot(slot).map(|f| f.address).collect() });
     }
     all

@@ -193,8 +193,7 @@ impl Users {
             Ok(Answer::Denied) => hidden.push("libvirt may not be asked (not root)".to_owned()),
             Err(e) => hidden.push(format!("libvirt did not tell: {e}")),
         }
-        let told: BTreeSet<PciSlot> =
-            nodes.iter().filter(|(n, _)| is_nvidia_card(n)).map(|(_, slot)| *slot).collect();
+        let told: BTreeSet<PciSlot> = nodes.iter().filter(|(n, _)| is_nvidia_card(n)).map(|(_, slot)| *slot).collect();
         let of_driver = facts.pci.values().filter(|f| f.is_gpu() && f.driver.as_deref() == Some("nvidia"));
         let without_node = of_driver.map(|f| f.address.slot).filter(|slot| !told.contains(slot)).collect();
         let hidden = (!hidden.is_empty()).then(|| hidden.join("; "));

@@ -10,6 +10,7 @@ mod play_drivers;
 mod play_guests;
 mod play_initramfs;
 mod play_libvirt;
+mod play_shared;
 mod record_file;
 
 use std::cell::RefCell;

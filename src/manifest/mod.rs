@@ -26,7 +26,8 @@ pub use short::{
 };
 
 use crate::types::{
-    ByteSize, CardId, DomainName, HostName, InterfaceName, MacAddress, Mode, PackageName, PciId, ResourceName, UnitName,
+    ByteSize, CardId, DomainName, HostName, InterfaceName, MacAddress, Mode, PackageName, PciId, Released,
+    ResourceName, UnitName,
 };
 
 /// The manifest of one GPU virtualisation host.
@@ -200,6 +201,11 @@ pub struct DeviceEntry {
     /// the binding is not touched.
     #[serde(default)]
     pub existing: bool,
+    /// With `use: shared`: what uses it on the host, a unit (`ollama.service`) or a container (`docker:comfyui`). What of it
+    /// runs when a VM starts is stopped in this order, and started again when that VM has ended. Whatever else uses the
+    /// GPU then keeps the VM from starting.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub release: Vec<Released>,
 }
 
 /// Which device is meant. Exactly one field is given. A match that fits several devices is an error.
@@ -246,6 +252,8 @@ pub enum DeviceUse {
     Host,
     /// It is kept for VMs: bound to vfio-pci from early boot.
     Vfio,
+    /// A GPU that is the host's, with its own drivers, until a VM starts with it, and again when that VM has ended.
+    Shared,
 }
 
 /// The bridge that VMs share the host's network through.

@@ -142,12 +142,13 @@ impl<'a> Checks<'a> {
             for (name, entry) in self.entries(section) {
                 if let Some(at) = self.at(&[section, name.as_str()]).get("existing")
                     && entry.existing
-                    && entry.usage == DeviceUse::Host
+                    && entry.usage != DeviceUse::Vfio
                 {
                     let message =
                         format!("`{section}.{name}` stays with the host and is kept for VMs by something else");
                     self.value(&at, message, "only with `use: vfio`", Some("take `existing` out"));
                 }
+                self.shared(section, name.as_str(), entry);
                 if self.at(&[section, name.as_str()]).lacks("match") {
                     continue;
                 }
@@ -189,6 +190,41 @@ impl<'a> Checks<'a> {
                         self.wrong(&place, span, message, "one too many", Some(help.into()));
                     }
                 }
+            }
+        }
+    }
+
+    /// What host and VMs share.
+    fn shared(&mut self, section: &str, name: &str, entry: &DeviceEntry) {
+        let place = self.at(&[section, name]);
+        if place.lacks("use") {
+            return;
+        }
+        let shared = entry.usage == DeviceUse::Shared;
+        if let Some(at) = place.get("use").filter(|_| shared && section == "devices") {
+            let message = format!("`devices.{name}` cannot be shared by the host and its VMs");
+            let help = "write `use: vfio` to keep it for VMs: who uses it on the host is told of GPUs only";
+            self.value(&at, message, "GPUs only", Some(help));
+        }
+        let Some(release) = place.get("release") else { return };
+        if !shared && !entry.release.is_empty() {
+            let message = format!("`{section}.{name}` is not shared, so nothing is stopped for a VM");
+            self.wrong(
+                &release,
+                release.key_span(),
+                message,
+                "only with `use: shared`",
+                Some("take `release` out".into()),
+            );
+        }
+        let mut seen: HashMap<String, Span> = HashMap::new();
+        for (one, at) in entry.release.iter().zip(release.items()) {
+            match seen.get(&one.to_string()) {
+                Some(first) => {
+                    let again = (&at, at.span(), "given again here");
+                    self.twice((first.clone(), "first given here"), again, format!("`{one}` is given twice"), None);
+                }
+                None => _ = seen.insert(one.to_string(), at.span()),
             }
         }
     }

@@ -7,6 +7,7 @@ use owo_colors::OwoColorize;
 use super::text::safe;
 use crate::check::{Explanation, Link, NextBootReport, Status, Verdict};
 use crate::gpu::{Gpu, GpuKind, Holder, HolderKind, PciLink, RefusedStart};
+use crate::resource::shared_gpu::SharedNow;
 
 const WIDTH: usize = 80;
 
@@ -20,9 +21,28 @@ pub struct NamedGpu {
     pub kept_by_host: bool,
     /// The shortest line for a manifest that fits it alone.
     pub matched_by: String,
+    /// Whose it is now, where host and VMs share it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared: Option<SharedNow>,
     /// The GPU.
     #[serde(flatten)]
     pub gpu: Gpu,
+}
+
+/// Whose a shared GPU is now, and what that costs the host.
+fn shared(s: &SharedNow) -> String {
+    let list = |all: &[String]| all.join(", ");
+    let release: Vec<String> = s.release.iter().map(ToString::to_string).collect();
+    let h = &s.handover;
+    match (&h.vm, &h.left, h.open) {
+        (Some(vm), ..) if h.owed.is_empty() => format!("VM {vm} has it"),
+        (Some(vm), ..) => format!("VM {vm} has it; stopped for it: {}", list(&h.owed)),
+        (None, Some(left), _) => format!("not all went back to the host: {left}"),
+        (None, None, true) => "on its way back to the host; gpuvm plan says what is left to do".to_owned(),
+        (None, None, false) if h.hidden => "whose it is now may not be read (not root)".to_owned(),
+        (None, None, false) if release.is_empty() => "the host's until a VM starts with it".to_owned(),
+        (None, None, false) => format!("the host's until a VM starts with it; stopped then: {}", list(&release)),
+    }
 }
 
 /// Cuts text into lines; a word that is longer than a line stays whole.
@@ -104,7 +124,11 @@ pub fn gpu_list(gpus: &[NamedGpu]) -> String {
                 GpuKind::Virtual => format!("{} (virtual)", g.gpu.model),
             };
             let name = g.name.clone().unwrap_or_default();
-            [name, g.gpu.slot.to_string(), model, drivers(&g.gpu), groups(&g.gpu), users(g)].map(|c| safe(&c))
+            let users = match &g.shared {
+                Some(_) => format!("shared: {}", users(g)),
+                None => users(g),
+            };
+            [name, g.gpu.slot.to_string(), model, drivers(&g.gpu), groups(&g.gpu), users].map(|c| safe(&c))
         })
         .collect();
     let mut wide = [0; 6];
@@ -148,6 +172,9 @@ fn status(named: &NamedGpu, out: &mut String) -> std::fmt::Result {
         .map(|f| format!(".{} {} {}", f.address.function, f.role, f.driver.as_deref().unwrap_or("(no driver)")))
         .collect();
     line("functions", functions.join(", "))?;
+    if let Some(s) = &named.shared {
+        line("shared", shared(s))?;
+    }
     let shares = match gpu.shares.is_empty() {
         true => String::new(),
         false => format!(", shared with {}", gpu.shares.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),

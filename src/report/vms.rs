@@ -105,7 +105,12 @@ pub fn vm_info(vm: &Vm, off: &Off, unknown: &[String], recorded: bool) -> String
     for d in &vm.devices {
         let model = if d.model.is_empty() { "not in this host" } else { &d.model };
         let name = d.name.as_ref().map_or(String::new(), |n| format!("{n}   "));
-        row(if d.gpu { "gpu" } else { "device" }, &format!("{name}{}   {model}", d.slot));
+        let whose = match (d.shared, vm.state) {
+            (false, _) => "",
+            (true, Run::Off) => "   shared: the host's until this VM starts",
+            (true, _) => "   shared: the host's again when this VM has ended",
+        };
+        row(if d.gpu { "gpu" } else { "device" }, &format!("{name}{}   {model}{whose}", d.slot));
     }
     for disk in &vm.disks {
         let size = disk.size.map_or("size not known".to_owned(), size);

@@ -19,6 +19,7 @@ pub mod package;
 pub mod pool;
 pub mod seed;
 pub mod service;
+pub mod shared_gpu;
 pub mod start_hook;
 pub mod vfio_binding;
 pub mod volume;
@@ -137,6 +138,7 @@ kinds! {
     vfio_binding::VfioBinding,
     driver::Driver,
     container_runtime::ContainerRuntime,
+    shared_gpu::SharedGpu,
     bridge::Bridge,
     pool::Pool,
     image::Image,

@@ -13,6 +13,12 @@ pub struct NameError {
     rule: &'static str,
 }
 
+impl NameError {
+    pub(super) fn new(text: &str, what: &'static str, rule: &'static str) -> Self {
+        Self { text: text.to_owned(), what, rule }
+    }
+}
+
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $what:literal, $rule:literal, $pattern:literal, $example:literal, $valid:expr) => {
         $(#[$doc])*

@@ -26,7 +26,10 @@ pub(super) fn attach(moved: &MovedGpu, look: Look<'_>) -> Result<Compiled, HostE
         }
     };
     let slot = Key::new(SLOT, moved.slot.to_string());
-    let binding = bound(moved, &known, look);
+    let binding = match moved.shared {
+        true => another(moved, look).unwrap_or_else(|| Diff::InSync { evidence: SHARED.to_owned() }),
+        false => bound(moved, &known, look),
+    };
     let blocked = matches!(binding, Diff::Blocked { .. } | Diff::Unknown { .. });
     let now_bound = matches!(binding, Diff::Change(_));
     compiled.entry(&slot, [], binding);
@@ -55,6 +58,9 @@ pub(super) fn detach(moved: &MovedGpu, look: Look<'_>) -> Result<Compiled, HostE
     compiled.entry(&Key::new(SLOT, moved.slot.to_string()), [key], back);
     Ok(compiled)
 }
+
+/// What is said of a card that host and VMs share.
+const SHARED: &str = "shared with the host: it changes hands when its VM starts, and again when that has ended";
 
 /// Every function that is the card's own.
 fn functions<'a>(slot: PciSlot, look: Look<'a>) -> Vec<&'a PciFunction> {
@@ -222,7 +228,7 @@ fn plugged(moved: &MovedGpu, domain: &Domain, now_bound: bool, look: Look<'_>) -
     if let (Some(xml), Some(running)) = (live(domain), &running)
         && !has(running)
     {
-        match plugs(xml, &slot) {
+        match plugs(xml, &slot).filter(|_| !moved.shared) {
             Some(devices) => {
                 let drivers = functions(moved.slot, look);
                 // What this run binds goes back as a whole where the VM does not take it.
@@ -233,6 +239,7 @@ fn plugged(moved: &MovedGpu, domain: &Domain, now_bound: bool, look: Look<'_>) -
                 change.notes.push("plugged in while it runs, each function as a device of its own".to_owned());
                 change.steps.push(Step::AttachDevices { name: moved.vm.clone(), devices, else_back });
             }
+            None if moved.shared => waits = Some(format!("{SHARED}: it has it from its next start on")),
             None => {
                 waits = Some(format!(
                     "its running machine has no free PCI Express port for {}: it has it from its next start on",
@@ -292,10 +299,15 @@ fn unplugged(moved: &MovedGpu, domain: &Domain) -> Diff {
     let mut change = Change::new(Action::Change, format!("gives {} back", moved.named()));
     let mut waits = None;
     if let Some(xml) = live(domain).filter(|_| !running.is_empty()) {
-        match unplugs(xml, moved.slot) {
+        match unplugs(xml, moved.slot).filter(|_| !moved.shared) {
             Some(devices) => {
                 change.notes.push("unplugged while it runs: its guest is asked to let go".to_owned());
                 change.steps.push(Step::DetachDevices { name: moved.vm.clone(), devices });
+            }
+            None if moved.shared => {
+                waits = Some(
+                    "shared with the host: it has it until it is shut down, and then the host has it back".to_owned(),
+                );
             }
             None => {
                 waits = Some(
@@ -323,6 +335,9 @@ fn given_back(moved: &MovedGpu, known: &Virtualisation, keeps: bool, look: Look<
     let all = functions(moved.slot, look);
     if all.is_empty() {
         return Diff::InSync { evidence: format!("nothing is at {}", moved.slot) };
+    }
+    if moved.shared {
+        return Diff::InSync { evidence: SHARED.to_owned() };
     }
     if moved.kept {
         return Diff::InSync { evidence: "it stays on vfio-pci: the manifest keeps it for VMs".to_owned() };

@@ -30,6 +30,9 @@ pub enum Verb {
     StartVm {
         /// Its name.
         name: DomainName,
+        /// The VMs that have its devices are shut down first.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        swap: bool,
     },
     /// A VM is off.
     StopVm {
@@ -79,6 +82,9 @@ pub struct MovedGpu {
     pub card: Card,
     /// Whether the manifest keeps it for VMs, so that it stays on vfio-pci when it comes back.
     pub kept: bool,
+    /// Whether host and VMs share it: it changes hands when a VM starts or ends, and at no other time.
+    #[serde(default)]
+    pub shared: bool,
 }
 
 impl MovedGpu {
@@ -129,7 +135,7 @@ impl Verb {
     /// As it is typed, without `gpuvm`.
     pub fn words(&self) -> String {
         match self {
-            Verb::StartVm { name } => format!("vm start {name}"),
+            Verb::StartVm { name, swap } => format!("vm start {name}{}", if *swap { " --swap" } else { "" }),
             Verb::AttachGpu(m) => format!("gpu attach {} {}", m.vm, m.gpu),
             Verb::DetachGpu(m) => format!("gpu detach {} {}", m.vm, m.gpu),
             Verb::StopVm { name, how } => format!("vm stop {name}{}", how.words()),
@@ -143,7 +149,7 @@ impl Verb {
     /// How it is, once it is done.
     pub fn done(&self) -> String {
         match self {
-            Verb::StartVm { name } => format!("{name} runs"),
+            Verb::StartVm { name, .. } => format!("{name} runs"),
             Verb::AttachGpu(m) => format!("{} has {}", m.vm, m.named()),
             Verb::DetachGpu(m) => format!("{} does not have {}", m.vm, m.named()),
             Verb::StopVm { name, .. } => format!("{name} is off"),
@@ -194,7 +200,7 @@ struct Look<'a> {
 /// The one place that knows them all.
 fn compile(verb: &Verb, look: Look<'_>) -> Result<Compiled, HostError> {
     match verb {
-        Verb::StartVm { name } => vm::start(name, look),
+        Verb::StartVm { name, swap } => vm::start(name, *swap, look),
         Verb::AttachGpu(moved) => gpu::attach(moved, look),
         Verb::DetachGpu(moved) => gpu::detach(moved, look),
         Verb::StopVm { name, how } => vm::stop(name, *how, look),

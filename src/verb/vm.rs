@@ -1,27 +1,77 @@
 //! Verbs about whether a VM runs. They are for VMs of gpuvm's alone: one that others made stays untouched, and is theirs
 //! to start.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Compiled, Look, Stop};
 use crate::host::{Answer, Domain, HostError, Virtualisation};
 use crate::plan::{Action, Change, Diff, FieldDiff, Finding, Key, Risk, Severity, Step};
-use crate::resource::libvirt_domain::{LibvirtDomain, is_marked};
+use crate::resource::libvirt_domain::{LibvirtDomain, is_marked, project};
 use crate::resource::{Resource, Wanted};
-use crate::types::DomainName;
+use crate::types::{DomainName, PciSlot};
 
-/// A VM runs.
-pub(super) fn start(name: &DomainName, look: Look<'_>) -> Result<Compiled, HostError> {
-    let diff = match ours(name, look, "start")? {
-        Err(diff) => *diff,
-        Ok(domain) if domain.paused => stands_still(name, &domain),
-        Ok(domain) if domain.active => Diff::InSync { evidence: "it runs".to_owned() },
-        Ok(_) => starting(name),
-    };
+/// A VM runs. With `swap`, those that have its devices are off before.
+pub(super) fn start(name: &DomainName, swap: bool, look: Look<'_>) -> Result<Compiled, HostError> {
     let mut compiled = Compiled::default();
+    let mut after = Vec::new();
+    let diff = match find(name, look, "start")? {
+        Err(diff) => *diff,
+        Ok((domain, _)) if domain.paused => stands_still(name, &domain),
+        Ok((domain, _)) if domain.active => Diff::InSync { evidence: "it runs".to_owned() },
+        Ok((domain, known)) => match others_with_its_devices(&domain, &known) {
+            Err(why) => Diff::Unknown { why },
+            Ok(others) => match others.first() {
+                None => starting(name),
+                Some((other, slot)) if !swap => Diff::Blocked {
+                    why: format!("VM `{other}` has its device {slot}, and runs"),
+                    help: format!("shut that down first, and start this one: gpuvm vm start {name} --swap"),
+                },
+                Some(_) => {
+                    for (other, _) in others {
+                        after.push(gives_way(other, look, &mut compiled)?);
+                    }
+                    starting(name)
+                }
+            },
+        },
+    };
     first_start(name, look, &diff, &mut compiled);
-    compiled.entry(&key(name), [], diff);
+    compiled.entry(&key(name), after, diff);
     Ok(compiled)
+}
+
+/// The running VMs that have a device of this one, each with one such slot.
+fn others_with_its_devices<'a>(domain: &Domain, known: &'a Virtualisation) -> Result<Vec<(&'a str, PciSlot)>, String> {
+    let slots = |name: &str, xml: &str| {
+        let is = project(xml).map_err(|why| format!("the definition of VM `{name}` cannot be read: {why}"))?;
+        Ok::<_, String>(is.functions.iter().map(|f| f.slot).collect::<BTreeSet<_>>())
+    };
+    let its = slots(&domain.name, &domain.inactive_xml)?;
+    let mut all = Vec::new();
+    for other in known.domains.iter().filter(|d| d.active && d.name != domain.name && !its.is_empty()) {
+        let has = slots(&other.name, other.live_xml.as_deref().unwrap_or(&other.inactive_xml))?;
+        all.extend(has.intersection(&its).next().map(|slot| (other.name.as_str(), *slot)));
+    }
+    Ok(all)
+}
+
+/// Another VM is off before: its guest is asked, and waited for, and its power is never cut.
+fn gives_way(other: &str, look: Look<'_>, compiled: &mut Compiled) -> Result<Key, HostError> {
+    let Ok(name) = other.parse::<DomainName>() else {
+        let key = Key::new(LibvirtDomain::KIND, other);
+        let help = format!("shut it down yourself: virsh shutdown {other}");
+        compiled.entry(
+            &key,
+            [],
+            Diff::Blocked { why: "it was not made by gpuvm, which leaves it as it is".to_owned(), help },
+        );
+        return Ok(key);
+    };
+    let off = stop(&name, Stop::default(), look)?;
+    compiled.entries.extend(off.entries);
+    compiled.findings.extend(off.findings);
+    Ok(key(&name))
 }
 
 /// A VM is off.

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::facts::HostFacts;
 use crate::host::{Answer, Domain, Probe, Virtualisation};
 use crate::resource::libvirt_domain::{managed_functions, project};
+use crate::resource::shared_gpu::shared_now;
 
 /// Something in the way, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -57,6 +58,7 @@ pub fn hinders(probe: &dyn Probe, domain: &Domain, known: &Virtualisation, facts
         }
     }
     let managed = managed_functions(&domain.inactive_xml);
+    let shared = shared_now(probe);
     for address in &is.functions {
         let holder = known.domains.iter().filter(|d| d.active && d.name != domain.name).find(|d| {
             d.live_xml.as_deref().is_some_and(|xml| project(xml).is_ok_and(|p| p.functions.contains(address)))
@@ -67,11 +69,14 @@ pub fn hinders(probe: &dyn Probe, domain: &Domain, known: &Virtualisation, facts
                 "see which there are: gpuvm gpu list".to_owned(),
             ),
             (Some(_), Some(other)) => {
-                hinder(format!("VM `{}` has device {address}", other.name), format!("gpuvm vm stop {}", other.name));
+                let help = format!("shut that down first, and start this one: gpuvm vm start {} --swap", domain.name);
+                hinder(format!("VM `{}` has device {address}", other.name), help);
             }
             (Some(function), None) => {
                 let driver = function.driver.as_deref().unwrap_or("no driver");
-                if driver != "vfio-pci" && !managed.contains(address) {
+                // What is shared comes from the host when the VM starts.
+                let comes = shared.iter().any(|s| s.slot == address.slot);
+                if driver != "vfio-pci" && !comes && !managed.contains(address) {
                     hinder(
                         format!("device {address} is on {driver}, not on vfio-pci"),
                         format!("see why: gpuvm gpu explain {}", address.slot),

@@ -105,6 +105,9 @@ pub struct Device {
     pub model: String,
     /// Whether it is a GPU.
     pub gpu: bool,
+    /// Whether host and VMs share it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
 }
 
 /// A network card of a VM.
@@ -227,15 +230,18 @@ pub fn vm(probe: &dyn Probe, domain: &Domain, known: &Virtualisation, around: Ar
 fn device(slot: PciSlot, functions: &BTreeSet<PciAddress>, around: Around<'_>) -> Device {
     let passed: Vec<_> = functions.iter().filter(|f| f.slot == slot).filter_map(|f| around.pci.get(f)).collect();
     let first = passed.iter().find(|f| f.is_gpu()).or_else(|| passed.first());
-    let name = around.past.owned.values().find_map(|w| match w {
-        Wanted::VfioBinding(binding) if binding.slot == slot => Some(binding.name.clone()),
+    let known = around.past.owned.values().find_map(|w| match w {
+        Wanted::VfioBinding(binding) if binding.slot == slot => Some((binding.name.clone(), false)),
+        Wanted::SharedGpu(shared) if shared.slot == slot => Some((shared.name.clone(), true)),
         _ => None,
     });
+    let (name, shared) = known.map_or((None, false), |(name, shared)| (Some(name), shared));
     Device {
         slot,
         name,
         model: first.map(|f| f.model().to_owned()).unwrap_or_default(),
         gpu: passed.iter().any(|f| f.is_gpu()),
+        shared,
     }
 }
 

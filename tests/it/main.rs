@@ -27,6 +27,7 @@ mod network_guard;
 mod packages;
 mod policy;
 mod readme;
+mod shared;
 mod talk;
 mod undo;
 mod verbs;

@@ -3,10 +3,12 @@
 # still the ones that were meant, and whether nothing else is in their IOMMU groups; else the VM does not start. It
 # remembers which cards came back from a VM. Other VMs start in any case, and so does one without passed devices.
 # It asks neither libvirt nor gpuvm: plain files alone. `gpuvm.off` on the kernel's command line switches it off.
+# A card that host and VMs share it has handed over by a unit of systemd's, which nothing of libvirt's confines.
 
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 devices=/sys/bus/pci/devices
 known=/etc/gpuvm/devices
+shared=/etc/gpuvm/shared
 state=/var/lib/gpuvm
 run=/run/gpuvm
 logs=/var/log/libvirt/qemu
@@ -27,11 +29,32 @@ umask 077
 # VM's own.
 refuse() {
     printf '%s\n' "gpuvm refuses to start VM $vm: $1" >&2
+    hand_back
     [ -n "$file" ] || exit 1
     now=$(date -u '+%Y-%m-%d %H:%M:%S' 2> /dev/null)
     mkdir -p "$run/refused" 2> /dev/null && printf '%s\n%s\n' "$now" "$1" > "$run/refused/$file" 2> /dev/null
     [ -d "$logs" ] && printf '%s.000+0000: gpuvm refuses to start it: %s\n' "$now" "$1" >> "$logs/$file.log" 2> /dev/null
     exit 1
+}
+
+# The host has back what this VM had of the cards that they share. libvirt does not wait for it.
+hand_back() {
+    for claim in "$run"/shared/claim/*; do
+        by=
+        read -r by value 2> /dev/null < "$claim"
+        [ "${by:-/}" = "$vm" ] || continue
+        rm -f "$claim"
+        systemctl start --no-block "gpuvm-give@${claim##*/}.service" < /dev/null > /dev/null 2>&1
+    done
+}
+
+# The VM gets card $1, which host and VMs share. What is stopped for it has its time; the unit has a limit of its own.
+hand_over() {
+    case "$vm" in *[!A-Za-z0-9._-]*) refuse "its name cannot be part of a unit's name, so that it gets no shared GPU" ;; esac
+    timeout 600 systemctl start "gpuvm-take@$1:$vm.service" < /dev/null > /dev/null 2>&1 && return 0
+    why=
+    read -r why 2> /dev/null < "$run/shared/why/$1"
+    refuse "${why:-$1 was not handed over: systemctl status gpuvm-take@$1:$vm.service}"
 }
 
 # The value of attribute $2 in element $1.
@@ -45,6 +68,9 @@ part() {
     attribute "$1" "$2"
     case "$value" in '' | *[!0-9a-fx]*) return 1 ;; esac
 }
+
+# Whatever its definition says by now: what it has is written down.
+[ "$2" != release ] || hand_back
 
 # What libvirt gives to a hook is the whole definition, one element a line.
 marked='' passed='' ours='' inside='' source='' address='' odd=''
@@ -142,6 +168,7 @@ case "$2" in
         ;;
 esac
 
+handed=
 [ -z "$odd" ] || refuse "a passed device in its definition cannot be understood: $odd"
 [ -r "$known" ] || refuse "$known is not there, which says which devices were meant. \
 gpuvm apply writes it; on a host that gpuvm has left, take /etc/libvirt/hooks/qemu.d/gpuvm away too"
@@ -177,15 +204,6 @@ its serial number was $serial ($name), and is $value"
     fi
     [ "$(answer "$one")" != ffffffff ] || refuse "$name ($one) does not answer: it reads as ones. \
 A boot of the host, with its power cut, brings most cards back"
-    if [ "$managed" != yes ]; then
-        driver=$(cd -P "$at/driver" 2> /dev/null && pwd -P)
-        driver=${driver##*/}
-        case "$driver" in
-            *vfio*) ;;
-            *) refuse "$name ($one) is on ${driver:-no driver}, not on vfio-pci. \
-gpuvm plan says what is missing; gpuvm gpu explain $name says who holds it" ;;
-        esac
-    fi
     [ -d "$at/iommu_group/devices" ] || refuse "$name ($one) has no IOMMU group: the IOMMU is off. \
 gpuvm gpu explain $name says why"
     for member in "$at"/iommu_group/devices/*; do
@@ -200,6 +218,25 @@ gpuvm gpu explain $name says why"
         refuse "$member ($value) shares the IOMMU group of $name ($one), and is not for VMs. \
 A group moves as a whole: gpuvm gpu explain $name"
     done
+    known_as "$one"
+    case " $handed " in *" $name "*) continue ;; esac
+    while read -r word value id; do
+        [ "$word $value" = "function $one" ] && handed="$handed $name"
+    done 2> /dev/null < "$shared/$name"
+done
+# Only what passed all that is taken from the host.
+for name in $handed; do hand_over "$name"; done
+for one in $passed; do
+    managed=${one#*/} one=${one%/*}
+    [ "$managed" != yes ] || continue
+    known_as "$one" || continue
+    driver=$(cd -P "$devices/$one/driver" 2> /dev/null && pwd -P)
+    driver=${driver##*/}
+    case "$driver" in
+        *vfio*) ;;
+        *) refuse "$name ($one) is on ${driver:-no driver}, not on vfio-pci. \
+gpuvm plan says what is missing; gpuvm gpu explain $name says who holds it" ;;
+    esac
 done
 [ -z "$file" ] || [ -z "$ours" ] || rm -f "$run/refused/$file"
 exit 0

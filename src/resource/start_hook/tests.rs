@@ -39,6 +39,8 @@ impl Machine {
         facts.pci.extend([work(0), work(1)].map(|f| (f.address, f)));
         let meant = Meant { name: "work".to_owned(), slot: work(0).address.slot, serial: None };
         machine.write("etc/gpuvm/devices", devices(&[meant], &facts));
+        // What systemd is asked for is written down.
+        machine.systemctl("exit 0");
         machine
     }
 
@@ -55,6 +57,16 @@ impl Machine {
     }
     fn sys(&self, function: &str, attribute: &str) -> String {
         format!("sys/bus/pci/devices/{function}/{attribute}")
+    }
+
+    fn systemctl(&self, then: &str) {
+        let root = self.dir.path().display().to_string();
+        self.write(
+            "bin/systemctl",
+            format!("#!/bin/sh\necho \"$*\" >> {root}/asked\n{}\n", then.replace("ROOT", &root)),
+        );
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(self.at("bin/systemctl"), std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     /// A function on vfio-pci in group 9.
@@ -89,7 +101,7 @@ impl Machine {
     /// What libvirt would see: whether the hook lets it go on, and what it says.
     fn hook(&self, op: &str, sub: &str, xml: &str) -> (bool, String) {
         let root = self.dir.path().display().to_string();
-        let mut text = HOOK.1.to_owned();
+        let mut text = HOOK.1.replace("PATH=/usr/sbin", &format!("PATH={root}/bin:/usr/sbin"));
         for folder in ["/sys/", "/etc/gpuvm", "/var/lib/", "/var/log/", "/run/", "/proc/"] {
             // Only where a path begins.
             for before in ["=", " ", "\"$"] {
@@ -335,4 +347,60 @@ fn a_card_counts_as_come_back_when_a_vm_ran_with_it_and_it_answers_afterwards() 
     std::fs::remove_file(machine.at("sys/bus/pci/devices/0000:02:00.0/config")).unwrap();
     ran(&machine);
     assert_eq!(remembered(&machine), Some((1, false)));
+}
+
+/// The card is the host's until its VM starts.
+fn shared() -> Machine {
+    let machine = Machine::new();
+    machine.write("etc/gpuvm/shared/work", "function 0000:02:00.0 10de:2684\nfunction 0000:02:00.1 10de:22ba\n");
+    for (function, driver) in [("0000:02:00.0", "nvidia"), ("0000:02:00.1", "snd_hda_intel")] {
+        machine.drive(function, driver);
+    }
+    machine.systemctl(
+        "case \"$*\" in *gpuvm-take@*) ;; *) exit 0 ;; esac\n[ ! -e ROOT/fails ] || exit 1\n\
+         for f in 0 1; do ln -sfn ROOT/sys/bus/pci/drivers/vfio-pci ROOT/sys/bus/pci/devices/0000:02:00.$f/driver; done\n\
+         mkdir -p ROOT/run/gpuvm/shared/claim; echo desktop 1 > ROOT/run/gpuvm/shared/claim/work",
+    );
+    machine
+}
+
+#[test]
+fn a_shared_card_is_handed_over_once_everything_else_is_as_it_was_meant() {
+    let machine = shared();
+    machine.write(&machine.sys("0000:02:00.1", "config"), [0xff; 64]);
+    machine.refused(&ours());
+    assert_eq!(machine.read("asked"), "", "nothing was taken from the host");
+    machine.write(&machine.sys("0000:02:00.1", "config"), [0xde, 0x10, 0x84, 0x26]);
+    assert_eq!(machine.start(&ours()), (true, String::new()));
+    assert_eq!(machine.read("asked"), "start gpuvm-take@work:desktop.service\n");
+    // Another VM's end is none of its business.
+    machine.write("run/gpuvm/shared/claim/work", "other 1\n");
+    assert!(machine.hook("release", "end", &ours()).0);
+    assert_eq!(machine.read("run/gpuvm/shared/claim/work"), "other 1\n");
+    machine.write("run/gpuvm/shared/claim/work", "desktop 1\n");
+    // Whatever its definition says by then.
+    assert_eq!(machine.hook("release", "end", ""), (true, String::new()));
+    assert!(!machine.at("run/gpuvm/shared/claim/work").exists());
+    assert!(
+        machine.read("asked").ends_with("\nstart --no-block gpuvm-give@work.service\n"),
+        "{}",
+        machine.read("asked")
+    );
+}
+
+#[test]
+fn a_hand_over_that_fails_keeps_the_vm_from_starting_and_says_why() {
+    let machine = shared();
+    machine.write("fails", "");
+    assert!(machine.refused(&ours()).contains("systemctl status gpuvm-take@work:desktop.service"));
+    machine.write("run/gpuvm/shared/why/work", "VM other has work\n");
+    assert_eq!(machine.refused(&ours()), "VM other has work");
+    // Where it was handed over and is not there, it is given back at once.
+    std::fs::remove_file(machine.at("fails")).unwrap();
+    machine.systemctl("case \"$*\" in *gpuvm-take@*) ;; *) exit 0 ;; esac\nmkdir -p ROOT/run/gpuvm/shared/claim; echo desktop 1 > ROOT/run/gpuvm/shared/claim/work");
+    assert!(machine.refused(&ours()).contains("is on nvidia, not on vfio-pci"));
+    assert!(machine.read("asked").ends_with("start --no-block gpuvm-give@work.service\n"));
+    machine.write("proc/cmdline", "quiet gpuvm.off\n");
+    machine.write("asked", "");
+    assert!(machine.start(&ours()).0 && machine.read("asked").is_empty());
 }
