@@ -526,7 +526,7 @@ impl StateDir {
     }
 
     /// Takes away the directories that were made for files of ours and have nothing in them any more.
-    pub(super) fn fold_up(&mut self, host: &mut dyn Host) -> Result<(), StateError> {
+    pub fn fold_up(&mut self, host: &mut dyn Host) -> Result<(), StateError> {
         let before = self.ledger.folders.len();
         // The inner ones first.
         for folder in std::mem::take(&mut self.ledger.folders).into_iter().rev() {

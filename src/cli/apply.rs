@@ -108,6 +108,9 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
             if let Err(e) = settled() {
                 say(&format!("what is gone stays in the ledger as gpuvm's: {e}\n"));
             }
+            if let Err(e) = state.fold_up(host) {
+                say(&format!("which folders are gpuvm's to take away could not be written down: {e}\n"));
+            }
             if let Err(e) = apply::record_after(&state, run, host) {
                 say(&format!("how the run left the host could not be recorded: {e}\n"));
             }
