@@ -138,7 +138,7 @@ fn a_second_vm_is_refused_by_the_name_of_the_first_or_takes_its_place_in_one_run
     host.says("vm start one", 0);
     let said = host.says("vm start two", 1);
     assert!(said.contains("VM `one` has its device 0000:02:00, and runs"), "{said}");
-    assert!(said.contains("gpuvm vm start two --swap"), "{said}");
+    assert!(said.contains("gpuvm vm start --root host two --swap"), "{said}");
     host.is(VFIO, "inactive", "one");
     let info = host.says("vm info two", 0);
     assert!(info.contains("VM `one` has device 0000:02:00.0") && info.contains("--swap"), "{info}");
@@ -236,7 +236,7 @@ fn an_undo_takes_the_hand_over_away_when_no_vm_has_it() {
     let host = Host::new();
     host.says("vm start one", 0);
     let said = host.says("undo 1 --yes --skip libvirt-domain/one", 1);
-    assert!(said.contains("VM `one` has `spare`") && said.contains("gpuvm vm stop one"), "{said}");
+    assert!(said.contains("VM `one` has `spare`") && said.contains("gpuvm vm stop --root host one"), "{said}");
     for path in ["usr/local/lib/gpuvm/shared-gpu", "etc/systemd/system/gpuvm-give@.service", "etc/gpuvm/shared/spare"] {
         assert!(host.at("host/root").join(path).exists(), "{path}");
     }
