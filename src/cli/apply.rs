@@ -11,7 +11,7 @@ use super::run::{Around, EVENTS, carry_out as carry_out_here};
 use super::source::Source;
 use super::status::{Standing, cut_off, follow, standing};
 use super::stop::Stop;
-use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, plan::verdict, print, say, tell};
+use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, plan::verdict, print, say, tell, tell_plan};
 use crate::apply::{self, ABOUT_FORMAT, About, Allowed, ApplyError, Ending, Order, Purpose, StateDir};
 use crate::host::{Host, Probe, live};
 use crate::manifest;
@@ -213,7 +213,7 @@ pub(super) fn approve(
         _ => {
             // What is asked about is shown, however quiet it is to be.
             let detail = if talk.quiet && !consent.yes { Detail::Normal } else { talk.detail };
-            tell(&report::plan_text(approved, detail))?;
+            tell_plan(approved, detail)?;
         }
     }
     match verdict(approved) {
