@@ -108,7 +108,7 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
             if let Err(e) = settled() {
                 say(&format!("what is gone stays in the ledger as gpuvm's: {e}\n"));
             }
-            if let Err(e) = state.fold_up(host) {
+            if let Err(e) = state.fold_up(run, host) {
                 say(&format!("which folders are gpuvm's to take away could not be written down: {e}\n"));
             }
             if let Err(e) = apply::record_after(&state, run, host) {
