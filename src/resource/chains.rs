@@ -145,8 +145,8 @@ mod tests {
         let domains = disks.iter().map(|(disk, driver)| Domain {
             name: "vm".into(),
             inactive_xml: format!(
-                "<domain><memory>1</memory><vcpu>1</vcpu><os/><devices><disk type='file' device='disk'>{driver}\
-                 <source file='{disk}'/></disk></devices></domain>"
+                "<domain><memory>1</memory><vcpu>1</vcpu><os/><devices><disk type='file' device='disk'>\
+                 <source file='{disk}'/>{driver}</disk></devices></domain>"
             ),
             ..Domain::default()
         });
