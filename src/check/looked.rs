@@ -7,7 +7,7 @@ use super::NextBoot;
 use crate::facts::{HostFacts, SecureBoot, secure_boot};
 use crate::gpu::{Framebuffer, Gpu, framebuffer, names, text};
 use crate::host::{Answer, Probe};
-use crate::types::PciSlot;
+use crate::types::{PciId, PciSlot};
 
 /// Read once for all GPUs.
 #[derive(Debug, Clone)]
@@ -67,16 +67,6 @@ impl Looked {
         }
         let info = text(probe, "/proc/cpuinfo").unwrap_or_default();
         let sizes = info.lines().find_map(|l| l.strip_prefix("address sizes")?.split_once(':'));
-        let modprobe = "/etc/modprobe.d";
-        let by_id = names(probe, modprobe).into_iter().filter(|n| n.ends_with(".conf")).flat_map(|name| {
-            let path = format!("{modprobe}/{name}");
-            let lines = text(probe, &path).unwrap_or_default();
-            let found = lines
-                .lines()
-                .map(str::trim)
-                .filter(|l| l.starts_with("options vfio-pci") || l.starts_with("options vfio_pci"));
-            found.filter(|l| l.contains("ids=")).map(|l| (path.clone(), l.to_owned())).collect::<Vec<_>>()
-        });
         let rules = "/etc/udev/rules.d";
         let ours = names(probe, rules).into_iter().filter(|n| n.starts_with("61-gpuvm-vfio-"));
         let rules: String = ours.filter_map(|n| text(probe, &format!("{rules}/{n}"))).collect::<Vec<_>>().join("\n");
@@ -103,9 +93,35 @@ impl Looked {
                 .filter_map(|g| Some((g.slot, dead(probe, g)?)))
                 .collect(),
             rules,
-            by_id: by_id.collect(),
+            by_id: by_id(probe),
         }
     }
+}
+
+/// The lines of modprobe.d that give ids to vfio-pci, with their files.
+pub fn by_id(probe: &dyn Probe) -> Vec<(String, String)> {
+    let modprobe = "/etc/modprobe.d";
+    let files = names(probe, modprobe).into_iter().filter(|n| n.ends_with(".conf"));
+    let all = files.flat_map(|name| {
+        let path = format!("{modprobe}/{name}");
+        let lines = text(probe, &path).unwrap_or_default();
+        let found = lines
+            .lines()
+            .map(str::trim)
+            .filter(|l| l.starts_with("options vfio-pci") || l.starts_with("options vfio_pci"));
+        found.filter(|l| l.contains("ids=")).map(|l| (path.clone(), l.to_owned())).collect::<Vec<_>>()
+    });
+    all.collect()
+}
+
+/// Whether options of vfio-pci's name this vendor and device: `ids=VENDOR:DEVICE[:…],…`.
+pub fn names_id(line: &str, id: PciId) -> bool {
+    let ids = line.split_whitespace().filter_map(|word| Some(word.split_once("ids=")?.1));
+    let mut each = ids.flat_map(|ids| ids.trim_matches(['"', '\'']).split(','));
+    each.any(|one| {
+        let mut parts = one.split(':').map(|part| u16::from_str_radix(part, 16).ok());
+        (parts.next().flatten(), parts.next().flatten()) == (Some(id.vendor), Some(id.device))
+    })
 }
 
 fn has_vfio(probe: &dyn Probe, facts: &HostFacts) -> Option<bool> {

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 pub use crate::facts::SecureBoot;
-pub use looked::Looked;
+pub use looked::{Looked, by_id, names_id};
 pub use next_boot::{NextBoot, NextBootReport, judge as judge_next_boot};
 
 use crate::facts::HostFacts;

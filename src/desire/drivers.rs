@@ -9,7 +9,7 @@ use crate::facts::{DriverFacts, HostFacts, PciFunction};
 use crate::manifest::{DeviceUse, Loaded, Manifest};
 use crate::plan::{Finding, Key, Severity};
 use crate::resource::driver::Driver;
-use crate::types::PciSlot;
+use crate::types::{PciAddress, PciSlot};
 
 pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, shared: &mut Shared) {
     let m = &manifest.manifest;
@@ -37,10 +37,16 @@ pub(super) struct On<'a> {
 }
 
 impl<'a> On<'a> {
-    /// The slots that the manifest keeps for VMs.
-    fn given(&self) -> BTreeSet<PciSlot> {
-        let vfio = self.m.gpus.values().filter(|e| e.usage == DeviceUse::Vfio);
-        vfio.filter_map(|e| slot_of(e, true, self.facts)).collect()
+    /// The slots that the manifest uses so.
+    fn used(&self, how: DeviceUse) -> BTreeSet<PciSlot> {
+        let of_it = self.m.gpus.values().filter(|e| e.usage == how);
+        of_it.filter_map(|e| slot_of(e, true, self.facts)).collect()
+    }
+
+    /// Those of the host's cards that it shares with VMs.
+    pub fn shared(&self, cards: &[&PciFunction]) -> Vec<PciAddress> {
+        let slots = self.used(DeviceUse::Shared);
+        cards.iter().map(|f| f.address).filter(|a| slots.contains(&a.slot)).collect()
     }
 
     /// The display functions of a maker's cards that stay with the host; a finding where there are none.
@@ -48,7 +54,7 @@ impl<'a> On<'a> {
         let facts = self.facts;
         let all: Vec<&PciFunction> =
             facts.pci.values().filter(|f| f.is_gpu() && f.id.vendor == vendor && f.virtual_of.is_none()).collect();
-        let given = self.given();
+        let given = self.used(DeviceUse::Vfio);
         let mut ours: Vec<&PciFunction> = all.iter().copied().filter(|f| !given.contains(&f.address.slot)).collect();
         ours.dedup_by_key(|f| f.address.slot);
         let place = format!("drivers.{maker}");
@@ -118,6 +124,7 @@ fn in_kernel(
     let wanted = Driver {
         name: maker,
         cards: cards.iter().map(|f| f.address).collect(),
+        shared: on.shared(&cards),
         drivers: drivers.iter().map(|d| (*d).to_owned()).collect(),
         version: None,
         open: None,

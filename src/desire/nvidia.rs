@@ -138,6 +138,7 @@ pub(super) fn desire(on: &On<'_>, entry: &NvidiaEntry, desired: &mut Desired, sh
         let wanted = Driver {
             name,
             cards: cards.iter().map(|f| f.address).collect(),
+            shared: on.shared(&cards),
             drivers: vec!["nvidia".to_owned()],
             version: Some(wish.0.clone()),
             open: Some(open),

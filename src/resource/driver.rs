@@ -19,6 +19,10 @@ pub struct Driver {
     pub name: ResourceName,
     /// The display functions of the cards that stay with the host.
     pub cards: Vec<PciAddress>,
+    /// Those of them that host and VMs share: on vfio-pci while a VM has one. Whether one has is the shared GPU's own to
+    /// say, which gives it back where none has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared: Vec<PciAddress>,
     /// The kernel's drivers that count: the first is the usual one.
     pub drivers: Vec<String>,
     /// How its version has to begin (`580.`), where packages bring it.
@@ -67,14 +71,30 @@ impl Driver {
         all.all(|p| p.is_some()).then(|| upstream(&first.version))
     }
 
+    /// Whether a card is lent to a VM now.
+    fn lent(&self, card: &PciAddress, driver: Option<&str>) -> bool {
+        self.shared.contains(card) && driver.is_some_and(|d| d.contains("vfio"))
+    }
+
     /// Why it does not drive as it should now; `None` where it does.
     fn amiss(&self, state: &DriverState, facts: &HostFacts) -> Option<String> {
+        let lent = |(card, driver): &(PciAddress, Option<String>)| self.lent(card, driver.as_deref());
         let fine = |driver: &Option<String>| driver.as_ref().is_some_and(|d| self.drivers.contains(d));
-        if let Some((card, driver)) = state.bound.iter().find(|(_, d)| !fine(d)) {
+        if let Some((card, driver)) = state.bound.iter().find(|one| !lent(one) && !fine(&one.1)) {
             let driver = driver.as_deref().unwrap_or("no driver");
             return Some(format!("{card} is on {driver}, not on {}", self.drivers.join(" or ")));
         }
         let wanted = self.version.as_deref()?;
+        // Nothing need be loaded while VMs have all of them: it is when the first comes back.
+        if state.loaded.is_none() && !state.bound.is_empty() && state.bound.iter().all(lent) {
+            return match self.installed(facts) {
+                Some(installed) if fits(installed, wanted) || installed == upstream(wanted) => None,
+                Some(installed) => {
+                    Some(format!("version {installed} is installed, not {}", wanted.trim_end_matches('.')))
+                }
+                None => Some("its packages are not installed yet".to_owned()),
+            };
+        }
         let Some(running) = state.loaded.as_ref().and_then(|l| l.version.as_deref()) else {
             return Some("the module that is loaded does not tell its version".to_owned());
         };
@@ -125,10 +145,13 @@ impl Resource for Driver {
         };
         let version = state.loaded.as_ref().and_then(|l| l.version.as_deref()).filter(|_| self.version.is_some());
         let names = self.cards.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let lent = state.bound.iter().filter(|(card, d)| self.lent(card, d.as_deref()));
+        let lent = lent.map(|(card, _)| card.to_string()).collect::<Vec<_>>().join(", ");
+        let lent = if lent.is_empty() { lent } else { format!("; for a VM now: {lent}") };
         let Some(why) = self.amiss(&state, facts) else {
             return Diff::InSync {
                 evidence: format!(
-                    "{} {}on {names}",
+                    "{} {}on {names}{lent}",
                     self.drivers.join("/"),
                     version.map_or(String::new(), |v| format!("{v} "))
                 ),
@@ -162,7 +185,7 @@ impl Resource for Driver {
         };
         let mut promise = Change::new(Action::Change, what);
         for (card, driver) in &state.bound {
-            if !driver.as_ref().is_some_and(|d| self.drivers.contains(d)) {
+            if !self.lent(card, driver.as_deref()) && !driver.as_ref().is_some_and(|d| self.drivers.contains(d)) {
                 let before = driver.clone().unwrap_or_else(|| "no driver".to_owned());
                 promise.fields.push(FieldDiff::new(card.to_string(), Some(before), Some(self.drivers[0].clone())));
             }
@@ -222,6 +245,7 @@ mod tests {
         let wanted = Driver {
             name: "nvidia".parse().unwrap(),
             cards: vec!["0000:01:00.0".parse().unwrap()],
+            shared: Vec::new(),
             drivers: vec!["nvidia".to_owned()],
             version: Some("580.".to_owned()),
             open: Some(true),
@@ -275,5 +299,52 @@ mod tests {
         ] {
             assert_eq!(told(driver, loaded, installed, module), wanted);
         }
+    }
+    #[test]
+    fn a_shared_card_that_a_vm_has_needs_no_boot() {
+        let card = |a: &str| a.parse::<PciAddress>().unwrap();
+        let [own, shared] = [card("0000:01:00.0"), card("0000:02:00.0")];
+        let told = |on: [&str; 2],
+                    of: &[PciAddress],
+                    version: Option<&str>,
+                    loaded: Option<(&str, bool)>,
+                    has: Option<&str>| {
+            let wanted = Driver {
+                name: "nvidia".parse().unwrap(),
+                cards: vec![own, shared],
+                shared: of.to_vec(),
+                drivers: vec!["nvidia".to_owned()],
+                version: version.map(str::to_owned),
+                open: None,
+                packages: vec!["nvidia-open-580".parse().unwrap()],
+            };
+            let mut facts = known(loaded, true);
+            let package = |v: &str| Package { version: v.to_owned(), installed: true, ..Package::default() };
+            facts.packages =
+                Known::Value(has.map(|v| ("nvidia-open-580".to_owned(), package(v))).into_iter().collect());
+            let bound = [own, shared].into_iter().zip(on.map(|d| Some(d.to_owned()))).collect();
+            match wanted.diff(&DriverState { bound, ..DriverState::default() }, None, &facts) {
+                Diff::InSync { evidence } => evidence,
+                Diff::Waits { on: WaitFor::Reboot, why, promise } => {
+                    format!("reboot: {why} ({})", promise.fields.len())
+                }
+                other => format!("{other:?}"),
+            }
+        };
+        let (branch, runs, package) = (Some("580."), Some(("580.95.05", true)), Some("580.95.05-0ubuntu1"));
+        let one = told(["nvidia", "vfio-pci"], &[shared], branch, runs, package);
+        assert_eq!(one, "nvidia 580.95.05 on 0000:01:00.0, 0000:02:00.0; for a VM now: 0000:02:00.0");
+        // One that is the host's alone is not lent, and one of the host's on another driver needs the boot as before.
+        let alone = told(["nvidia", "vfio-pci"], &[], branch, runs, package);
+        assert_eq!(alone, "reboot: 0000:02:00.0 is on vfio-pci, not on nvidia (1)");
+        let other = told(["nouveau", "vfio-pci"], &[shared], branch, None, package);
+        assert_eq!(other, "reboot: 0000:01:00.0 is on nouveau, not on nvidia (1)");
+        // With all of them lent, nothing is loaded: the packages tell.
+        let all = |has| told(["vfio-pci", "vfio-pci"], &[own, shared], branch, None, has);
+        assert!(all(package).starts_with("nvidia on 0000:01:00.0"), "{}", all(package));
+        assert_eq!(all(Some("575.57.08-1")), "reboot: version 575.57.08 is installed, not 580 (0)");
+        assert_eq!(all(None), "reboot: its packages are not installed yet (0)");
+        // The kernel's own drivers have no version.
+        assert!(told(["nvidia", "vfio-pci"], &[shared], None, None, None).starts_with("nvidia on"));
     }
 }

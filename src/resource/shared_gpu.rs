@@ -116,6 +116,80 @@ pub struct SharedNow {
     pub handover: Handover,
 }
 
+/// Why a GPU's hand-over cannot be taken away now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Needed {
+    /// This VM runs with it.
+    ByVm(String),
+    /// Not all has gone back to the host; the VM that had it, where that is known.
+    Owed(Option<String>),
+    /// Whose it is is not known.
+    Unknown(String),
+}
+
+impl SharedNow {
+    /// Whether its hand-over is needed still.
+    pub fn needed(&self, host: &dyn Probe) -> Result<Option<Needed>, HostError> {
+        Ok(match user(self.slot, &ask(host)?) {
+            Err(why) => Some(Needed::Unknown(why)),
+            Ok(Some(vm)) => Some(Needed::ByVm(vm.to_owned())),
+            Ok(None) if self.handover.hidden => {
+                Some(Needed::Unknown("its files may not be read (not root)".to_owned()))
+            }
+            Ok(None) if self.handover.open || self.handover.vm.is_some() => {
+                Some(Needed::Owed(self.handover.vm.clone()))
+            }
+            Ok(None) => None,
+        })
+    }
+
+    /// See [`SharedGpu::give`].
+    pub fn give(&self, ended: Option<&str>) -> Option<Step> {
+        give(&self.name, ended)
+    }
+}
+
+/// The unit that gives a GPU back to the host; what is left of a VM that has ended goes with it.
+fn give(name: &str, ended: Option<&str>) -> Option<Step> {
+    let of = ended.map_or(String::new(), |vm| format!(":{vm}"));
+    let unit = format!("gpuvm-give@{name}{of}.service").parse().ok()?;
+    Some(Step::Service { unit, action: ServiceAction::Start })
+}
+
+/// What of others' binds a function by its id, so that it would not come back to its own driver.
+fn bound_by_id(functions: &[&PciFunction], state: &SharedState, facts: &HostFacts) -> Option<(String, String)> {
+    let boot = |arg: &&String| arg.starts_with("vfio-pci.ids=") || arg.starts_with("vfio_pci.ids=");
+    let boot = facts.kernel.cmdline.iter().filter(boot).map(|arg| ("the kernel's command line", arg));
+    let mut all = state.by_id.iter().map(|(file, line)| (file.as_str(), line)).chain(boot);
+    all.find_map(|(place, line)| {
+        let f = functions.iter().find(|f| crate::check::names_id(line, f.id))?;
+        Some((
+            format!("`{line}` ({place}) binds {} to vfio-pci by its id: it would not come back to the host", f.address),
+            format!(
+                "take {} out there, and boot; a card of that model that is for VMs alone: `use: vfio`, which binds by address",
+                f.id
+            ),
+        ))
+    })
+}
+
+/// The running VM that has a slot, as libvirt tells; `Err` where libvirt could not tell.
+fn user(slot: PciSlot, libvirt: &Libvirt) -> Result<Option<&str>, String> {
+    let known = match libvirt {
+        Answer::Value(known) => known,
+        Answer::Absent => return Ok(None),
+        Answer::Denied => return Err("libvirt may not be asked (not root)".to_owned()),
+    };
+    for domain in known.domains.iter().filter(|d| d.active) {
+        let xml = domain.live_xml.as_deref().unwrap_or(&domain.inactive_xml);
+        let is = project(xml).map_err(|why| format!("VM `{}` cannot be read: {why}", domain.name))?;
+        if is.functions.iter().any(|f| f.slot == slot) {
+            return Ok(Some(&domain.name));
+        }
+    }
+    Ok(None)
+}
+
 /// All of them.
 pub fn shared_now(host: &dyn Probe) -> Vec<SharedNow> {
     let names = host.list(Path::new(KNOWN)).ok().and_then(Answer::value).unwrap_or_default();
@@ -162,6 +236,8 @@ pub struct SharedState {
     libvirt: Libvirt,
     /// Units to be stopped that are not there.
     missing: Vec<UnitName>,
+    /// Lines of modprobe.d that bind by id, with their files.
+    by_id: Vec<(String, String)>,
 }
 
 impl SharedGpu {
@@ -198,26 +274,7 @@ impl SharedGpu {
 
     /// The unit that gives it back to the host; what is left of a VM that has ended goes with it.
     pub fn give(&self, ended: Option<&str>) -> Option<Step> {
-        let of = ended.map_or(String::new(), |vm| format!(":{vm}"));
-        let unit = format!("gpuvm-give@{}{of}.service", self.name).parse().ok()?;
-        Some(Step::Service { unit, action: ServiceAction::Start })
-    }
-
-    /// The running VM that has it, as libvirt tells; `Err` where libvirt could not tell.
-    fn user<'a>(&self, libvirt: &'a Libvirt) -> Result<Option<&'a str>, String> {
-        let known = match libvirt {
-            Answer::Value(known) => known,
-            Answer::Absent => return Ok(None),
-            Answer::Denied => return Err("libvirt may not be asked (not root)".to_owned()),
-        };
-        for domain in known.domains.iter().filter(|d| d.active) {
-            let xml = domain.live_xml.as_deref().unwrap_or(&domain.inactive_xml);
-            let is = project(xml).map_err(|why| format!("VM `{}` cannot be read: {why}", domain.name))?;
-            if is.functions.iter().any(|f| f.slot == self.slot) {
-                return Ok(Some(&domain.name));
-            }
-        }
-        Ok(None)
+        give(&self.name, ended)
     }
 }
 
@@ -244,6 +301,7 @@ impl Resource for SharedGpu {
             handover: Handover::read(host, &self.name)?,
             libvirt: ask(host)?,
             missing,
+            by_id: crate::check::by_id(host),
         })
     }
 
@@ -259,6 +317,9 @@ impl Resource for SharedGpu {
             return Diff::Blocked { why, help };
         }
         if let Some((why, help)) = self.binding().forbidden_now(facts) {
+            return Diff::Blocked { why, help };
+        }
+        if let Some((why, help)) = bound_by_id(&functions, state, facts) {
             return Diff::Blocked { why, help };
         }
         let text = self.text(&functions);
@@ -283,7 +344,7 @@ impl Resource for SharedGpu {
         let on_vfio = |f: &&PciFunction| f.driver.as_deref().is_some_and(|d| d.contains("vfio"));
         let moved: Vec<&PciFunction> = functions.iter().copied().filter(|f| on_vfio(f)).collect();
         let handover = &state.handover;
-        let whose = match self.user(&state.libvirt) {
+        let whose = match user(self.slot, &state.libvirt) {
             Ok(Some(vm)) => format!("VM `{vm}` has it"),
             Ok(None) if moved.is_empty() && !handover.open && handover.vm.is_none() => "the host has it".to_owned(),
             // What was begun for a VM is known to root and libvirt alone.
@@ -324,7 +385,7 @@ impl Resource for SharedGpu {
 
     fn remove(&self, state: &SharedState, facts: &HostFacts) -> Diff {
         let Some(text) = &state.text else { return Diff::InSync { evidence: "gone".to_owned() } };
-        match self.user(&state.libvirt) {
+        match user(self.slot, &state.libvirt) {
             Err(why) => return Diff::Unknown { why: format!("whose it is now is not known: {why}") },
             Ok(Some(vm)) => {
                 return Diff::Blocked {

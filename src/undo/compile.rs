@@ -17,7 +17,8 @@ use crate::plan::{
 };
 use crate::resource::chains::over;
 use crate::resource::libvirt_domain::{project, without_private_parts};
-use crate::resource::{Resource, Wanted, bridge::Bridge, libvirt_domain, seed::Seed};
+use crate::resource::shared_gpu::{KNOWN, Needed, SCRIPT, SharedGpu, UNITS, shared_now};
+use crate::resource::{Resource, Wanted, bridge::Bridge, libvirt_domain, seed::Seed, start_hook};
 use crate::types::{ByteSize, Mode, PciAddress, ResourceName, Splice, sha256_hex};
 
 /// What is to be undone.
@@ -115,6 +116,16 @@ pub fn plan(
     }
     for entry in &mut entries {
         entry.after = dependents(&recorded.plan, &entry.key);
+    }
+    // A GPU that goes back to the host waits for the end of the VM that has it, whichever run gave it to that.
+    let vms = recorded.before.iter().filter(|(_, place, _)| matches!(place, Place::Domain(_))).map(|(key, ..)| key);
+    let vms: BTreeSet<Key> = vms.cloned().collect();
+    let gives = |e: &Entry| match &e.diff {
+        Diff::Change(c) => e.key.kind == SharedGpu::KIND && c.steps.iter().any(|s| matches!(s, Step::Service { .. })),
+        _ => false,
+    };
+    for entry in entries.iter_mut().filter(|e| gives(e)) {
+        entry.after.extend(vms.iter().cloned());
     }
     let known: BTreeSet<Key> = entries.iter().map(|e| e.key.clone()).collect();
     for entry in &mut entries {
@@ -231,6 +242,9 @@ impl Thing<'_> {
             return packages::compile(&packages, probe, &mut self.stays);
         }
         let mut change = Change::new(Action::Change, String::new());
+        if let Some(diff) = self.hand_over(key, &mine, &mut change, probe)? {
+            return Ok(diff);
+        }
         let mut with_boot = Vec::new();
         let bound_at_once = mine.iter().any(|(place, _)| matches!(place, Place::Function(_)));
         for (place, before) in &mine {
@@ -554,12 +568,77 @@ impl Thing<'_> {
         }
     }
 
-    /// Whether the same undo shuts a VM down, since it did not run before.
+    /// Why what hands shared GPUs over cannot go: a VM has one, or not all went back to the host. Where this undo shuts
+    /// that VM down, the GPU goes back before its hand-over goes, and is waited for.
+    fn hand_over(
+        &self,
+        key: &Key,
+        mine: &[(&Place, &Seen)],
+        change: &mut Change,
+        probe: &dyn Probe,
+    ) -> Result<Option<Diff>, HostError> {
+        let goes = |path: &Path| {
+            let now = |place: &Place| self.now.seen.get(place).is_some_and(|is| *is != Seen::Nothing);
+            mine.iter()
+                .any(|(p, before)| matches!(p, Place::File(at) if at == path) && **before == Seen::Nothing && now(p))
+        };
+        let behind = UNITS.iter().chain([&SCRIPT, &start_hook::HOOK]).any(|(path, _)| goes(Path::new(path)));
+        for shared in shared_now(probe) {
+            let own = goes(&Path::new(KNOWN).join(&shared.name));
+            if !own && !behind {
+                continue;
+            }
+            let skip =
+                format!("; to leave the hand-over as it is: gpuvm undo {} --skip {}", self.back.run, selector(key));
+            let name = &shared.name;
+            let (why, help) = match shared.needed(probe)? {
+                None => continue,
+                Some(Needed::Unknown(why)) => {
+                    return Ok(Some(Diff::Unknown { why: format!("whose `{name}` is now is not known: {why}") }));
+                }
+                // What the same undo stops and gives back.
+                Some(Needed::ByVm(vm)) if self.stops(&vm) && self.takes_away(name) => {
+                    if own {
+                        change.steps.extend(shared.give(Some(&vm)));
+                        change.notes.push(format!("it goes back to the host first, once VM `{vm}` has ended"));
+                    }
+                    continue;
+                }
+                Some(Needed::ByVm(vm)) => {
+                    (format!("VM `{vm}` has `{name}`"), format!("shut that down first: gpuvm vm stop {vm}"))
+                }
+                Some(Needed::Owed(vm)) => {
+                    let of = vm.map_or(String::new(), |vm| format!(":{vm}"));
+                    (
+                        format!("`{name}` has not all gone back to the host yet"),
+                        format!("give it back first: systemctl start gpuvm-give@{name}{of}"),
+                    )
+                }
+            };
+            return Ok(Some(Diff::Blocked { why, help: help + &skip }));
+        }
+        Ok(None)
+    }
+
+    /// Whether the same undo takes the hand-over of a GPU away.
+    fn takes_away(&self, gpu: &str) -> bool {
+        let key = Key::new(SharedGpu::KIND, gpu);
+        let recorded = self.recorded.before.iter().any(|(k, _, before)| *k == key && *before == Seen::Nothing);
+        recorded && !self.back.skip.iter().any(|s| s.fits(&key))
+    }
+
+    /// Whether the same undo shuts a VM down: it was not there before the run, or the run started it.
     fn stops(&self, vm: &str) -> bool {
-        let ran = |seen: &Seen| matches!(seen, Seen::Domain { active: true, .. });
-        let mut of_vm =
-            self.recorded.before.iter().filter(|(_, p, _)| matches!(p, Place::Domain(n) if n.as_str() == vm));
-        of_vm.any(|(_, _, before)| !ran(before))
+        self.recorded.before.iter().any(|(key, place, before)| {
+            let its = matches!(place, Place::Domain(name) if name.as_str() == vm);
+            let started = || matches!(self.recorded.after.get(place), Some(Seen::Domain { active: true, .. }));
+            its && !self.back.skip.iter().any(|s| s.fits(key))
+                && match before {
+                    Seen::Nothing => true,
+                    Seen::Domain { active, .. } => !active && started(),
+                    _ => false,
+                }
+        })
     }
 
     /// A slot that was bound at once is bound back at once, as a whole.

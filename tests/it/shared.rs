@@ -231,6 +231,31 @@ fn it_leaves_the_manifest_when_no_vm_has_it() {
 }
 
 #[test]
+fn an_undo_takes_the_hand_over_away_when_no_vm_has_it() {
+    // The VM stays, so what gives the card back when it ends stays too.
+    let host = Host::new();
+    host.says("vm start one", 0);
+    let said = host.says("undo 1 --yes --skip libvirt-domain/one", 1);
+    assert!(said.contains("VM `one` has `spare`") && said.contains("gpuvm vm stop one"), "{said}");
+    for path in ["usr/local/lib/gpuvm/shared-gpu", "etc/systemd/system/gpuvm-give@.service", "etc/gpuvm/shared/spare"] {
+        assert!(host.at("host/root").join(path).exists(), "{path}");
+    }
+    host.is(VFIO, "inactive", "one");
+    // The same undo stops it: the card goes back first, and is waited for.
+    let said = host.says("undo 1 --yes", 0);
+    assert!(said.contains("it goes back to the host first, once VM `one` has ended"), "{said}");
+    host.is(HOSTS, "active", "");
+    assert!(!host.at("host/root/usr/local/lib/gpuvm/shared-gpu").exists());
+    // What a start that was cut off left is owed.
+    let host = Host::new();
+    host.says("vm start one", 0);
+    host.with_domain("one", |d| (d["active"], d["liveXml"]) = (false.into(), serde_json::Value::Null));
+    let said = host.says("undo 1 --yes", 1);
+    assert!(said.contains("`spare` has not all gone back") && said.contains("start gpuvm-give@spare:one"), "{said}");
+    assert!(host.at("host/root/usr/local/lib/gpuvm/shared-gpu").exists());
+}
+
+#[test]
 fn who_uses_it_is_judged_by_what_is_stopped_for_a_vm() {
     let host = Host::new();
     let user = |name: &str, cgroup: &str| serde_json::json!({ "pid": 77, "name": name, "cgroup": cgroup, "nodes": ["/dev/nvidia1"] });

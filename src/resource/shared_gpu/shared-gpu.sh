@@ -85,6 +85,22 @@ put() {
     return 1
 }
 
+# Loads module $1. The kernel may not come back from that either: as in `put`, it is left behind after the limit.
+load() {
+    mkdir -p "$run/write"
+    exec 9> "$run/write/module-$1"
+    if ! flock -n 9; then
+        exec 9>&-
+        return 1
+    fi
+    (
+        exec 8>&-
+        modprobe -q -- "$1"
+    ) > /dev/null 2>&1 < /dev/null &
+    exec 9>&-
+    flock -w "$write_limit" "$run/write/module-$1" true
+}
+
 # Sets what the card is: its `functions`, their `ids`, and what `uses` it on the host.
 card() {
     functions='' ids='' uses=''
@@ -124,6 +140,16 @@ among() {
     case " $1 " in *" $2 "*) return 0 ;; *) return 1 ;; esac
 }
 
+# A unit's state, in systemd's word.
+state_of() {
+    timeout "$ask_limit" systemctl is-active -- "$1" 2> /dev/null < /dev/null 8>&-
+}
+
+# Whether a unit is off, and neither failed nor on its way.
+off() {
+    [ "$(state_of "$1")" = inactive ]
+}
+
 # Whether $1, a unit or `docker:NAME`, runs. 0 and 1; 2 where that cannot be told, 3 where it is on its way down.
 runs() {
     case "$1" in
@@ -131,7 +157,10 @@ runs() {
             engine=${1%%:*}
             command -v "$engine" > /dev/null || return 1
             told=$(timeout "$ask_limit" "$engine" ps --all --filter "name=^${1#*:}\$" --format '{{.Names}} {{.State}}' \
-                2> /dev/null < /dev/null) || return 2
+                2> /dev/null < /dev/null 8>&-) || {
+                [ "$engine" = docker ] && off docker.service && off docker.socket && return 1
+                return 2
+            }
             case "
 $told" in
                 *"
@@ -142,7 +171,7 @@ ${1#*:} paused"*) return 0 ;;
             return 1
             ;;
     esac
-    case "$(timeout "$ask_limit" systemctl is-active -- "$1" 2> /dev/null < /dev/null)" in
+    case "$(state_of "$1")" in
         active | activating | reloading | refreshing) return 0 ;;
         inactive | failed | unknown | maintenance) return 1 ;;
         deactivating) return 3 ;;
@@ -150,11 +179,11 @@ ${1#*:} paused"*) return 0 ;;
     return 2
 }
 
-# Stops or starts ($1) a unit or a container ($2).
+# Stops or starts ($1) a unit or a container ($2). What of it lives on does not hold the lock.
 turn() {
     case "$2" in
-        docker:* | podman:*) timeout -k 5 "$stop_limit" "${2%%:*}" "$1" "${2#*:}" > /dev/null < /dev/null ;;
-        *) timeout -k 5 "$stop_limit" systemctl "$1" -- "$2" > /dev/null < /dev/null ;;
+        docker:* | podman:*) timeout -k 5 "$stop_limit" "${2%%:*}" "$1" "${2#*:}" > /dev/null < /dev/null 8>&- ;;
+        *) timeout -k 5 "$stop_limit" systemctl "$1" -- "$2" > /dev/null < /dev/null 8>&- ;;
     esac
 }
 
@@ -196,7 +225,7 @@ held() {
 }
 
 # Whether a VM has the card, as `claim`: its start is under way, its QEMU runs, or somebody has the group open. What is
-# left of a start that was cut off counts no longer.
+# left of a start that was cut off counts no longer: after a while, or at once where `give` names the VM as ended.
 claimed() {
     claim='' since='' pid='' now=''
     read -r claim since 2> /dev/null < "$run/claim/$name"
@@ -204,7 +233,7 @@ claimed() {
     read -r pid 2> /dev/null < "$qemu/$claim.pid"
     [ -n "$pid" ] && [ -d "$proc/$pid" ] && return 0
     read -r now more < "$proc/uptime"
-    [ "$((${now%%.*} - ${since:-0}))" -lt "$start_limit" ] && return 0
+    [ "$word/$vm" = "give/$claim" ] || [ "$((${now%%.*} - ${since:-0}))" -ge "$start_limit" ] || return 0
     for one in $functions; do
         on_vfio "$one" && held "$one" && return 0
     done
@@ -247,11 +276,18 @@ brings most cards back"
     else
         put '' "$devices/$1/driver_override" "$1" || return 1
     fi
-    driver_of "$1"
+    if on_vfio "$1"; then
+        why="$1 did not leave its driver $driver; see dmesg"
+        return 1
+    fi
     [ -z "$driver" ] || return 0
-    case "$was" in '' | -) ;; *) [ -d "$drivers/$was" ] || timeout "$write_limit" modprobe -q -- "$was" ;; esac
+    case "$was" in '' | -) ;; *) [ -d "$drivers/$was" ] || load "$was" ;; esac
     put "$1" "$probe" "$1" || return 1
-    driver_of "$1"
+    if on_vfio "$1"; then
+        why="$1 went to $driver instead of ${was:-its own driver}: something else binds it by its id. \
+Take that out (grep -r vfio /etc/modprobe.d /proc/cmdline), and boot the host"
+        return 1
+    fi
     [ -z "$driver" ] || return 0
     case "$was" in '' | -) return 0 ;; esac
     why="$1 was on $was, which does not take it back; see dmesg"
@@ -289,6 +325,12 @@ turn_back() {
     fail "$reason"
 }
 
+# From now on it is the VM's.
+to_vm() {
+    read -r now more < "$proc/uptime"
+    printf '%s %s\n' "$vm" "${now%%.*}" | whole "$run/claim" "$name"
+}
+
 take() {
     case "$vm" in '' | *[!A-Za-z0-9._-]*) fail "the VM's name cannot be part of a unit's name" ;; esac
     if claimed && [ "$claim" != "$vm" ]; then
@@ -305,7 +347,7 @@ take() {
         silent "$one" && fail "$name ($one) does not answer: it reads as ones. \
 A boot of the host, with its power cut, brings most cards back"
     done
-    [ -d "$drivers/vfio-pci" ] || timeout "$write_limit" modprobe -q vfio-pci
+    [ -d "$drivers/vfio-pci" ] || load vfio-pci
     [ -d "$drivers/vfio-pci" ] || fail "the kernel's vfio-pci is not there; see modprobe vfio-pci"
     recall
     going=''
@@ -316,7 +358,11 @@ A boot of the host, with its power cut, brings most cards back"
                 among "$owed" "$use" || owed="$owed $use"
                 going="$going $use"
                 ;;
-            2) fail "whether $use runs cannot be told, so that it cannot be stopped for $name" ;;
+            2)
+                see="systemctl status $use"
+                case "$use" in docker:*) see='systemctl status docker' ;; podman:*) see='podman ps --all' ;; esac
+                fail "whether $use runs cannot be told, so that it cannot be stopped for $name: see $see"
+                ;;
             3) going="$going $use" ;;
         esac
     done
@@ -325,8 +371,7 @@ A boot of the host, with its power cut, brings most cards back"
         on_vfio "$one" || had="$had $one=${driver:--}"
     done
     remember || fail "$state/$name cannot be written"
-    read -r now more < "$proc/uptime"
-    printf '%s %s\n' "$vm" "${now%%.*}" | whole "$run/claim" "$name" || fail "$run/claim/$name cannot be written"
+    to_vm || fail "$run/claim/$name cannot be written"
     for use in $going; do
         turn stop "$use" || turn_back "$use does not stop"
     done
@@ -335,14 +380,12 @@ A boot of the host, with its power cut, brings most cards back"
     for one_of in $functions; do
         to_vfio "$one_of" || turn_back "$why"
     done
+    # What it took to get here is not taken from the time of the VM's own start.
+    to_vm || turn_back "$run/claim/$name cannot be written"
     printf '%s\n' "VM $vm has $name"
 }
 
 give() {
-    # Who gave the VM's name knows that it has ended.
-    ended=''
-    read -r ended now 2> /dev/null < "$run/claim/$name"
-    [ -z "$vm" ] || [ "$ended" != "$vm" ] || rm -f "$run/claim/$name"
     if claimed; then
         printf '%s\n' "VM $claim has $name"
         exit 0

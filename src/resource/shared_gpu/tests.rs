@@ -66,7 +66,8 @@ impl Machine {
         for one in RUNS.split(' ') {
             machine.write(&format!("runs/{one}"), "");
         }
-        for (name, text) in [("systemctl", SYSTEMCTL), ("docker", DOCKER), ("kernel", KERNEL)] {
+        for (name, text) in [("systemctl", SYSTEMCTL), ("docker", DOCKER), ("kernel", KERNEL), ("modprobe", "exit 1\n")]
+        {
             machine.program(name, text);
         }
         // What the script itself does to files counts as well.
@@ -266,7 +267,10 @@ fn what_cannot_go_over_is_refused_before_anything_is_stopped() {
         &|m| m.write("sys/bus/pci/devices/0000:02:00.0/device", "0x2204\n"),
         "is not the device of spare any more",
     );
-    untouched(&|m| m.write("mute", ""), "whether ollama.service runs cannot be told");
+    untouched(
+        &|m| m.write("mute", ""),
+        "whether ollama.service runs cannot be told, so that it cannot be stopped for spare: see systemctl status ollama",
+    );
     let none: &dyn Fn(&Machine) = &|m| std::fs::remove_dir(m.at("sys/bus/pci/drivers/vfio-pci")).unwrap();
     untouched(none, "vfio-pci is not there");
     let machine = Machine::new();
@@ -326,8 +330,89 @@ fn a_start_that_was_cut_off_keeps_it_for_a_while_and_a_vm_that_runs_for_ever() {
     machine.done("take spare:desktop");
     machine.done("give spare:other");
     assert_eq!(machine.drivers(), VFIO);
+    // Unless it runs all the same, as one that was started meanwhile.
+    machine.write("proc/77/comm", "qemu-system-x86\n");
+    machine.done("give spare:desktop");
+    assert_eq!((machine.drivers().as_str(), machine.claim().as_str()), (VFIO, "desktop 1121\n"));
+    std::fs::remove_dir_all(machine.at("proc/77")).unwrap();
     machine.done("give spare:desktop");
     machine.is_the_hosts();
+}
+
+#[test]
+fn the_time_of_a_start_begins_when_all_is_handed_over() {
+    let machine = Machine::new();
+    let slow = SYSTEMCTL.replace("stop) ", "stop) echo '1090.50 3000.00' > ROOT/proc/uptime; ");
+    machine.program("systemctl", &slow);
+    machine.done("take spare:desktop");
+    assert_eq!(machine.claim(), "desktop 1090\n");
+    machine.write("proc/uptime", "1209.00 3000.00\n");
+    machine.done("give spare");
+    assert_eq!(machine.drivers(), VFIO);
+}
+
+#[test]
+fn a_card_that_others_bind_by_its_id_has_not_come_back() {
+    let machine = Machine::new();
+    machine.done("take spare:desktop");
+    machine.ended();
+    machine.write("own/0000:02:00.0", "vfio-pci");
+    let why = machine.refused("give spare");
+    assert!(why.starts_with("0000:02:00.0 went to vfio-pci instead of nvidia: something else binds it"), "{why}");
+    assert!(machine.state().contains("\nleft 0000:02:00.0 went to vfio-pci"), "{}", machine.state());
+    assert_eq!((machine.drivers().as_str(), machine.runs().as_str()), ("vfio-pci snd_hda_intel", RUNS));
+    machine.write("own/0000:02:00.0", "nvidia");
+    machine.done("give spare");
+    machine.is_the_hosts();
+}
+
+#[test]
+fn a_module_that_never_loads_is_left_behind_and_holds_nothing() {
+    let machine = Machine::new();
+    nix::unistd::mkfifo(&machine.at("module"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    std::fs::remove_dir(machine.at("sys/bus/pci/drivers/vfio-pci")).unwrap();
+    // Deaf to signals, as in the kernel.
+    machine.program("modprobe", "trap '' TERM\nread -r never < ROOT/module\n");
+    let begun = std::time::Instant::now();
+    assert!(machine.refused("take spare:desktop").contains("vfio-pci is not there"));
+    // It has not the lock of the hand-over, so the next one is not kept waiting.
+    assert!(machine.refused("take spare:desktop").contains("vfio-pci is not there"));
+    assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
+    machine.is_the_hosts();
+    std::fs::write(machine.at("module"), "\n").unwrap();
+    let lock = std::fs::File::open(machine.at("run/gpuvm/shared/write/module-vfio-pci")).unwrap();
+    lock.lock().unwrap();
+}
+
+#[test]
+fn what_a_service_leaves_running_does_not_hold_the_hand_over() {
+    let machine = Machine::new();
+    nix::unistd::mkfifo(&machine.at("daemon"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let forks = SYSTEMCTL.replace("stop) ", "stop) (read -r never < ROOT/daemon) > /dev/null 2>&1 & ");
+    machine.program("systemctl", &forks);
+    machine.done("take spare:desktop");
+    let lock = std::fs::File::open(machine.at("run/gpuvm/shared/lock/spare")).unwrap();
+    let free = lock.try_lock();
+    std::fs::write(machine.at("daemon"), "\n").unwrap();
+    assert!(free.is_ok(), "{free:?}");
+}
+
+#[test]
+fn without_docker_nothing_of_it_runs_and_one_that_does_not_answer_is_named() {
+    let machine = Machine::new();
+    let refuses = DOCKER.replace("ps) ", "ps) exit 1; ");
+    machine.program("docker", &refuses);
+    std::fs::remove_file(machine.at("runs/comfy")).unwrap();
+    machine.done("take spare:desktop");
+    assert!(machine.state().contains("owed ollama.service\n") && !machine.state().contains("comfy"));
+    for part in ["docker.service", "docker.socket"] {
+        let machine = Machine::new();
+        machine.program("docker", &refuses);
+        machine.write(&format!("runs/{part}"), "");
+        let why = machine.refused("take spare:desktop");
+        assert!(why.ends_with("for spare: see systemctl status docker"), "{why}");
+        assert_eq!(machine.drivers(), HOST);
+    }
 }
 
 #[test]
@@ -435,4 +520,40 @@ fn gpuvm_off_switches_every_unit_off() {
         assert!(text.contains("\nConditionKernelCommandLine=!gpuvm.off\n"), "{path}");
         assert!(text.contains(&format!("\nExecStart={} ", SCRIPT.0)), "{path}");
     }
+}
+
+#[test]
+fn what_others_bind_by_id_is_not_shared() {
+    let gpu = SharedGpu {
+        name: "spare".to_owned(),
+        slot: display().address.slot,
+        companions: BTreeSet::new(),
+        card: None,
+        vouched: Vouched::default(),
+        release: Vec::new(),
+    };
+    let id = display().id.to_string();
+    let told = |line: &str, arg: &str| {
+        let state = SharedState {
+            text: None,
+            handover: Handover::default(),
+            libvirt: Answer::Absent,
+            missing: Vec::new(),
+            by_id: vec![("/etc/modprobe.d/vfio.conf".to_owned(), line.to_owned())],
+        };
+        let mut facts = crate::resource::tests::facts();
+        facts.iommu = crate::facts::Iommu::On { kind: "intel".to_owned(), groups: Default::default() };
+        facts.pci.insert(display().address, PciFunction { group: Some(9), ..display() });
+        facts.kernel.cmdline = vec![arg.to_owned()];
+        match gpu.diff(&state, None, &facts) {
+            Diff::Blocked { why, .. } => why,
+            Diff::Change(_) => "shared".to_owned(),
+            other => format!("{other:?}"),
+        }
+    };
+    let line = format!("options vfio-pci ids=10de:ffff,{}:1458:4104", id.to_uppercase());
+    assert!(told(&line, "quiet").contains("(/etc/modprobe.d/vfio.conf) binds"), "{}", told(&line, "quiet"));
+    assert_eq!(told("options vfio-pci ids=10de:ffff", "quiet"), "shared");
+    let boot = told("options vfio-pci ids=10de:ffff", &format!("vfio-pci.ids={id}"));
+    assert!(boot.contains("(the kernel's command line) binds"), "{boot}");
 }

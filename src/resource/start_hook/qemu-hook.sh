@@ -48,9 +48,25 @@ hand_back() {
     done
 }
 
+# The hand-over of the last card was no part of the time that the start may take with the first. Only what is this VM's
+# still.
+begin_anew() {
+    now=
+    read -r now < /proc/uptime && [ -n "$now" ] || return 0
+    for claim in "$run"/shared/claim/*; do
+        by=
+        read -r by value 2> /dev/null < "$claim"
+        [ "${by:-/}" = "$vm" ] || continue
+        new=${claim%/*}/.${claim##*/}.hook
+        printf '%s %s\n' "$vm" "${now%%.*}" > "$new" && mv -f "$new" "$claim"
+    done
+} 2> /dev/null
+
 # The VM gets card $1, which host and VMs share. What is stopped for it has its time; the unit has a limit of its own.
 hand_over() {
     case "$vm" in *[!A-Za-z0-9._-]*) refuse "its name cannot be part of a unit's name, so that it gets no shared GPU" ;; esac
+    # What an earlier try failed of is not the reason of this one.
+    rm -f "$run/shared/why/$1"
     timeout 600 systemctl start "gpuvm-take@$1:$vm.service" < /dev/null > /dev/null 2>&1 && return 0
     why=
     read -r why 2> /dev/null < "$run/shared/why/$1"
@@ -226,6 +242,7 @@ A group moves as a whole: gpuvm gpu explain $name"
 done
 # Only what passed all that is taken from the host.
 for name in $handed; do hand_over "$name"; done
+[ -z "$handed" ] || begin_anew
 for one in $passed; do
     managed=${one#*/} one=${one%/*}
     [ "$managed" != yes ] || continue

@@ -393,7 +393,13 @@ fn a_hand_over_that_fails_keeps_the_vm_from_starting_and_says_why() {
     let machine = shared();
     machine.write("fails", "");
     assert!(machine.refused(&ours()).contains("systemctl status gpuvm-take@work:desktop.service"));
-    machine.write("run/gpuvm/shared/why/work", "VM other has work\n");
+    // The reason is that of this try.
+    machine.write("run/gpuvm/shared/why/work", "what was long ago\n");
+    assert!(machine.refused(&ours()).contains("systemctl status gpuvm-take@work:desktop.service"));
+    machine.systemctl(
+        "case \"$*\" in *gpuvm-take@*) ;; *) exit 0 ;; esac\nmkdir -p ROOT/run/gpuvm/shared/why\n\
+         echo VM other has work > ROOT/run/gpuvm/shared/why/work; exit 1",
+    );
     assert_eq!(machine.refused(&ours()), "VM other has work");
     // Where it was handed over and is not there, it is given back at once.
     std::fs::remove_file(machine.at("fails")).unwrap();
@@ -403,4 +409,14 @@ fn a_hand_over_that_fails_keeps_the_vm_from_starting_and_says_why() {
     machine.write("proc/cmdline", "quiet gpuvm.off\n");
     machine.write("asked", "");
     assert!(machine.start(&ours()).0 && machine.read("asked").is_empty());
+}
+
+#[test]
+fn the_time_of_a_start_begins_when_the_last_card_is_handed_over() {
+    let machine = shared();
+    machine.write("proc/uptime", "500.25 900.00\n");
+    machine.write("run/gpuvm/shared/claim/another", "other 7\n");
+    assert_eq!(machine.start(&ours()), (true, String::new()));
+    assert_eq!(machine.read("run/gpuvm/shared/claim/work"), "desktop 500\n");
+    assert_eq!(machine.read("run/gpuvm/shared/claim/another"), "other 7\n");
 }
