@@ -133,7 +133,7 @@ impl Apply<'_> {
     pub fn run(mut self, host: &mut dyn Host, approved: &Plan) -> Result<Outcome, ApplyError> {
         let result = self.rounds(host, approved);
         if !matches!(result, Err(ApplyError::Stopped | ApplyError::State(_))) {
-            self.state.fold_up(host)?;
+            self.state.fold_up(self.run, host)?;
             record_after(self.state, self.run, host)?;
         }
         result
@@ -243,9 +243,9 @@ impl Apply<'_> {
                 for step in &change.steps {
                     self.go_on()?;
                     let done = self.step(host, &entry.key, step, written);
-                    // What was refused was not made. What only did not answer may have been.
-                    if let (true, Some(wanted), Err(ApplyError::Step { source: HostError::Refused(_), .. })) =
-                        (made, wanted, &done)
+                    // What failed was not made. What only did not answer may have been.
+                    if let (true, Some(wanted), Err(ApplyError::Step { source, .. })) = (made, wanted, &done)
+                        && !matches!(source, HostError::Timeout { .. })
                     {
                         let begun = last.clone().unwrap_or_else(|| wanted.begun());
                         self.state.own(&entry.key, &begun.kept(None, false))?;

@@ -497,10 +497,17 @@ impl StateDir {
     /// Keeps the original of a file before it is changed for the first time. `anew` is for a thing that is not ours
     /// yet: what an earlier time kept is not its original any more.
     pub fn keep(&mut self, probe: &dyn Probe, path: &Path, anew: bool) -> Result<(), HostError> {
-        if self.ledger.kept.contains_key(path) && !anew {
-            return Ok(());
-        }
         let refused = |e: StateError| HostError::Refused(format!("its original could not be kept: {e}"));
+        let mut made = false;
+        for folder in path.ancestors().skip(1) {
+            if probe.stat(folder)? != Answer::Absent {
+                break;
+            }
+            made |= self.ledger.folders.insert(folder.to_owned());
+        }
+        if self.ledger.kept.contains_key(path) && !anew {
+            return if made { self.save().map_err(refused) } else { Ok(()) };
+        }
         let kept = match (probe.stat(path)?, probe.read(path)?) {
             (Answer::Value(stat), Answer::Value(bytes)) => {
                 let copy = sha256_hex(path.as_os_str().as_encoded_bytes());
@@ -511,25 +518,30 @@ impl StateDir {
             (Answer::Denied, _) | (_, Answer::Denied) => {
                 return Err(HostError::Refused(format!("`{}` may not be read, so it is not replaced", path.display())));
             }
-            _ => {
-                for folder in path.ancestors().skip(1) {
-                    if probe.stat(folder)? != Answer::Absent {
-                        break;
-                    }
-                    self.ledger.folders.insert(folder.to_owned());
-                }
-                None
-            }
+            _ => None,
         };
         self.ledger.kept.insert(path.to_owned(), kept);
         self.save().map_err(refused)
     }
 
-    /// Takes away the directories that were made for files of ours and have nothing in them any more.
-    pub fn fold_up(&mut self, host: &mut dyn Host) -> Result<(), StateError> {
+    /// Takes away the directories that were made for files of ours and lost the last one in this run.
+    pub fn fold_up(&mut self, run: u64, host: &mut dyn Host) -> Result<(), StateError> {
         let before = self.ledger.folders.len();
+        let lines = self.journal_lines(run)?;
+        let gone: Vec<&Path> = lines
+            .iter()
+            .flat_map(|line| match &line.step {
+                Step::RemoveFile { path } => vec![path.as_path()],
+                Step::SwitchNetwork(switch) => switch.paths().map(PathBuf::as_path).collect(),
+                _ => Vec::new(),
+            })
+            .collect();
         // The inner ones first.
         for folder in std::mem::take(&mut self.ledger.folders).into_iter().rev() {
+            if !gone.iter().any(|path| path.starts_with(&folder)) {
+                self.ledger.folders.insert(folder);
+                continue;
+            }
             match host.remove_folder(&folder) {
                 Ok(true) => {}
                 Ok(false) => {

@@ -113,10 +113,8 @@ impl NextBoot {
         let cmdline =
             entry.and_then(|e| e.linux).map(|(_, args)| (GRUB_CFG.to_owned(), crate::facts::arguments(&args)));
         let modules = release.as_ref().map(|r| format!("/lib/modules/{r}"));
-        let stem =
-            |line: &str| Some(line.split(':').next()?.rsplit('/').next()?.split_once(".ko")?.0.replace('-', "_"));
         let list = |name: &str| modules.as_ref().and_then(|m| text(probe, &format!("{m}/{name}")));
-        let of = |list: String| list.lines().filter_map(stem).collect::<BTreeSet<_>>();
+        let of = |list: String| list.lines().filter_map(crate::facts::drivers::module_of).collect::<BTreeSet<_>>();
         let built_in = list("modules.builtin").map(of).unwrap_or_default();
         let config = release.as_ref().and_then(|r| text(probe, &format!("/boot/config-{r}")));
         Self {

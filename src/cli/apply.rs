@@ -11,7 +11,7 @@ use super::run::{Around, EVENTS, carry_out as carry_out_here};
 use super::source::Source;
 use super::status::{Standing, cut_off, follow, standing};
 use super::stop::Stop;
-use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, plan::verdict, print, say, tell};
+use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, plan::verdict, print, say, tell, tell_plan};
 use crate::apply::{self, ABOUT_FORMAT, About, Allowed, ApplyError, Ending, Order, Purpose, StateDir};
 use crate::host::{Host, Probe, live};
 use crate::manifest;
@@ -108,7 +108,7 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
             if let Err(e) = settled() {
                 say(&format!("what is gone stays in the ledger as gpuvm's: {e}\n"));
             }
-            if let Err(e) = state.fold_up(host) {
+            if let Err(e) = state.fold_up(run, host) {
                 say(&format!("which folders are gpuvm's to take away could not be written down: {e}\n"));
             }
             if let Err(e) = apply::record_after(&state, run, host) {
@@ -213,7 +213,7 @@ pub(super) fn approve(
         _ => {
             // What is asked about is shown, however quiet it is to be.
             let detail = if talk.quiet && !consent.yes { Detail::Normal } else { talk.detail };
-            tell(&report::plan_text(approved, detail))?;
+            tell_plan(approved, detail)?;
         }
     }
     match verdict(approved) {

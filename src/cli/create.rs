@@ -10,7 +10,7 @@ use super::adopt::save;
 use super::apply::{Consent, Machine, Talk, approve};
 use super::plan::verdict;
 use super::status::free;
-use super::{Target, code, host, print, say, shell_word, tell};
+use super::{Target, code, host, print, say, shell_word, tell_plan};
 use crate::describe::{self, NewVm, Refused};
 use crate::manifest::{self, NvidiaBranch, SshKey, UserName};
 use crate::plan::{SavedPlan, Selection};
@@ -173,7 +173,7 @@ fn create(
     let past = state.past().into_diagnostic()?;
     let (plan, _) = host::plan_now(&loaded, &selection, machine.probe(&live), &past);
     if verdict(&plan) == code::ERROR {
-        tell(&crate::report::plan_text(&plan, talk.detail))?;
+        tell_plan(&plan, talk.detail)?;
         say(&format!("`{}` is as it was\n", path.display()));
         return Ok(code::ERROR);
     }

@@ -7,7 +7,7 @@ use miette::{IntoDiagnostic, miette};
 
 use super::apply::Machine;
 use super::status::{Standing, standing};
-use super::{Output, code, print, tell};
+use super::{Output, code, print, tell, tell_plan};
 use crate::apply::{About, StateDir};
 use crate::report::{self, Detail};
 
@@ -126,8 +126,9 @@ pub(super) fn show(args: &ShowArgs) -> miette::Result<u8> {
         out += &format!("  the undo of run {undone}\n");
     }
     out += "\nwhat was approved\n\n";
-    out += &report::plan_text(&about.plan, Detail::Normal);
-    out += "\nwhat was done, step by step\n\n";
+    tell(&out)?;
+    tell_plan(&about.plan, Detail::Normal)?;
+    let mut out = "\nwhat was done, step by step\n\n".to_owned();
     let ends = |key: &str, step: &crate::plan::Step, from: usize| {
         journal.get(from..).into_iter().flatten().find(|l| l.key == key && l.step == *step && l.state != "begins")
     };

@@ -309,6 +309,11 @@ fn tell(text: &str) -> miette::Result<()> {
     print(&rehearsal::said(text))
 }
 
+/// A plan for people: the commands in it are about this host, and the contents of files are as they are.
+fn tell_plan(plan: &crate::plan::Plan, detail: crate::report::Detail) -> miette::Result<()> {
+    print(&crate::report::plan_text_as(plan, detail, rehearsal::said))
+}
+
 /// Standard output is data; a closed pipe is the reader's choice and no error.
 fn print(text: &str) -> miette::Result<()> {
     use std::io::Write;

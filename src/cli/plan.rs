@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use miette::IntoDiagnostic;
 
 use super::status::{Standing, cut_off, standing};
-use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, print, say, shell_word, tell};
+use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, print, say, shell_word, tell_plan};
 use crate::apply::StateDir;
 use crate::manifest;
 use crate::plan::{Diff, Item, Plan, SavedPlan};
@@ -64,7 +64,7 @@ pub(super) fn run(args: &PlanArgs, detail: Detail) -> miette::Result<u8> {
         save(out, &serde_json::to_vec_pretty(&saved).into_diagnostic()?)?;
     }
     match args.output {
-        PlanOutput::Text => tell(&report::plan_text(&plan, detail))?,
+        PlanOutput::Text => tell_plan(&plan, detail)?,
         PlanOutput::Json => print(&report::plan_json(&plan))?,
         PlanOutput::Markdown => print(&report::plan_markdown(&plan))?,
     }

@@ -9,9 +9,8 @@ use super::apply::{Consent, Machine, Talk, approve};
 use super::plan::verdict;
 use super::source::Source;
 use super::status::free;
-use super::{host, tell};
+use super::{host, tell_plan};
 use crate::apply::{Order, Purpose};
-use crate::report;
 use crate::undo::Back;
 
 /// Arguments of `gpuvm undo`.
@@ -56,7 +55,7 @@ pub(super) fn run(args: &UndoArgs, talk: Talk<'_>) -> miette::Result<u8> {
     let this = host::live();
     let (plan, _) = source.plan(machine.probe(&this), &state.past().into_diagnostic()?);
     if args.plan {
-        tell(&report::plan_text(&plan, talk.detail))?;
+        tell_plan(&plan, talk.detail)?;
         return Ok(verdict(&plan));
     }
     let consent = Consent { yes: args.yes, reboot: args.reboot, at: None };

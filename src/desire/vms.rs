@@ -298,6 +298,7 @@ fn disks(
             vm: Some(name.clone()),
             take_over: entry.take_over,
             made: false,
+            begun: false,
             image,
         };
         let needs = [packages.clone(), pool_key.clone()].into_iter().chain(image_key);

@@ -195,7 +195,19 @@ fn newest_kernel(probe: &dyn Probe) -> Option<String> {
 /// As depmod(8) lists it, wherever it lies.
 fn has_module(probe: &dyn Probe, release: &str) -> bool {
     let list = text(probe, &format!("/lib/modules/{release}/modules.dep"));
-    list.lines().filter_map(|l| l.split(':').next()?.rsplit('/').next()).any(|f| f.starts_with("nvidia.ko"))
+    list.lines().filter_map(module_of).any(|m| is_module(&m, "nvidia"))
+}
+
+/// The module that a line of `modules.dep` or `modules.builtin` is about, with `_` for `-`, as the kernel writes it.
+pub fn module_of(line: &str) -> Option<String> {
+    Some(line.split(':').next()?.rsplit('/').next()?.split_once(".ko")?.0.replace('-', "_"))
+}
+
+/// Whether a module that is installed is the one of a driver; both with `_`. Debian's packages install NVIDIA's by flavour
+/// (`nvidia-current.ko`, `nvidia-current-open.ko`: dkms.conf of nvidia-kernel-dkms and nvidia-open-kernel-dkms,
+/// DEST_MODULE_NAME), and an alias of modprobe's makes `nvidia` of it.
+pub fn is_module(installed: &str, driver: &str) -> bool {
+    installed.strip_prefix(driver).is_some_and(|flavour| ["", "_current", "_current_open"].contains(&flavour))
 }
 
 #[cfg(test)]
@@ -230,6 +242,22 @@ mod tests {
         let (_dir, silent) = host(&[("/sys/module/nvidia/refcnt", b"0\n")]);
         assert_eq!(loaded(&silent), Some(LoadedModule { version: None, open: None }), "loaded, and tells nothing");
         assert_eq!(loaded(&host(&[]).1), None);
+    }
+
+    #[test]
+    fn the_next_kernel_has_the_driver_under_debians_names_too() {
+        for (line, has) in [
+            ("updates/dkms/nvidia.ko.zst: kernel/drivers/video/backlight.ko", true),
+            ("updates/dkms/nvidia-current.ko.xz:", true),
+            ("updates/dkms/nvidia-current-open.ko:", true),
+            // Parts of it, and others.
+            ("updates/dkms/nvidia-current-drm.ko: updates/dkms/nvidia-current-modeset.ko", false),
+            ("kernel/drivers/usb/typec/altmodes/typec_nvidia.ko:", false),
+            ("kernel/drivers/net/x.ko: updates/dkms/nvidia.ko", false),
+        ] {
+            let (_dir, host) = host(&[("/lib/modules/6.12.57/modules.dep", format!("{line}\n").as_bytes())]);
+            assert_eq!(has_module(&host, "6.12.57"), has, "{line}");
+        }
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub enum Risk {
     NetworkLoss,
     /// A screen of the host goes dark.
     DisplayLoss,
+    /// What runs containers is restarted, and its containers with it, unless it keeps them.
+    ContainersRestart,
     /// A VM must be restarted, or is.
     GuestRestart,
     /// Packages are removed or go back to an older version.
@@ -70,6 +72,7 @@ impl Risk {
             Risk::BootConfig => "boot-config",
             Risk::NetworkLoss => "network-loss",
             Risk::DisplayLoss => "display-loss",
+            Risk::ContainersRestart => "containers-restart",
             Risk::GuestRestart => "guest-restart",
             Risk::PackageRemoval => "package-removal",
             Risk::DataLoss => "data-loss",

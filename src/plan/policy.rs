@@ -56,6 +56,8 @@ pub enum Refused {
     NetworkLoss,
     /// A screen of the host goes dark.
     DisplayLoss,
+    /// What runs containers is restarted, and its containers with it.
+    ContainersRestart,
     /// A VM is restarted, or has to be.
     GuestRestart,
     /// Packages are removed or go back to an older version.
@@ -182,6 +184,7 @@ impl Refused {
             Refused::BootConfig => Risk::BootConfig.name(),
             Refused::NetworkLoss => Risk::NetworkLoss.name(),
             Refused::DisplayLoss => Risk::DisplayLoss.name(),
+            Refused::ContainersRestart => Risk::ContainersRestart.name(),
             Refused::GuestRestart => Risk::GuestRestart.name(),
             Refused::PackageRemoval => Risk::PackageRemoval.name(),
             Refused::DataLoss => Risk::DataLoss.name(),
@@ -420,6 +423,7 @@ rules:
             Risk::BootConfig,
             Risk::NetworkLoss,
             Risk::DisplayLoss,
+            Risk::ContainersRestart,
             Risk::GuestRestart,
             Risk::PackageRemoval,
             Risk::DataLoss,

@@ -8,7 +8,7 @@ mod vms;
 
 pub use facts::facts_text;
 pub use gpus::{NamedGpu, explanation, gpu_list, gpu_status, next_boot, refused_start};
-pub use text::{finding, outcome, plan_text, refused, safe, verb_outcome};
+pub use text::{finding, outcome, plan_text, plan_text_as, refused, safe, verb_outcome};
 pub use topology::{topology_svg, topology_text};
 pub use vms::{ListedAddress, Off, ip_list, vm_info, vm_list};
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::ops::Range;
 
 use owo_colors::OwoColorize;
 
@@ -66,13 +67,26 @@ impl<'a> Wrapped<'a> {
 
 /// The whole plan.
 pub fn plan_text(plan: &Plan, detail: Detail) -> String {
-    let mut out = String::new();
-    // Writing to a String cannot fail.
-    let _ = render(plan, detail, &mut out);
-    out
+    plan_text_as(plan, detail, str::to_owned)
 }
 
-fn render(plan: &Plan, detail: Detail, out: &mut String) -> std::fmt::Result {
+/// The whole plan, with what `said` makes of its lines. What there is on the host and what is written there is shown as it
+/// is: whatever is said to a person, a file's content stays the file's.
+pub fn plan_text_as(plan: &Plan, detail: Detail, said: impl Fn(&str) -> String) -> String {
+    let (mut out, mut contents) = (String::new(), Vec::new());
+    // Writing to a String cannot fail.
+    let _ = render(plan, detail, &mut out, &mut contents);
+    let (mut text, mut from) = (String::new(), 0);
+    for content in contents {
+        text += &said(out.get(from..content.start).unwrap_or_default());
+        from = content.end;
+        text += out.get(content).unwrap_or_default();
+    }
+    text + &said(out.get(from..).unwrap_or_default())
+}
+
+/// `contents` becomes the parts of the text that are contents of the host.
+fn render(plan: &Plan, detail: Detail, out: &mut String, contents: &mut Vec<Range<usize>>) -> std::fmt::Result {
     let host = &plan.host;
     let vms = host.vms.map_or("VMs not known".to_owned(), |n| count(n, "VM"));
     let waits = |e: &&Entry| !matches!(e.diff, Diff::InSync { .. });
@@ -104,7 +118,7 @@ fn render(plan: &Plan, detail: Detail, out: &mut String) -> std::fmt::Result {
         match item {
             Item::Entry { index } => {
                 if let Some(entry) = plan.entries.get(*index) {
-                    change(entry, wide, detail, out)?;
+                    change(entry, wide, detail, out, contents)?;
                 }
             }
             Item::Refresh { refresh, due } => {
@@ -214,7 +228,13 @@ fn guests(shut_down: &[DomainName], running: &[String], out: &mut String) -> std
     Ok(())
 }
 
-fn change(entry: &Entry, wide: usize, detail: Detail, out: &mut String) -> std::fmt::Result {
+fn change(
+    entry: &Entry,
+    wide: usize,
+    detail: Detail,
+    out: &mut String,
+    contents: &mut Vec<Range<usize>>,
+) -> std::fmt::Result {
     let (change, waits) = match &entry.diff {
         Diff::Change(change) => (change, None),
         Diff::Waits { on, promise, .. } => (promise, Some(*on)),
@@ -239,9 +259,11 @@ fn change(entry: &Entry, wide: usize, detail: Detail, out: &mut String) -> std::
     line.end();
     // What a person declared is shown whole; of gpuvm's own files, that they come or go.
     let whole = detail != Detail::Normal || entry.from.starts_with("files.");
+    let from = out.len();
     for field in &change.fields {
         field_lines(field, whole, out)?;
     }
+    contents.push(from..out.len());
     for note in &change.notes {
         out.push_str(&" ".repeat(6));
         let mut line = Wrapped::new(out, 6, 8);

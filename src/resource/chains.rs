@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::libvirt_domain::project;
+use super::libvirt_domain::{project, raw_and_others};
 use crate::host::{Answer, FileKind, Probe, Virtualisation};
 use crate::image::{Behind, behind};
 
@@ -15,12 +15,22 @@ const HEAD: usize = 64 << 10;
 /// The files that other files go on in, each with one of those: of all pools that are started, of all VMs, and of whatever
 /// those lead to. Else why that cannot be told.
 pub fn chains(known: &Virtualisation, host: &dyn Probe) -> Result<BTreeMap<PathBuf, PathBuf>, String> {
+    chains_but(None, known, host)
+}
+
+/// The same, where it does not matter what one file goes on in.
+fn chains_but(
+    one: Option<&Path>,
+    known: &Virtualisation,
+    host: &dyn Probe,
+) -> Result<BTreeMap<PathBuf, PathBuf>, String> {
+    let raw = raw(known);
     let mut all = BTreeMap::new();
     let mut open: Vec<PathBuf> = Vec::new();
     for pool in known.pools.iter().filter(|p| p.active) {
         for volume in &pool.volumes {
             open.push(volume.path.clone());
-            if let Some(backing) = &volume.backing {
+            if let Some(backing) = volume.backing.as_ref().filter(|_| !raw.contains(&volume.path)) {
                 all.insert(backing.clone(), volume.path.clone());
             }
         }
@@ -44,7 +54,7 @@ pub fn chains(known: &Virtualisation, host: &dyn Probe) -> Result<BTreeMap<PathB
     let mut seen = BTreeSet::new();
     while let Some(path) = open.pop() {
         // A disk of a network pool has a name that is no path.
-        if !path.is_absolute() || !seen.insert(path.clone()) {
+        if !path.is_absolute() || raw.contains(&path) || !seen.insert(path.clone()) {
             continue;
         }
         let head = match host.head(&path, HEAD) {
@@ -60,6 +70,7 @@ pub fn chains(known: &Virtualisation, host: &dyn Probe) -> Result<BTreeMap<PathB
                 all.insert(under.clone(), path);
                 open.push(under);
             }
+            Behind::Unknown if one == Some(path.as_path()) => {}
             Behind::Unknown => return Err(format!("what `{}` goes on in cannot be told", path.display())),
         }
     }
@@ -68,7 +79,20 @@ pub fn chains(known: &Virtualisation, host: &dyn Probe) -> Result<BTreeMap<PathB
 
 /// Who goes on in a file.
 pub fn over(path: &Path, known: &Virtualisation, host: &dyn Probe) -> Result<Option<PathBuf>, String> {
-    Ok(chains(known, host)?.remove(path))
+    Ok(chains_but(Some(path), known, host)?.remove(path))
+}
+
+/// The disks that nothing is behind, whatever is written in them: each definition that has one says `raw`. What is at the
+/// beginning of such a disk is the guest's to write, and QEMU does not go by it. A pool's word does not count: libvirt
+/// has it from the beginning of the file too, as that was at the last refresh (storage_util.c, storageBackendProbeTarget).
+fn raw(known: &Virtualisation) -> BTreeSet<PathBuf> {
+    let xmls = known.domains.iter().flat_map(|d| [Some(&d.inactive_xml), d.live_xml.as_ref()]).flatten();
+    let (mut raw, mut others) = (BTreeSet::new(), BTreeSet::new());
+    for (one, other) in xmls.map(|xml| raw_and_others(xml)) {
+        raw.extend(one);
+        others.extend(other);
+    }
+    raw.difference(&others).map(PathBuf::from).collect()
 }
 
 /// The files of a folder, whatever they are.
@@ -102,6 +126,12 @@ mod tests {
     const POOL: &str = "<pool type='dir'><name>fast</name><target><path>/srv</path></target></pool>";
 
     fn looked(files: &[(&str, Vec<u8>)], disk: Option<&str>) -> Result<Vec<String>, String> {
+        let disks: Vec<(&str, &str)> = disk.map(|d| (d, "")).into_iter().collect();
+        Ok(with(files, &disks, chains)?.into_keys().map(|p| p.display().to_string()).collect())
+    }
+
+    /// With a VM for each disk, whose definition says what format that has.
+    fn with<T>(files: &[(&str, Vec<u8>)], disks: &[(&str, &str)], ask: impl Fn(&Virtualisation, &dyn Probe) -> T) -> T {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         fs::create_dir_all(root.join("srv/gpuvm-images")).unwrap();
@@ -112,17 +142,45 @@ mod tests {
         }
         Record::default().save(&dir.path().join(Record::NAME)).unwrap();
         let pool = Pool { name: "fast".into(), active: true, xml: POOL.into(), ..Pool::default() };
-        let domains = disk.map(|disk| Domain {
+        let domains = disks.iter().map(|(disk, driver)| Domain {
             name: "vm".into(),
             inactive_xml: format!(
                 "<domain><memory>1</memory><vcpu>1</vcpu><os/><devices><disk type='file' device='disk'>\
-                 <source file='{disk}'/></disk></devices></domain>"
+                 <source file='{disk}'/>{driver}</disk></devices></domain>"
             ),
             ..Domain::default()
         });
-        let known = Virtualisation { pools: vec![pool], domains: domains.into_iter().collect(), ..Default::default() };
-        let all = chains(&known, &Fixture::open(dir.path()).unwrap())?;
-        Ok(all.into_keys().map(|p| p.display().to_string()).collect())
+        let known = Virtualisation { pools: vec![pool], domains: domains.collect(), ..Default::default() };
+        ask(&known, &Fixture::open(dir.path()).unwrap())
+    }
+
+    #[test]
+    fn what_a_guest_writes_into_its_raw_disk_says_nothing() {
+        const RAW: &str = "<driver name='qemu' type='raw'/>";
+        let disk = "/srv/raw";
+        let torn = b"QFI\xfb".to_vec();
+        for bytes in [torn.clone(), qcow2("gpuvm-images/u.qcow2")] {
+            let all = with(&[(disk, bytes)], &[(disk, RAW)], chains).unwrap();
+            assert!(all.is_empty(), "{all:?}");
+        }
+        // One definition opens it as what it seems to be.
+        let qcow = "<driver name='qemu' type='qcow2'/>";
+        let files = [(disk, qcow2("gpuvm-images/u.qcow2"))];
+        assert_eq!(with(&files, &[(disk, RAW), (disk, qcow)], chains).unwrap().len(), 1);
+        // A raw disk behind an overlay, as a snapshot leaves it.
+        let over = "<driver type='qcow2'/><backingStore type='file'><format type='raw'/><source file='/srv/raw'/></backingStore>";
+        let files = [(disk, torn.clone()), ("/srv/over", qcow2("raw"))];
+        let all = with(&files, &[("/srv/over", over)], chains).unwrap();
+        assert_eq!(all.keys().collect::<Vec<_>>(), [Path::new(disk)]);
+        // Of the disk that is to go itself, it does not matter; of another that no definition has, it does.
+        let files = [(disk, torn.clone())];
+        assert_eq!(with(&files, &[], |known, host| over_of(disk, known, host)), Ok(None));
+        let said = with(&files, &[], |known, host| over_of("/srv/other", known, host)).unwrap_err();
+        assert!(said.contains("`/srv/raw`"), "{said}");
+    }
+
+    fn over_of(path: &str, known: &Virtualisation, host: &dyn Probe) -> Result<Option<PathBuf>, String> {
+        super::over(Path::new(path), known, host)
     }
 
     #[test]

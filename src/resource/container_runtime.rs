@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Resource;
 use crate::facts::HostFacts;
 use crate::host::{Answer, HostError, Probe};
-use crate::plan::{Action, Change, Containers, Diff, FieldDiff, Place, Refresh};
+use crate::plan::{Action, Change, Containers, Diff, FieldDiff, Place, Refresh, Risk};
 use crate::types::UnitName;
 
 /// One of them.
@@ -48,12 +48,21 @@ impl ContainerRuntime {
             Containers::Cdi => None,
         }
     }
-    /// The file that the toolkit changes.
+    /// The file that has what the toolkit adds.
     fn file(&self) -> &'static str {
         match self.of {
             Containers::Docker => DOCKER,
             Containers::Containerd => CONTAINERD[0],
             Containers::Cdi => CDI[0],
+        }
+    }
+    /// The files that the toolkit may change: which of containerd's, depends on its version, and a drop-in is named in the
+    /// main file's `imports`.
+    fn changes(&self) -> &'static [&'static str] {
+        match self.of {
+            Containers::Docker => &[DOCKER],
+            Containers::Containerd => &CONTAINERD,
+            Containers::Cdi => &CDI[..1],
         }
     }
 }
@@ -104,7 +113,7 @@ impl Resource for ContainerRuntime {
 
     /// What the toolkit changes, which is no step's own.
     fn at_boot(&self, _: &dyn Probe) -> Vec<Place> {
-        vec![Place::File(self.file().into())]
+        self.changes().iter().map(|file| Place::File(file.into())).collect()
     }
 
     fn diff(&self, state: &RuntimeState, _: Option<&Self>, _: &HostFacts) -> Diff {
@@ -132,6 +141,7 @@ impl Resource for ContainerRuntime {
             && let Ok(unit) = unit.parse::<UnitName>()
         {
             change.notes.push(format!("{unit} is restarted, where it runs: its containers too, unless it keeps them"));
+            change.risks.insert(Risk::ContainersRestart);
             change.refreshes.insert(Refresh::Restart(unit));
         }
         Diff::Change(change)
@@ -156,12 +166,34 @@ mod tests {
     }
 
     #[test]
+    fn every_file_that_the_toolkit_may_change_is_kept_for_the_way_back() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("root")).unwrap();
+        crate::host::fixture::Record::default().save(&dir.path().join(crate::host::fixture::Record::NAME)).unwrap();
+        let host = crate::host::fixture::Fixture::open(dir.path()).unwrap();
+        for (of, files) in [
+            (Containers::Docker, &["/etc/docker/daemon.json"][..]),
+            (Containers::Containerd, &["/etc/containerd/conf.d/99-nvidia.toml", "/etc/containerd/config.toml"]),
+            (Containers::Cdi, &["/etc/cdi/nvidia.yaml"]),
+        ] {
+            let places: Vec<Place> = files.iter().map(|f| Place::File(f.into())).collect();
+            assert_eq!(ContainerRuntime { of, awaited: false }.at_boot(&host), places);
+        }
+    }
+
+    #[test]
     fn one_that_is_not_there_is_refused_unless_it_comes() {
         let facts = super::super::tests::facts();
         let state = RuntimeState::default();
         let runtime = |awaited| ContainerRuntime { of: Containers::Docker, awaited };
         assert!(matches!(runtime(false).diff(&state, None, &facts), Diff::Blocked { .. }));
         let Diff::Change(change) = runtime(true).diff(&state, None, &facts) else { panic!("it comes") };
+        // A rule of a policy can refuse it, whoever brings the daemon: it may run by then.
+        assert_eq!(change.risks, [Risk::ContainersRestart].into());
+        let cdi = ContainerRuntime { of: Containers::Cdi, awaited: true };
+        let there = RuntimeState { installed: true, ..RuntimeState::default() };
+        let Diff::Change(files) = cdi.diff(&there, None, &facts) else { panic!("it is not there yet") };
+        assert!(files.risks.is_empty(), "nothing is restarted for files");
         // Configured first, then restarted.
         let names: Vec<String> = change.refreshes.iter().map(Refresh::name).collect();
         assert_eq!(names, ["container toolkit for docker", "restart docker.service"]);

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use extras::{Display, Extra};
 pub use plug::{passed_function, plugs, unplugs, with_slot, without_slot};
-pub use read::{Projection, disk_files, is_marked, managed_functions, nvram, project, taps};
+pub use read::{Projection, disk_files, is_marked, managed_functions, nvram, project, raw_and_others, taps};
 pub use splice::{with_mark, with_passwords, with_uuid, without_private_parts};
 pub use write::MARK;
 

@@ -34,6 +34,9 @@ pub struct Volume {
     /// gpuvm made it. The manifest never says that: the ledger does, and where it does not, the disk is a person's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub made: bool,
+    /// gpuvm has begun to make it, and whether that came to its end is not known: the ledger's word too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub begun: bool,
     /// What it begins as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<FromImage>,
@@ -145,9 +148,13 @@ impl Resource for Volume {
         format!("{}/{}", self.pool, self.name)
     }
 
+    fn begun(&self) -> Self {
+        Self { begun: true, ..self.clone() }
+    }
+
     /// A disk that was grown, or was there already, has not been made by that.
     fn kept(&self, last: Option<&Self>, made: bool) -> Self {
-        Self { made: made || last.is_some_and(|l| l.made), ..self.clone() }
+        Self { made: made || last.is_some_and(|l| l.made), begun: self.begun && made, ..self.clone() }
     }
 
     fn probe(&self, host: &dyn Probe) -> Result<State, HostError> {
@@ -178,7 +185,7 @@ impl Resource for Volume {
         }
         let Some(volume) = pool.volumes.iter().find(|v| v.name == self.name) else {
             // The ledger has the word before the file is begun.
-            let begun = state.unlisted.is_some() && last.is_some_and(|l| l.made);
+            let begun = state.unlisted.is_some() && last.is_some_and(|l| l.begun);
             if let Some(path) = state.unlisted.as_ref().filter(|_| !begun) {
                 return Diff::Blocked {
                     why: format!(
@@ -261,6 +268,7 @@ mod tests {
             vm: Some("vm".parse().unwrap()),
             take_over: false,
             made: false,
+            begun: false,
             image: None,
         }
     }
@@ -307,6 +315,11 @@ mod tests {
             let Diff::Blocked { help, .. } = wanted().diff(&state, last.as_ref(), &facts()) else { panic!("{last:?}") };
             assert!(help.contains("virsh pool-refresh fast"), "{help}");
         }
+        // A run that was killed while libvirt made it.
+        let begun = wanted().begun().kept(None, true);
+        let Diff::Change(change) = wanted().diff(&state, Some(&begun), &facts()) else { panic!("it goes on") };
+        assert!(matches!(&change.steps[..], [Step::Volume(VolumeStep { begun: true, .. })]), "{:?}", change.steps);
+        assert!(!begun.kept(Some(&begun), false).begun && !begun.kept(None, false).begun, "it failed, or it is done");
     }
 
     #[test]
@@ -340,7 +353,8 @@ mod tests {
             "it was handed over once"
         );
         // A run that was to make it failed: that it is in the ledger makes it nobody's.
-        assert!(matches!(against(&wanted(), Some(&wanted().begun()), known(None)), Diff::Blocked { .. }));
+        let failed = wanted().begun().kept(None, false);
+        assert!(matches!(against(&wanted(), Some(&failed), known(None)), Diff::Blocked { .. }));
     }
 
     #[test]

@@ -392,6 +392,23 @@ fn a_command_to_type_next_is_about_the_rehearsed_host_too() {
     assert!(hints >= 12, "{hints}");
 }
 
+/// Also where it is shown in a plan: what is approved is what is written.
+#[test]
+fn a_command_in_a_file_stays_as_the_file_has_it() {
+    let desk = Desk::new();
+    let content = "see it: gpuvm plan -f /root/host.yaml";
+    fs::write(desk.path("host.yaml"), format!("version: 1\nfiles:\n  /etc/hint: {{ content: \"{content}\\n\" }}\n"))
+        .unwrap();
+    let line = format!("+{content}\n");
+    let plan = desk.run(&["plan", "-v"]);
+    assert!(plan.code == 2 && plan.stdout.contains(&line), "{}{}", plan.stdout, plan.stderr);
+    let apply = desk.run(&["apply", "--yes"]);
+    assert!(apply.code == 0 && apply.stdout.contains(&line), "{}{}", apply.stdout, apply.stderr);
+    assert_eq!(fs::read_to_string(desk.path("host/root/etc/hint")).unwrap(), format!("{content}\n"));
+    let show = desk.run(&["show"]).stdout;
+    assert!(show.contains(&line) && show.contains("go back: gpuvm undo --root host"), "{show}");
+}
+
 #[test]
 fn init_says_where_it_wrote_and_replaces_nothing() {
     let desk = Desk::new();

@@ -2,6 +2,7 @@
 
 use super::super::{Link, Status, Verdict};
 use super::{Chosen, Content, GRUB_CFG, NextBoot, NextBootReport};
+use crate::facts::drivers::is_module;
 use crate::facts::{HostFacts, InitramfsTool};
 use crate::gpu::Gpu;
 use crate::types::PciAddress;
@@ -208,8 +209,7 @@ fn drivers(next: &NextBoot, facts: &HostFacts, gpus: &[Gpu]) -> Vec<Link> {
         let Some(driver) = first.driver.as_deref().filter(|d| !d.contains("vfio")) else { continue };
         let told = next.driver_modules.get(driver);
         let module = told.map_or_else(|| driver.replace('-', "_"), |m| m.replace('-', "_"));
-        // Debian names NVIDIA's modules by their flavour.
-        let there = modules.contains(&module) || modules.iter().any(|m| m.starts_with(&format!("{module}_current")));
+        let there = modules.iter().any(|m| is_module(m, &module));
         let link = |status, says: String| {
             Link::new("host driver", status, says).seen(
                 format!("/lib/modules/{release}/modules.dep"),

@@ -904,6 +904,7 @@ mod tests {
             vm: Some("gpuvm-test".parse().unwrap()),
             take_over: false,
             made: false,
+            begun: false,
             image: None,
         };
         assert_eq!(settle(&volume(0, 64), None, &facts).len(), 1);

@@ -54,7 +54,11 @@ fn put_back(address: PciAddress, before: Option<&str>, progress: &mut dyn FnMut(
     match before {
         Some("vfio-pci") => one(address, &BindTarget::Vfio, progress),
         Some(_) => one(address, &BindTarget::Host, progress),
-        None => write(&device(address).join("driver_override"), "\n"),
+        None => {
+            let at = device(address);
+            write(&at.join("driver_override"), "\n")?;
+            if driver(address).is_some() { write(&at.join("driver/unbind"), &address.to_string()) } else { Ok(()) }
+        }
     }
 }
 

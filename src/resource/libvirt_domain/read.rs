@@ -159,6 +159,22 @@ pub(super) fn sources(disk: Node<'_, '_>) -> Vec<String> {
         .collect()
 }
 
+/// The files that a definition has QEMU take as they are, and those of which it says something else: whether a disk's own
+/// or one behind it (formatdomain, "Hard drives, floppy disks, CDROMs": `driver`'s `type`, `format` in `backingStore`).
+pub fn raw_and_others(xml: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+    let Ok(doc) = Document::parse(xml) else { return Default::default() };
+    let (mut raw, mut others) = (BTreeSet::new(), BTreeSet::new());
+    for source in devices(&doc, "disk").iter().flat_map(|d| d.descendants()).filter(|n| n.has_tag_name("source")) {
+        let Some(of) = source.parent_element() else { continue };
+        let format = if of.has_tag_name("disk") { "driver" } else { "format" };
+        let is_raw = child(of, format).and_then(|f| f.attribute("type")) == Some("raw");
+        if let Some(path) = ["file", "dev"].into_iter().find_map(|a| source.attribute(a)) {
+            if is_raw { &mut raw } else { &mut others }.insert(path.to_owned());
+        }
+    }
+    (raw, others)
+}
+
 /// The network devices that a running VM's cards have on the host (formatdomain, "Overriding the target element").
 pub fn taps(live_xml: &str) -> BTreeSet<String> {
     let Ok(doc) = Document::parse(live_xml) else { return BTreeSet::new() };

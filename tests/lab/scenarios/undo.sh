@@ -17,6 +17,8 @@ bridge: { name: br0 }
 vms:
   desktop: { cpus: 1, memory: 256MiB, accel: tcg, disks: [64MiB], gpus: [work], network: br0, boot: $GUEST_BOOT, start: boot }
 Y
+# What update-grub makes of this host, and not of the folder that its disk was made in.
+guest update-grub >"$LAST" 2>&1
 snapshot_files before
 apply_across_reboot 900
 expect_status 0 guest gpuvm plan -f host.yaml
