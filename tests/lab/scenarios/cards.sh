@@ -21,7 +21,7 @@ look() {
 again() { # TOPOLOGY
   guest systemctl poweroff || true
   wait_off 120
-  BOOT_S=${BACK_S:-120} "$HERE/boot.sh" "$1" || fail "the host did not come back"
+  BOOT_S=${BACK_S:-120} "$HERE/boot.sh" "$1" --disk baked || fail "the host did not come back"
 }
 
 boot twin --disk baked

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 #: libvirt's hook at each start: the right card passes; another card, a lost list and a silent card are refused, with the reason where a person looks; VMs without our devices start in any case
+#long
 
 boot twin --disk baked
 manifest <<Y
@@ -63,7 +64,7 @@ guest mv /root/gpuvm /usr/local/bin/gpuvm
 step "another card is in the slot"
 guest systemctl poweroff || true
 wait_off 120
-BOOT_S=${BACK_S:-120} "$HERE/boot.sh" twin-other || fail "the host did not come back"
+BOOT_S=${BACK_S:-120} "$HERE/boot.sh" twin-other --disk baked || fail "the host did not come back"
 refused "another device" "10de:2684"
 expect_status 0 guest virsh -q start plain
 cut plain
@@ -73,7 +74,7 @@ expect_text "10de:2204"
 step "and back"
 guest systemctl poweroff || true
 wait_off 120
-BOOT_S=${BACK_S:-120} "$HERE/boot.sh" twin || fail "the host did not come back"
+BOOT_S=${BACK_S:-120} "$HERE/boot.sh" twin --disk baked || fail "the host did not come back"
 expect_status 0 guest gpuvm vm start desktop
 cut desktop
 expect_status 0 guest gpuvm vm info desktop
