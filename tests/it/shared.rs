@@ -146,7 +146,14 @@ fn a_second_vm_is_refused_by_the_name_of_the_first_or_takes_its_place_in_one_run
 
     let said = host.says("vm start two --swap", 0);
     host.is(VFIO, "inactive", "two");
-    let run = said.split("gpuvm undo --root host ").nth(1).unwrap().split(' ').next().unwrap().trim_end_matches(['.', ';', ')']);
+    let run = said
+        .split("gpuvm undo --root host ")
+        .nth(1)
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .trim_end_matches(['.', ';', ')']);
     host.says(&format!("undo {run} --yes"), 0);
     host.is(VFIO, "inactive", "one");
     // Nobody in the way: the word changes nothing.

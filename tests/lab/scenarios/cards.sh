@@ -42,8 +42,7 @@ expect_driver 0000:02:00.0 nvidia
 # The rule goes by the path of ports, so the card is vfio-pci's where it is now, and no other is.
 expect_driver 0000:03:00.0 vfio-pci
 expect_driver 0000:03:00.1 vfio-pci
-status=0
-guest gpuvm plan -f host.yaml >"$LAST" 2>&1 </dev/null || status=$?
+guest gpuvm plan -f host.yaml >"$LAST" 2>&1 </dev/null || true
 show_last
 expect_text 0000:03:00
 look twin-added
@@ -56,8 +55,7 @@ look twin-other
 
 step "the other way round"
 again twin-swapped
-status=0
-guest gpuvm plan -f host.yaml >"$LAST" 2>&1 </dev/null || status=$?
+guest gpuvm plan -f host.yaml >"$LAST" 2>&1 </dev/null || true
 show_last
 
 step "as it was"

@@ -14,6 +14,7 @@ vms:
   plain:   { cpus: 1, memory: 256MiB, accel: tcg, network: nat, boot: $GUEST_BOOT, start: manual }
 Y
 # Somebody's own hook is there before, and goes on being asked.
+# shellcheck disable=SC2016 # for the lab host's shell
 guest 'mkdir -p /etc/libvirt/hooks/qemu.d
   printf "%s\n" "#!/bin/sh" "echo \"\$1 \$2 \$3\" >>/run/their-hook" >/etc/libvirt/hooks/qemu.d/10-theirs
   chmod 755 /etc/libvirt/hooks/qemu.d/10-theirs'
