@@ -526,7 +526,9 @@ impl StateDir {
 
     /// Takes away the directories that were made for files of ours and lost the last one in this run.
     pub fn fold_up(&mut self, run: u64, host: &mut dyn Host) -> Result<(), StateError> {
-        let before = self.ledger.folders.len();
+        if self.ledger.folders.is_empty() {
+            return Ok(());
+        }
         let lines = self.journal_lines(run)?;
         let gone: Vec<&Path> = lines
             .iter()
@@ -536,24 +538,20 @@ impl StateDir {
                 _ => Vec::new(),
             })
             .collect();
+        let mut folders = self.ledger.folders.clone();
         // The inner ones first.
-        for folder in std::mem::take(&mut self.ledger.folders).into_iter().rev() {
-            if !gone.iter().any(|path| path.starts_with(&folder)) {
-                self.ledger.folders.insert(folder);
-                continue;
-            }
-            match host.remove_folder(&folder) {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.ledger.folders.insert(folder);
-                }
-                Err(why) => {
-                    tracing::warn!("{} could not be taken away: {why}", folder.display());
-                    self.ledger.folders.insert(folder);
-                }
+        for folder in self.ledger.folders.iter().rev().filter(|f| gone.iter().any(|path| path.starts_with(f))) {
+            match host.remove_folder(folder) {
+                Ok(true) => drop(folders.remove(folder)),
+                Ok(false) => {}
+                Err(why) => tracing::warn!("{} could not be taken away: {why}", folder.display()),
             }
         }
-        if self.ledger.folders.len() == before { Ok(()) } else { self.save() }
+        if folders == self.ledger.folders {
+            return Ok(());
+        }
+        self.ledger.folders = folders;
+        self.save()
     }
 
     /// The step that puts an original back: its content, or nothing where there was none.

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use super::gpus::slot_of;
 use super::{Desired, Shared, nvidia};
 use crate::facts::{DriverFacts, HostFacts, PciFunction};
+use crate::gpu::architecture::NVIDIA;
 use crate::manifest::{DeviceUse, Loaded, Manifest};
 use crate::plan::{Finding, Key, Severity};
 use crate::resource::driver::Driver;
@@ -59,7 +60,7 @@ impl<'a> On<'a> {
         ours.dedup_by_key(|f| f.address.slot);
         let place = format!("drivers.{maker}");
         // The switches of a board need the driver side on the host, whoever has the cards.
-        let switches = vendor == 0x10de && facts.pci.values().any(PciFunction::is_nvswitch);
+        let switches = vendor == NVIDIA && facts.pci.values().any(PciFunction::is_nvswitch);
         match (all.first(), ours.is_empty() && !switches) {
             (None, _) if !switches => Err(finding(
                 Severity::Error,

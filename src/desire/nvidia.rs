@@ -7,7 +7,7 @@ use super::drivers::{On, finding};
 use super::{Desired, Shared};
 use crate::facts::drivers::Offer;
 use crate::facts::{InitramfsTool, Known, PciFunction, SecureBoot};
-use crate::gpu::architecture::Architecture;
+use crate::gpu::architecture::{Architecture, NVIDIA};
 use crate::manifest::{self, KernelModule, NvidiaEntry, PackageSource, RepositoryEntry};
 use crate::plan::{Containers, FileWrite, Finding, Key, Refresh, Severity};
 use crate::resource::apt_source::{AptSource, list_prefix};
@@ -30,7 +30,7 @@ const PINNING: &str = "nvidia-driver-pinning";
 const STAGE: &str = "pinning";
 
 pub(super) fn desire(on: &On<'_>, entry: &NvidiaEntry, desired: &mut Desired, shared: &mut Shared) {
-    let cards = match on.cards("nvidia", 0x10de) {
+    let cards = match on.cards("nvidia", NVIDIA) {
         Ok(cards) => cards,
         Err(none) => return desired.findings.push(none),
     };

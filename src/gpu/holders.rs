@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::architecture::NVIDIA;
 use super::{Gpu, names, text};
 use crate::facts::HostFacts;
 use crate::host::{Answer, DeviceUser, Probe};
@@ -260,7 +261,7 @@ fn nodes(probe: &dyn Probe, facts: &HostFacts) -> BTreeMap<String, PciSlot> {
             }
         }
     }
-    for f in facts.pci.values().filter(|f| f.id.vendor == 0x10de && f.is_gpu()) {
+    for f in facts.pci.values().filter(|f| f.id.vendor == NVIDIA && f.is_gpu()) {
         if let Some(minor) = minor(probe, f.address) {
             all.insert(format!("/dev/nvidia{minor}"), f.address.slot);
         }

@@ -50,14 +50,10 @@ impl ContainerRuntime {
     }
     /// The file that has what the toolkit adds.
     fn file(&self) -> &'static str {
-        match self.of {
-            Containers::Docker => DOCKER,
-            Containers::Containerd => CONTAINERD[0],
-            Containers::Cdi => CDI[0],
-        }
+        self.changes()[0]
     }
-    /// The files that the toolkit may change: which of containerd's, depends on its version, and a drop-in is named in the
-    /// main file's `imports`.
+    /// The files that the toolkit may change, the usual one first. Which of containerd's it is, depends on its version, and
+    /// a drop-in is named in the main file's `imports`.
     fn changes(&self) -> &'static [&'static str] {
         match self.of {
             Containers::Docker => &[DOCKER],
@@ -87,9 +83,8 @@ impl Resource for ContainerRuntime {
             state.installed = matches!(host.stat(Path::new(program))?, Answer::Value(_));
         }
         let files: &[&str] = match self.of {
-            Containers::Docker => &[DOCKER],
-            Containers::Containerd => &CONTAINERD,
             Containers::Cdi => &CDI,
+            _ => self.changes(),
         };
         for file in files {
             let has_it = match host.text(Path::new(file))? {

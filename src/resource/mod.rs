@@ -154,8 +154,40 @@ pub use adopt::ADOPTABLE;
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::{Path, PathBuf};
+
     use crate::facts::{self, HostFacts};
     use crate::host::fixture::{Fixture, Record};
+
+    /// A folder that plays a machine's root for a shipped script.
+    pub(crate) struct PlayedRoot(tempfile::TempDir);
+
+    impl PlayedRoot {
+        pub(crate) fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+        pub(crate) fn path(&self) -> &Path {
+            self.0.path()
+        }
+        pub(crate) fn at(&self, path: &str) -> PathBuf {
+            self.path().join(path)
+        }
+        pub(crate) fn write(&self, path: &str, content: impl AsRef<[u8]>) {
+            let at = self.at(path);
+            std::fs::create_dir_all(at.parent().unwrap()).unwrap();
+            std::fs::write(at, content).unwrap();
+        }
+        pub(crate) fn read(&self, path: &str) -> String {
+            std::fs::read_to_string(self.at(path)).unwrap_or_default()
+        }
+        /// A program of this name in `bin`.
+        pub(crate) fn program(&self, name: &str, text: &str) {
+            let path = format!("bin/{name}");
+            self.write(&path, format!("#!/bin/sh\n{text}"));
+            std::fs::set_permissions(self.at(&path), std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+    }
 
     /// The facts of a host of which nothing is known.
     pub(crate) fn facts() -> HostFacts {

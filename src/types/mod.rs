@@ -1,6 +1,7 @@
 //! The newtypes that everything else speaks in: parsed once at the edge, so that inside no `String` is really an
 //! address, a size or a name. Each implements `FromStr`, `Display`, serde as a string, and `JsonSchema`.
 
+mod base64;
 mod cpus;
 mod name;
 mod openpgp;
@@ -13,6 +14,7 @@ mod url;
 mod version;
 mod xml;
 
+pub use base64::from_base64;
 pub use cpus::{cpu_list, cpu_list_text};
 pub use name::{DomainName, HostName, InterfaceName, MacAddress, NameError, PackageName, ResourceName, UnitName};
 pub use openpgp::{OpenPgpError, fingerprints};

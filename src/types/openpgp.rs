@@ -1,6 +1,8 @@
 //! Fingerprints of OpenPGP keys in ASCII armour (RFC 9580): of the primary keys, which is what a person compares. Nothing
 //! is verified with them here: that is apt's.
 
+use super::base64::from_base64;
+
 /// Why a text is no key that can be told by its fingerprint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OpenPgpError {
@@ -39,26 +41,8 @@ fn decoded(block: &str) -> Result<Vec<u8>, OpenPgpError> {
         true => lines.skip_while(|l| !l.is_empty()).collect(),
         false => lines.by_ref().collect(),
     };
-    let mut bytes = Vec::new();
-    let (mut bits, mut held) = (0u32, 0u32);
-    for c in body.iter().take_while(|l| !l.starts_with('=')).flat_map(|l| l.bytes()) {
-        let six = match c {
-            b'A'..=b'Z' => c - b'A',
-            b'a'..=b'z' => c - b'a' + 26,
-            b'0'..=b'9' => c - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            b'=' => break,
-            _ => return Err(OpenPgpError::Damaged),
-        };
-        held = held << 6 | u32::from(six);
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            bytes.push((held >> bits & 0xff) as u8);
-        }
-    }
-    Ok(bytes)
+    let text: String = body.into_iter().take_while(|l| !l.starts_with('=')).collect();
+    from_base64(text.split('=').next().unwrap_or_default()).ok_or(OpenPgpError::Damaged)
 }
 
 /// Goes through the packets (4.2) and adds the fingerprint of each primary key.

@@ -3,9 +3,10 @@
 //! script has its own tests beside it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 
+use crate::host;
 use crate::machine::{copy_tree, fast_folder, gpuvm, repository, stderr, stdout};
 
 const MANIFEST: &str = "version: 1
@@ -28,7 +29,7 @@ fn made() -> &'static Path {
         let dir = fast_folder();
         copy_tree(&repository().join("examples/hosts/twin-debian13"), &dir.path().join("host"));
         fs::write(dir.path().join("host.yaml"), MANIFEST).unwrap();
-        let host = Host { dir };
+        let host = host::Host { dir };
         host.record(|record| {
             for query in record["queries"].as_array_mut().unwrap() {
                 let more = match query["args"][0].as_str().unwrap() {
@@ -46,33 +47,26 @@ fn made() -> &'static Path {
     made.path()
 }
 
-struct Host {
-    dir: tempfile::TempDir,
+/// The recorded host, and what is of shared cards on it.
+struct Host(host::Host);
+
+impl std::ops::Deref for Host {
+    type Target = host::Host;
+    fn deref(&self) -> &host::Host {
+        &self.0
+    }
 }
 
 impl Host {
     fn new() -> Self {
-        let dir = fast_folder();
-        copy_tree(made(), dir.path());
-        Self { dir }
-    }
-    fn at(&self, path: &str) -> PathBuf {
-        self.dir.path().join(path)
+        Self(host::Host::copy(made()))
     }
     fn says(&self, words: &str, code: i32) -> String {
-        let words: Vec<&str> = words.split(' ').chain(["--root", "host"]).collect();
-        let output = gpuvm(&words, self.dir.path());
+        let output = self.run(words);
         let said = stdout(&output) + &stderr(&output);
-        assert_eq!(output.status.code(), Some(code), "{words:?}: {said}");
+        assert_eq!(output.status.code(), Some(code), "{words}: {said}");
         // As it was before it was cut into lines.
         said.split_whitespace().collect::<Vec<_>>().join(" ")
-    }
-    fn record(&self, change: impl FnOnce(&mut serde_json::Value)) -> serde_json::Value {
-        let path = self.at("host/gpuvm-record.json");
-        let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        change(&mut record);
-        fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
-        record
     }
     fn with_domain(&self, name: &str, change: impl FnOnce(&mut serde_json::Value)) {
         self.record(|record| {

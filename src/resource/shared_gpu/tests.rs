@@ -2,11 +2,11 @@
 //! to sysfs, systemd and Docker; files, locks and limits are real.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use super::*;
 use crate::facts::tests::display;
+use crate::resource::tests::PlayedRoot;
 
 const FUNCTIONS: [(&str, &str, &str); 2] =
     [("0000:02:00.0", "10de:2684", "nvidia"), ("0000:02:00.1", "10de:22ba", "snd_hda_intel")];
@@ -37,12 +37,19 @@ const KERNEL: &str = "COUNT\ncase $2 in\n\
       ln -s ../../drivers/$driver ROOT/sys/bus/pci/devices/$1/driver ;;\nesac\n";
 
 struct Machine {
-    dir: tempfile::TempDir,
+    dir: PlayedRoot,
+}
+
+impl std::ops::Deref for Machine {
+    type Target = PlayedRoot;
+    fn deref(&self) -> &PlayedRoot {
+        &self.dir
+    }
 }
 
 impl Machine {
     fn new() -> Self {
-        let machine = Self { dir: tempfile::tempdir().unwrap() };
+        let machine = Self { dir: PlayedRoot::new() };
         for (address, ids, driver) in FUNCTIONS {
             let real = machine.at(&format!("sys/devices/pci0000:00/0000:00:12.0/{address}"));
             std::fs::create_dir_all(&real).unwrap();
@@ -91,24 +98,11 @@ impl Machine {
         machine
     }
 
-    fn at(&self, path: &str) -> PathBuf {
-        self.dir.path().join(path)
-    }
-    fn write(&self, path: &str, content: impl AsRef<[u8]>) {
-        let at = self.at(path);
-        std::fs::create_dir_all(at.parent().unwrap()).unwrap();
-        std::fs::write(at, content).unwrap();
-    }
-    fn read(&self, path: &str) -> String {
-        std::fs::read_to_string(self.at(path)).unwrap_or_default()
-    }
     fn program(&self, name: &str, text: &str) {
         let root = self.dir.path().display().to_string();
         let real = |text: &str| text.replace("rm -f", "/usr/bin/rm -f").replace("ROOT", &root);
         let text = if name == "mv" || name == "rm" { text.replace("ROOT", &root) } else { real(text) };
-        let path = format!("bin/{name}");
-        self.write(&path, format!("#!/bin/sh\n{}", text.replace("COUNT", &real(COUNT))));
-        std::fs::set_permissions(self.at(&path), std::fs::Permissions::from_mode(0o755)).unwrap();
+        self.dir.program(name, &text.replace("COUNT", &real(COUNT)));
     }
 
     /// What the unit would say: whether it succeeded, and its last line.

@@ -1,16 +1,24 @@
 //! The shipped hook, run as libvirt runs it, on a folder that plays sysfs.
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::*;
 use crate::facts::{PciFunction, tests::display};
 use crate::gpu::{REFUSED, SEEN};
+use crate::resource::tests::PlayedRoot;
 
 /// Work is a card of two functions behind port 12.0, alone in its group beside a bridge.
 struct Machine {
-    dir: tempfile::TempDir,
+    dir: PlayedRoot,
+}
+
+impl std::ops::Deref for Machine {
+    type Target = PlayedRoot;
+    fn deref(&self) -> &PlayedRoot {
+        &self.dir
+    }
 }
 
 fn work(function: u8) -> PciFunction {
@@ -25,7 +33,7 @@ fn work(function: u8) -> PciFunction {
 
 impl Machine {
     fn new() -> Self {
-        let machine = Self { dir: tempfile::tempdir().unwrap() };
+        let machine = Self { dir: PlayedRoot::new() };
         for (address, ids, class) in [
             ("0000:02:00.0", "10de:2684", "0x030000"),
             ("0000:02:00.1", "10de:22ba", "0x040300"),
@@ -44,29 +52,13 @@ impl Machine {
         machine
     }
 
-    fn at(&self, path: &str) -> PathBuf {
-        self.dir.path().join(path)
-    }
-    fn write(&self, path: &str, content: impl AsRef<[u8]>) {
-        let at = self.at(path);
-        std::fs::create_dir_all(at.parent().unwrap()).unwrap();
-        std::fs::write(at, content).unwrap();
-    }
-    fn read(&self, path: &str) -> String {
-        std::fs::read_to_string(self.at(path)).unwrap_or_default()
-    }
     fn sys(&self, function: &str, attribute: &str) -> String {
         format!("sys/bus/pci/devices/{function}/{attribute}")
     }
 
     fn systemctl(&self, then: &str) {
         let root = self.dir.path().display().to_string();
-        self.write(
-            "bin/systemctl",
-            format!("#!/bin/sh\necho \"$*\" >> {root}/asked\n{}\n", then.replace("ROOT", &root)),
-        );
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(self.at("bin/systemctl"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        self.program("systemctl", &format!("echo \"$*\" >> {root}/asked\n{}\n", then.replace("ROOT", &root)));
     }
 
     /// A function on vfio-pci in group 9.
