@@ -5,7 +5,7 @@ use std::fs;
 
 use roxmltree::Document;
 
-use crate::edits::{EDITS, adopted, beside, difference, host, keep, restore};
+use crate::edits::{EDITS, adopted, beside, difference, host, keep, restore, set_by_hand};
 use crate::foreign::{Foreign, Has, domains};
 use crate::machine::tree;
 
@@ -36,6 +36,9 @@ fn after_that_one_field_changes_one_element_and_nothing_is_lost() {
             let Some(changed) = (edit.edit)(&manifest, &name) else { continue };
             host.set_manifest(&changed);
             let (code, said) = host.run(&["plan"]);
+            if code == 1 && set_by_hand(&said) {
+                continue;
+            }
             let of_vm =
                 said.lines().filter(|l| l.trim_start().starts_with("~ ") && !l.contains("libvirt-domain")).count();
             assert!(code == 2 && of_vm == 0, "{name}, {}: {said}\n{changed}", edit.what);

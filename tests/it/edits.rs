@@ -151,6 +151,12 @@ pub const EDITS: [Edit; 7] = [
             "virtualport",
             "parameters",
             "filterref",
+            "address",
+            "link",
+            "boot",
+            "bandwidth",
+            "inbound",
+            "outbound",
         ],
         inside: &[],
     },
@@ -183,4 +189,10 @@ pub fn restore(host: &Foreign) {
         fs::remove_dir_all(host.root(path)).unwrap();
         copy_tree(&host.dir.path().join(kept), &host.root(path));
     }
+}
+
+/// Whether an edit is refused because people tuned the very thing in a way that one number does not describe.
+pub fn set_by_hand(said: &str) -> bool {
+    ["was set by hand to", "is split over NUMA cells by hand"].iter().any(|why| said.contains(why))
+        && said.contains("first: virsh edit ")
 }
