@@ -362,11 +362,22 @@ fn devices(machine: &Machine, tree: &Tree<'_>, mounts: &mut String) {
             tree.file(&format!("{at}/net/{name}/operstate"), format!("{state}\n"));
             tree.link(&format!("/sys/class/net/{name}"), &format!("{at}/net/{name}"));
         }
+        // NAME@SUBSYSTEM – with the kernel's multipath a controller is linked below its subsystem, and the disk lies there.
+        let of_subsystem = word("nvme").map(|nvme| {
+            let (name, number) = nvme.split_once('@').unwrap();
+            let subsystem = format!("/sys/devices/virtual/nvme-subsystem/nvme-subsys{number}");
+            tree.file(&format!("{at}/nvme/{name}/subsysnqn"), format!("nqn.2014.08.org.nvmexpress:{number}\n"));
+            tree.link(&format!("{subsystem}/{name}"), &format!("{at}/nvme/{name}"));
+            if !tree.root.join(&format!("/sys/class/nvme-subsystem/nvme-subsys{number}")[1..]).is_symlink() {
+                tree.link(&format!("/sys/class/nvme-subsystem/nvme-subsys{number}"), &subsystem);
+            }
+            subsystem
+        });
         // NAME:USE – a mount point, `md0` or another holder with its own mount, `zfs`, or nothing.
         if let Some(block) = word("block") {
             minor += 1;
             let (name, used) = block.split_once(':').unwrap_or((block, ""));
-            let disk = format!("{at}/block/{name}");
+            let disk = of_subsystem.map_or(format!("{at}/block/{name}"), |subsystem| format!("{subsystem}/{name}"));
             tree.file(&format!("{disk}/dev"), format!("259:{minor}\n"));
             tree.dir(&format!("{disk}/holders"));
             tree.link(&format!("/sys/class/block/{name}"), &disk);
