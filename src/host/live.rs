@@ -40,7 +40,7 @@ use crate::plan::{Content, Refresh, Step};
 use crate::types::{DomainName, Mode};
 
 /// How long a program that only looks may take; then it is left behind.
-const QUERY_LIMIT: Duration = Duration::from_secs(10);
+const QUERY_LIMIT: Duration = Duration::from_secs(8);
 
 /// apt's simulation reads all package lists, which takes a slow machine longer.
 const APT_LIMIT: Duration = Duration::from_secs(60);
