@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{DomainName, UnitName};
 
 pub(crate) use build::host_line;
-pub use build::{Past, build};
+pub use build::{GONE, Past, build};
 pub(crate) use guests::name_guests;
 pub use order::{OrderError, order};
 pub use place::{Place, Seen, touched};
