@@ -3,6 +3,7 @@
 mod adopt;
 mod apply;
 mod create;
+mod defaults;
 mod facts;
 mod gpu;
 mod history;
@@ -248,7 +249,7 @@ pub fn run(cli: Cli) -> ExitCode {
         (_, 0) => crate::report::Detail::Normal,
         _ => crate::report::Detail::Verbose,
     };
-    let talk = apply::Talk { quiet: cli.quiet, detail, log: &log };
+    let talk = apply::Talk { quiet: cli.quiet, detail, log: &log, output: Output::Text };
     let of_a_run = matches!(cli.command, Command::Run(_));
     let of_a_change = matches!(cli.command, Command::Apply(_) | Command::Adopt(_));
     let result = match cli.command {
