@@ -262,6 +262,19 @@ fn look(
     show(&Seen { facts, gpus, looked, manifest, past, shared }, &snapshot)
 }
 
+/// The GPUs with the names that the manifest gives.
+pub(super) fn named(root: Option<&Path>, file: Option<&Path>) -> miette::Result<Vec<NamedGpu>> {
+    let mut all = Vec::new();
+    let meant = look(root.map(Path::to_path_buf).as_ref(), file.map(Path::to_path_buf).as_ref(), |seen, _| {
+        all = seen.gpus.iter().map(|g| seen.named_gpu(g)).collect();
+        Ok(code::OK)
+    })?;
+    match meant {
+        code::OK => Ok(all),
+        _ => Err(miette!("the manifest is for another host")),
+    }
+}
+
 fn json(value: &impl Serialize) -> miette::Result<String> {
     Ok(serde_json::to_string_pretty(value).into_diagnostic()? + "\n")
 }

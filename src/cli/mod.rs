@@ -21,6 +21,7 @@ mod schema;
 mod source;
 mod status;
 mod stop;
+mod tui;
 mod undo;
 mod validate;
 mod vm;
@@ -151,6 +152,8 @@ pub enum Command {
     Vm(vm::VmArgs),
     /// The addresses on the host's networks: which are known, and whether one is free.
     Ip(ip::IpArgs),
+    /// Host, GPUs, VMs, plan and runs on one screen, and what is done with VMs every day.
+    Tui(tui::TuiArgs),
     /// Draw the machine: NUMA nodes, ports, slots, IOMMU groups, GPUs, disks, network cards, VMs.
     Topology(gpu::TopologyArgs),
     /// Carry out an approved run; started by `apply` and after a reboot.
@@ -267,6 +270,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0, talk),
         Command::Check(args) => gpu::check(&args, cli.verbose > 0, cli.quiet),
         Command::Image(args) => image::run(&args, talk),
+        Command::Tui(args) => tui::run(&args, &log),
         Command::Topology(args) => gpu::topology(&args),
         Command::History(args) => history::history(&args),
         Command::Show(args) => history::show(&args),

@@ -129,6 +129,33 @@ fn meant_move(args: &MoveArgs, attach: bool, probe: &dyn Probe, past: &Past) -> 
     Ok(Ok(Meant { manifest, moved }))
 }
 
+/// What a GPU's way to a VM or back is, without a word for the manifest.
+pub(super) fn purpose(
+    vm: &DomainName,
+    gpu: &str,
+    attach: bool,
+    file: Option<&Path>,
+    root: Option<&Path>,
+    probe: &dyn Probe,
+    past: &Past,
+) -> miette::Result<Purpose> {
+    let args = MoveArgs {
+        vm: vm.clone(),
+        gpu: gpu.to_owned(),
+        file: file.map(Path::to_path_buf),
+        save: false,
+        yes: false,
+        root: root.map(Path::to_path_buf),
+        output: Output::Text,
+    };
+    match meant_move(&args, attach, probe, past)? {
+        Ok(Meant { moved, .. }) => {
+            Ok(Purpose::Verb(if attach { Verb::AttachGpu(moved) } else { Verb::DetachGpu(moved) }))
+        }
+        Err(other) => Err(miette!("{other}")),
+    }
+}
+
 /// The manifest says something else, which an apply would bring about.
 fn differs(path: &Path, args: &MoveArgs, attach: bool) {
     let (path, vm, gpu) = (path.display(), &args.vm, &args.gpu);

@@ -20,6 +20,7 @@ vmctl is gpuvm under another name, for every day:
   vmctl gpu list|status|explain        gpuvm gpu list|status|explain
   vmctl gpu attach|detach NAME GPU     gpuvm gpu attach|detach NAME GPU
   vmctl ip check|list                  gpuvm ip check|list
+  vmctl tui                            gpuvm tui
 
 `vmctl start --help` and so on say more; for everything else: gpuvm --help
 ";

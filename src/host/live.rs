@@ -29,7 +29,7 @@ use std::time::Duration;
 
 pub use console::{Left, console};
 pub use pci::write_attribute;
-pub use program::become_program;
+pub use program::{become_program, run_myself};
 pub use runner::{RESUME_UNIT, is_started, keep_program, launch, stay, waits_for_boot};
 pub use who_has::who_has;
 

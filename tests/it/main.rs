@@ -31,6 +31,7 @@ mod readme;
 mod shared;
 mod talk;
 mod terminal;
+mod tui;
 mod undo;
 mod verbs;
 mod vm_looks;
