@@ -60,13 +60,13 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Say more (-v: what is in sync too and debug logs, -vv: traces).
+    /// Say more: what is in sync too, whole files, and what is logged for debugging.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// Say only results and errors.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// How logs are written to stderr.
+    /// How logs are written: the log file of a run, and warnings on stderr. What a command answers has --output.
     #[arg(long, global = true, value_enum, default_value = "text")]
     pub log_format: LogFormat,
 }

@@ -86,9 +86,9 @@ pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
         let state = StateDir::open(&dir).into_diagnostic()?;
         standing = self::standing(&state, here);
     }
-    let Told { state: word, run: number, text, code } = told(&state, &standing, |run| state.run_dir(run).join("log"));
+    let Told { state: word, run: number, text, code } = told(&state, &standing, |run| state.log(run));
     let next_boot = super::next_boot::recorded(&dir).and_then(|r| r.warning());
-    let refused = crate::gpu::refused_starts(&host::live());
+    let refused = if here { crate::gpu::refused_starts(&host::live()) } else { Vec::new() };
     match args.output {
         super::Output::Text => {
             let refused: String = refused.iter().map(crate::report::refused_start).collect();

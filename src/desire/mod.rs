@@ -11,6 +11,7 @@ mod images;
 mod nvidia;
 mod parts;
 mod program;
+mod sockets;
 mod vms;
 
 use std::collections::{BTreeMap, BTreeSet};

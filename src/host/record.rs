@@ -14,7 +14,7 @@ use super::{
     Virtualisation,
 };
 use crate::resource::libvirt_domain::{is_marked, without_private_parts};
-use crate::types::{DomainName, sha256_hex, without_userinfo};
+use crate::types::{DomainName, MacAddress, sha256_hex, without_userinfo};
 
 /// Remembers every answer of the probe below.
 pub struct Recorder<'a> {
@@ -124,7 +124,7 @@ impl<'a> Recorder<'a> {
     /// Writes the record to a new folder.
     pub fn write(&self, dir: &Path) -> Result<(), HostError> {
         let root = dir.join("root");
-        let at = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+        let at = |path: &Path| root.join(nameless(path.strip_prefix("/").unwrap_or(path)));
         let make = |path: &Path| fs::create_dir_all(path).map_err(HostError::file(path));
         make(&root)?;
         for path in self.dirs.borrow().iter() {
@@ -143,9 +143,11 @@ impl<'a> Recorder<'a> {
         for (path, target) in self.links.borrow().iter() {
             let place = at(path);
             make(place.parent().unwrap_or(&root))?;
-            std::os::unix::fs::symlink(target, &place).map_err(HostError::file(&place))?;
+            std::os::unix::fs::symlink(nameless(target), &place).map_err(HostError::file(&place))?;
         }
         let mut record = self.record.borrow().clone();
+        record.stats = record.stats.into_iter().map(|(path, stat)| (nameless(&path), stat)).collect();
+        record.denied = record.denied.iter().map(|path| nameless(path)).collect();
         for query in &mut record.queries {
             if let Some(output) = &mut query.output {
                 output.stdout = stand_ins(&output.stdout);
@@ -373,6 +375,16 @@ fn redacted(path: &Path, bytes: &[u8]) -> Vec<u8> {
             .collect::<String>()
             .into_bytes();
     }
+    // Of udev's database, one entry of block devices is read; beside it are serial numbers, names and labels of disks.
+    if path.starts_with("/run/udev/data") {
+        let text = String::from_utf8_lossy(bytes);
+        return text
+            .lines()
+            .filter(|l| l.starts_with("E:ID_FS_TYPE="))
+            .flat_map(|l| [l, "\n"])
+            .collect::<String>()
+            .into_bytes();
+    }
     // Of configuration space, the header: a serial number is behind it.
     if path.starts_with("/sys") && name == "config" {
         return bytes.get(..64).unwrap_or(bytes).to_vec();
@@ -472,13 +484,14 @@ fn stand_in(word: &str) -> String {
         let host = after.split('/').next().unwrap_or_default();
         return format!("{scheme}://host-{}.example{path}", &sha256_hex(host.as_bytes())[..8]);
     }
-    if let Ok(mac) = word.parse::<crate::types::MacAddress>()
+    if let Ok(mac) = word.parse::<MacAddress>()
         && mac.0 != [0; 6]
         && mac.0 != [0xff; 6]
     {
-        let digest = sha256_hex(mac.to_string().as_bytes());
-        let d = |i: usize| &digest[i * 2..i * 2 + 2];
-        return format!("02:{}:{}:{}:{}:{}", d(0), d(1), d(2), d(3), d(4));
+        return local(mac).to_string();
+    }
+    if let Some(name) = card_by_mac(word) {
+        return name;
     }
     let (address, prefix) = word.split_once('/').map_or((word, String::new()), |(a, p)| (a, format!("/{p}")));
     // The same one with a prefix length and without.
@@ -498,8 +511,46 @@ fn stand_in(word: &str) -> String {
         Ok(std::net::IpAddr::V6(a)) if a.segments()[0] & 0xe000 == 0x2000 => {
             format!("2001:db8::{}{prefix}", &digest[..4])
         }
+        Ok(std::net::IpAddr::V6(a)) if a.octets()[11..13] == [0xff, 0xfe] => format!("{}{prefix}", by_stand_in(a)),
         _ => word.to_owned(),
     }
+}
+
+/// The stand-in of a card's address: 02 marks a local one.
+fn local(mac: MacAddress) -> MacAddress {
+    let digest = sha256_hex(mac.to_string().as_bytes());
+    let byte = |i: usize| u8::from_str_radix(&digest[i * 2..i * 2 + 2], 16).unwrap_or_default();
+    MacAddress([2, byte(0), byte(1), byte(2), byte(3), byte(4)])
+}
+
+/// A card's name that is made of its address (systemd.net-naming-scheme(7): `enx525400123456`), with the stand-in's.
+fn card_by_mac(word: &str) -> Option<String> {
+    let kind = ["enx", "ibx", "slx", "wlx", "wwx"].into_iter().find(|k| word.starts_with(k))?;
+    let hex = word.get(3..).filter(|h| h.len() == 12 && h.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    let mac: Vec<&str> = (0..6).filter_map(|i| hex.get(i * 2..i * 2 + 2)).collect();
+    let stand_in = local(mac.join(":").parse().ok()?).to_string();
+    Some(format!("{kind}{}", stand_in.replace(':', "")))
+}
+
+/// An address of a link that is made of the card's (modified EUI-64, RFC 4291 appendix A), with the stand-in's.
+fn by_stand_in(address: std::net::Ipv6Addr) -> std::net::Ipv6Addr {
+    let mut bytes = address.octets();
+    let real = MacAddress([bytes[8] ^ 2, bytes[9], bytes[10], bytes[13], bytes[14], bytes[15]]);
+    let [a, b, c, d, e, f] = local(real).0;
+    bytes[8..].copy_from_slice(&[a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    bytes.into()
+}
+
+/// A path, with such names in it.
+fn nameless(path: &Path) -> PathBuf {
+    let part = |part: std::path::Component<'_>| match part {
+        std::path::Component::Normal(name) => {
+            let by_mac = name.to_str().and_then(card_by_mac);
+            by_mac.map_or_else(|| name.to_owned(), OsString::from)
+        }
+        other => other.as_os_str().to_owned(),
+    };
+    path.components().map(part).collect()
 }
 
 #[cfg(test)]
@@ -517,6 +568,27 @@ mod tests {
         assert!(out.contains("10.0.0.1") && out.contains("/debian") && out.contains("192.0.2."), "{out}");
         assert_eq!(out, stand_ins(text));
         assert_eq!(stand_ins("ordinary text: 0000:01:00.0\n"), "ordinary text: 0000:01:00.0\n");
+    }
+
+    #[test]
+    fn a_cards_address_is_not_in_its_names_and_its_links_addresses_either() {
+        let mac = stand_ins("52:54:00:4c:41:42");
+        assert_eq!(mac, "02:27:cb:41:35:17");
+        let text = r#""altnames":["enx5254004c4142"],"local":"fe80::5054:ff:fe4c:4142/64""#;
+        assert_eq!(stand_ins(text), r#""altnames":["enx0227cb413517"],"local":"fe80::27:cbff:fe41:3517/64""#);
+        assert_eq!(stand_ins("fe80::2 enxyz enp0s2 fe80::1:2"), "fe80::2 enxyz enp0s2 fe80::1:2");
+        assert_eq!(
+            nameless(Path::new("/sys/class/net/enx5254004c4142/address")),
+            Path::new("/sys/class/net/enx0227cb413517/address")
+        );
+        assert_eq!(nameless(Path::new("../../devices/x")), Path::new("../../devices/x"));
+    }
+
+    #[test]
+    fn disks_cannot_be_told_by_udevs_database() {
+        let data =
+            b"S:disk/by-id/nvme-canary\nE:ID_SERIAL=canary\nE:ID_FS_TYPE=ext4\nE:ID_FS_UUID=canary\nE:ID_WWN=canary\n";
+        assert_eq!(redacted(Path::new("/run/udev/data/b259:0"), data), b"E:ID_FS_TYPE=ext4\n");
     }
 
     #[test]
