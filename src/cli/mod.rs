@@ -3,6 +3,7 @@
 mod adopt;
 mod apply;
 mod create;
+mod defaults;
 mod facts;
 mod gpu;
 mod history;
@@ -20,6 +21,7 @@ mod schema;
 mod source;
 mod status;
 mod stop;
+mod tui;
 mod undo;
 mod validate;
 mod vm;
@@ -150,6 +152,8 @@ pub enum Command {
     Vm(vm::VmArgs),
     /// The addresses on the host's networks: which are known, and whether one is free.
     Ip(ip::IpArgs),
+    /// Host, GPUs, VMs, plan and runs on one screen, and what is done with VMs every day.
+    Tui(tui::TuiArgs),
     /// Draw the machine: NUMA nodes, ports, slots, IOMMU groups, GPUs, disks, network cards, VMs.
     Topology(gpu::TopologyArgs),
     /// Carry out an approved run; started by `apply` and after a reboot.
@@ -248,7 +252,7 @@ pub fn run(cli: Cli) -> ExitCode {
         (_, 0) => crate::report::Detail::Normal,
         _ => crate::report::Detail::Verbose,
     };
-    let talk = apply::Talk { quiet: cli.quiet, detail, log: &log };
+    let talk = apply::Talk { quiet: cli.quiet, detail, log: &log, output: Output::Text };
     let of_a_run = matches!(cli.command, Command::Run(_));
     let of_a_change = matches!(cli.command, Command::Apply(_) | Command::Adopt(_));
     let result = match cli.command {
@@ -266,6 +270,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0, talk),
         Command::Check(args) => gpu::check(&args, cli.verbose > 0, cli.quiet),
         Command::Image(args) => image::run(&args, talk),
+        Command::Tui(args) => tui::run(&args, &log),
         Command::Topology(args) => gpu::topology(&args),
         Command::History(args) => history::history(&args),
         Command::Show(args) => history::show(&args),

@@ -105,6 +105,11 @@ pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
     Ok(code)
 }
 
+/// How the last run stands, in words.
+pub(super) fn last_run(state: &StateDir, here: bool) -> String {
+    told(state, &standing(state, here), |run| state.run_dir(run).join("log")).text
+}
+
 /// What is said of a run.
 struct Told {
     /// A stable word for programs.

@@ -10,7 +10,7 @@ use super::apply::{Consent, Machine, Talk, approve};
 use super::plan::verdict;
 use super::source::Source;
 use super::status::free;
-use super::{code, host, print, say, vm_look};
+use super::{Output, code, host, say, vm_look};
 use crate::apply::{Order, Purpose, blocked};
 use crate::host::{Answer, Host, Running, live};
 use crate::plan::{Diff, Past};
@@ -57,6 +57,15 @@ struct OneArgs {
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+    /// How the result is written to stdout.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+impl OneArgs {
+    fn talk<'a>(&self, talk: Talk<'a>) -> Talk<'a> {
+        Talk { output: self.output, ..talk }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -119,20 +128,20 @@ pub(super) fn run(args: &VmArgs, talk: Talk<'_>) -> miette::Result<u8> {
         VmCommand::Console(args) => vm_look::console(args, talk),
         VmCommand::Logs(args) => vm_look::logs(args),
         VmCommand::Ssh(args) => vm_look::ssh(args),
-        VmCommand::Start(start) => perform(start.vm.root.as_deref(), plain(&start.yes), talk, |_| {
+        VmCommand::Start(start) => perform(start.vm.root.as_deref(), plain(&start.yes), start.vm.talk(talk), |_| {
             Ok(Verb::StartVm { name: start.vm.name.clone(), swap: start.swap })
         }),
-        VmCommand::Stop(stop) => perform(stop.vm.root.as_deref(), plain(&stop.yes), talk, |_| {
+        VmCommand::Stop(stop) => perform(stop.vm.root.as_deref(), plain(&stop.yes), stop.vm.talk(talk), |_| {
             Ok(Verb::StopVm { name: stop.vm.name.clone(), how: stop.how() })
         }),
-        VmCommand::Restart(stop) => perform(stop.vm.root.as_deref(), plain(&stop.yes), talk, |machine| {
+        VmCommand::Restart(stop) => perform(stop.vm.root.as_deref(), plain(&stop.yes), stop.vm.talk(talk), |machine| {
             let name = &stop.vm.name;
             let ran_as = seen(machine, name)?.filter(|d| d.active).and_then(|d| d.id);
             Ok(Verb::RestartVm { name: name.clone(), ran_as, how: stop.how() })
         }),
         VmCommand::Delete(delete) => {
             let consent = Consent { yes: delete.yes, ..Consent::default() };
-            perform(delete.vm.root.as_deref(), consent, talk, |machine| {
+            perform(delete.vm.root.as_deref(), consent, delete.vm.talk(talk), |machine| {
                 let name = &delete.vm.name;
                 let uuid = seen(machine, name)?.map(|d| d.uuid);
                 Ok(Verb::DeleteVm { name: name.clone(), uuid, keep_disks: delete.keep_disks })
@@ -181,12 +190,10 @@ fn without_root(verb: Verb, talk: Talk<'_>) -> miette::Result<u8> {
     let source = Source::Verb(verb.clone());
     let (plan, _) = source.plan(&this, &Past::default());
     if verdict(&plan) == code::OK {
-        print(&format!("nothing to do: {}\n", verb.done()))?;
-        return Ok(code::OK);
+        return talk.result(None, code::OK, &format!("nothing to do: {}\n", verb.done()));
     }
     if blocked(&plan).is_some() {
-        say(&report::refused(&plan));
-        return Ok(code::ERROR);
+        return talk.result(None, code::ERROR, &report::refused(&plan));
     }
     plan.findings.iter().for_each(|f| say(&report::finding(f)));
     if !talk.quiet {
@@ -211,6 +218,5 @@ fn without_root(verb: Verb, talk: Talk<'_>) -> miette::Result<u8> {
     if left.entries.iter().any(|e| matches!(e.diff, Diff::Change(_))) {
         return Err(miette!("libvirt did it, and it is not so: see gpuvm vm info"));
     }
-    print(&format!("{}\n", verb.done()))?;
-    Ok(code::OK)
+    talk.result(None, code::OK, &format!("{}\n", verb.done()))
 }

@@ -186,6 +186,24 @@ pub(super) fn list(args: &ListArgs) -> miette::Result<u8> {
     })
 }
 
+/// The list, and of each VM its name and all that is known of it.
+pub(super) fn all(root: Option<&Path>) -> miette::Result<(String, Vec<(String, String)>)> {
+    let (mut list, mut infos) = (String::new(), Vec::new());
+    look(root, |seen| {
+        let all = vm::all(seen.probe, &seen.known, seen.around());
+        list = report::vm_list(&all);
+        for vm in &all {
+            let off = match (vm.state, vm.name.parse::<DomainName>()) {
+                (Run::Off, Ok(name)) => off(seen, &name, vm, root)?,
+                _ => Off::default(),
+            };
+            infos.push((vm.name.clone(), report::vm_info(vm, &off, &seen.told.unknown, root.is_some())));
+        }
+        Ok(code::OK)
+    })?;
+    Ok((list, infos))
+}
+
 fn json(value: &serde_json::Value) -> miette::Result<String> {
     Ok(serde_json::to_string_pretty(value).into_diagnostic()? + "\n")
 }

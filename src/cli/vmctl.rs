@@ -16,8 +16,11 @@ vmctl is gpuvm under another name, for every day:
   vmctl start|stop|restart NAME        gpuvm vm start|stop|restart NAME
   vmctl delete NAME                    gpuvm vm delete NAME
   vmctl ssh|console|logs|wait NAME     gpuvm vm ssh|console|logs|wait NAME
+  vmctl create ubuntu|debian NAME      gpuvm create ubuntu|debian NAME
   vmctl gpu list|status|explain        gpuvm gpu list|status|explain
+  vmctl gpu attach|detach NAME GPU     gpuvm gpu attach|detach NAME GPU
   vmctl ip check|list                  gpuvm ip check|list
+  vmctl tui                            gpuvm tui
 
 `vmctl start --help` and so on say more; for everything else: gpuvm --help
 ";

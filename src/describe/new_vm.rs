@@ -19,6 +19,8 @@ pub struct NewVm {
     pub memory: ByteSize,
     /// Its disk.
     pub disk: ByteSize,
+    /// Where that is, by a name of the manifest's; in the default pool where left out.
+    pub pool: Option<ResourceName>,
     /// Who gets in.
     pub user: UserName,
     /// With which keys.
@@ -52,7 +54,10 @@ pub fn new_vm(new: &NewVm, loaded: &Loaded) -> Result<(String, String), Refused>
         format!("image: {}", scalar(new.image.as_str())),
         format!("cpus: {}", new.cpus),
         format!("memory: {}", new.memory),
-        format!("disks: [{}]", new.disk),
+        match &new.pool {
+            None => format!("disks: [{}]", new.disk),
+            Some(pool) => format!("disks: [{{ pool: {}, size: {} }}]", scalar(pool.as_str()), new.disk),
+        },
     ];
     let keys = new.keys.iter().map(|k| quoted(k.as_str())).collect::<Vec<_>>().join(", ");
     lines.push(format!("user: {{ name: {}, sshKeys: [{keys}] }}", scalar(new.user.as_str())));

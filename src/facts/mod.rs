@@ -27,7 +27,7 @@ pub(crate) use os::arguments;
 
 pub use network::{Address, Lease, Link, LinkKind, Manager, NetplanFile, NetworkFacts, Route};
 
-use crate::host::{Answer, Probe};
+use crate::host::{Answer, Myself, Probe};
 use crate::types::{ByteSize, PciAddress, PciId, PciSlot, without_userinfo};
 
 /// A fact, or the reason why it is not known. What is not known counts as unsafe.
@@ -87,6 +87,9 @@ pub struct HostFacts {
     /// What drivers need; looked at only where a manifest wants some ([`drivers::look`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drivers: Option<DriverFacts>,
+    /// The program that runs; looked at only where a manifest has it installed.
+    #[serde(skip)]
+    pub myself: Option<Known<Myself>>,
 }
 
 /// The host's name without domain, from hostname(5).
@@ -122,6 +125,7 @@ pub fn collect(probe: &dyn Probe) -> HostFacts {
         root: status.lines().any(|l| l.strip_prefix("Uid:").is_some_and(|v| v.split_whitespace().nth(1) == Some("0"))),
         kernel,
         drivers: None,
+        myself: None,
     }
 }
 

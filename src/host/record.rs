@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use super::fixture::{Record, RecordedLibvirt, RecordedQuery, RecordedStat};
 use super::{
-    Answer, DeviceUsers, FileKind, GuestAgent, HostError, Initramfs, Output, Probe, Program, Stat, Virtualisation,
+    Answer, DeviceUsers, FileKind, GuestAgent, HostError, Initramfs, Myself, Output, Probe, Program, Stat,
+    Virtualisation,
 };
 use crate::resource::libvirt_domain::{is_marked, without_private_parts};
 use crate::types::{DomainName, MacAddress, sha256_hex, without_userinfo};
@@ -168,6 +169,20 @@ impl Probe for Recorder<'_> {
             // What only its owner may read (a file that a manifest names, say) is there, and no more is told of it.
             let told = READ.iter().any(|folder| real.starts_with(folder)) || self.is_open(&real)?;
             self.files.borrow_mut().insert(real, if told { bytes.clone() } else { Vec::new() });
+        }
+        Ok(answer)
+    }
+    // On a recorded host the same stands for this program everywhere, and what else lies at its place is another one.
+    fn myself(&self) -> Result<Myself, HostError> {
+        self.below.myself()
+    }
+    fn digest(&self, path: &Path) -> Result<Answer<String>, HostError> {
+        let answer = self.below.digest(path)?;
+        self.denied(path, &answer);
+        if let Answer::Value(digest) = &answer {
+            let mine = *digest == self.below.myself()?.sha256;
+            let told = if mine { Myself::STAND_IN } else { "another program\n" };
+            self.files.borrow_mut().insert(self.followed(path)?, told.into());
         }
         Ok(answer)
     }
@@ -591,6 +606,24 @@ mod tests {
         let ids = "# a list\n10de  NVIDIA\n# Ada, retail\n\t2684  AD102\n\t\t10de 16f4  sub\n\t2685  other\n8086  Intel\n\t2684  theirs\nC 03  Display\n";
         let seen = BTreeSet::from([("10de".to_owned(), "2684".to_owned())]);
         assert_eq!(names_of(ids, &seen), "10de  NVIDIA\n\t2684  AD102\n");
+    }
+
+    #[test]
+    fn of_a_program_only_whether_it_is_this_one_is_written_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir_all(from.join("root/usr/local/bin")).unwrap();
+        fs::write(from.join("root/usr/local/bin/gpuvm"), Myself::STAND_IN).unwrap();
+        fs::write(from.join("root/usr/local/bin/other"), "canary").unwrap();
+        Record::default().save(&from.join(Record::NAME)).unwrap();
+        let host = crate::host::fixture::Fixture::open(&from).unwrap();
+        let recorder = Recorder::new(&host);
+        for name in ["gpuvm", "other"] {
+            recorder.digest(&Path::new("/usr/local/bin").join(name)).unwrap();
+        }
+        recorder.write(&to).unwrap();
+        let read = |name: &str| fs::read_to_string(to.join("root/usr/local/bin").join(name)).unwrap();
+        assert_eq!((read("gpuvm").as_str(), read("other").as_str()), (Myself::STAND_IN, "another program\n"));
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Answer, DeviceUsers, GuestAgent, HostError, Initramfs, Output, Probe, Program, Stat, Virtualisation};
+use super::{
+    Answer, DeviceUsers, GuestAgent, HostError, Initramfs, Myself, Output, Probe, Program, Stat, Virtualisation,
+};
 use crate::types::DomainName;
 
 /// A program with its arguments.
@@ -29,6 +31,7 @@ pub struct Snapshot<'a> {
     stats: RefCell<BTreeMap<PathBuf, Answer<Stat>>>,
     lists: RefCell<BTreeMap<PathBuf, Answer<Vec<OsString>>>>,
     links: RefCell<BTreeMap<PathBuf, Answer<PathBuf>>>,
+    digests: RefCell<BTreeMap<PathBuf, Answer<String>>>,
     queries: RefCell<BTreeMap<Query, Answer<Output>>>,
     virtualisation: RefCell<Option<Answer<Arc<Virtualisation>>>>,
     initramfs: RefCell<BTreeMap<PathBuf, Answer<Arc<Initramfs>>>>,
@@ -45,6 +48,7 @@ impl<'a> Snapshot<'a> {
             stats: RefCell::default(),
             lists: RefCell::default(),
             links: RefCell::default(),
+            digests: RefCell::default(),
             queries: RefCell::default(),
             virtualisation: RefCell::default(),
             initramfs: RefCell::default(),
@@ -96,6 +100,12 @@ impl Probe for Snapshot<'_> {
     }
     fn link(&self, path: &Path) -> Result<Answer<PathBuf>, HostError> {
         once(&self.links, path.to_owned(), |p| self.below.link(p))
+    }
+    fn myself(&self) -> Result<Myself, HostError> {
+        self.below.myself()
+    }
+    fn digest(&self, path: &Path) -> Result<Answer<String>, HostError> {
+        once(&self.digests, path.to_owned(), |p| self.below.digest(p))
     }
     fn query(&self, program: Program, args: &[&str]) -> Result<Answer<Output>, HostError> {
         let key = (program, args.iter().map(|a| (*a).to_owned()).collect());

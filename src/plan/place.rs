@@ -188,7 +188,7 @@ pub fn touched(step: &Step) -> Vec<Place> {
         Step::MakeDir { .. } | Step::AptIndex { .. } | Step::FinishPackages | Step::Refresh { .. } | Step::Reboot => {
             Vec::new()
         }
-        // The ledger alone.
-        Step::Adopt => Vec::new(),
+        // The ledger alone, or nothing at all.
+        Step::Adopt | Step::Answers { .. } => Vec::new(),
     }
 }

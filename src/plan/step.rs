@@ -22,6 +22,8 @@ pub enum Content {
     Text(String),
     /// A secret: only its sha256 in hex is in the plan; the payload is a 0600 file of the run.
     Secret(String),
+    /// The program that carries the plan out, by its sha256 in hex: another one is refused.
+    Program(String),
 }
 
 impl std::fmt::Debug for Content {
@@ -29,6 +31,7 @@ impl std::fmt::Debug for Content {
         match self {
             Content::Text(text) => write!(f, "Text({} bytes)", text.len()),
             Content::Secret(digest) => write!(f, "Secret({digest})"),
+            Content::Program(digest) => write!(f, "Program({digest})"),
         }
     }
 }
@@ -309,6 +312,13 @@ pub enum Step {
         /// What it points to.
         target: PathBuf,
     },
+    /// Calls gpuvm where it was put, by a name that people type: it has to tell its version. Changes nothing.
+    Answers {
+        /// The program, or the link to it.
+        path: PathBuf,
+        /// The version that it has to tell.
+        version: String,
+    },
     /// Puts a kept original back, byte for byte with mode and owner, from the ledger's folder; removes the file where
     /// there was none before.
     RestoreFile {
@@ -502,6 +512,7 @@ impl Step {
             Step::RestoreFile { path } => return format!("put back {}", path.display()),
             Step::MakeDir { path, .. } => return format!("make {}", path.display()),
             Step::Link { path, .. } => return format!("link {}", path.display()),
+            Step::Answers { path, .. } => return format!("call {}", path.display()),
             Step::Service { unit, action } => return format!("{} {unit}", action.name()),
             Step::Module { name } => return format!("load {name}"),
             Step::Refresh { refresh } => return format!("refresh {}", refresh.name()),

@@ -482,7 +482,17 @@ impl Thing<'_> {
             if netplan { text.map(|t| netplan::redacted(&t)) } else { text }
         };
         let name = path.display().to_string();
-        if netplan || (open(is) && open(Some(before))) {
+        let is_text = |bytes: Option<&[u8]>| bytes.is_none_or(|b| std::str::from_utf8(b).is_ok() && !b.contains(&0));
+        let leads = |seen: Option<&Seen>| match seen {
+            Some(Seen::Link(target)) => Some(format!("→ {}", target.display())),
+            _ => None,
+        };
+        if leads(is).is_some() || leads(Some(before)).is_some() {
+            change.fields.push(FieldDiff::new(name, leads(is), leads(Some(before))));
+        } else if !netplan && open(is) && open(Some(before)) && !(is_text(now) && is_text(then)) {
+            change.fields.push(FieldDiff::new(name, None, None));
+            change.notes.push("its content is not shown: it is no text".to_owned());
+        } else if netplan || (open(is) && open(Some(before))) {
             change.fields.push(FieldDiff::text(name, shown(now).as_deref(), shown(then).as_deref()));
         } else {
             change.fields.push(FieldDiff::new(name, None, None));
