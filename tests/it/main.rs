@@ -28,6 +28,7 @@ mod packages;
 mod policy;
 mod readme;
 mod shared;
+mod snapshots;
 mod talk;
 mod undo;
 mod verbs;
