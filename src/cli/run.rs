@@ -35,8 +35,12 @@ pub(super) fn run(args: &RunArgs, log: super::LogFormat) -> miette::Result<u8> {
     let mut state = StateDir::open(top).into_diagnostic()?;
     // Whoever started this holds it until systemd says that this runs: nobody sees a run that is nobody's.
     state.lock_within(HANDOVER).into_diagnostic()?;
+    let booted = live::waits_for_boot();
     // Before anything else: a run that ends this process in some bad way must not be started at each boot.
     live::stay().into_diagnostic()?;
+    if booted {
+        live::wait_for_devices();
+    }
     let mut events = std::fs::File::options()
         .create(true)
         .append(true)

@@ -10,6 +10,7 @@ mod host_basics;
 mod images;
 mod nvidia;
 mod parts;
+mod sockets;
 mod vms;
 
 use std::collections::{BTreeMap, BTreeSet};

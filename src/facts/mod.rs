@@ -6,6 +6,7 @@ mod carries;
 pub mod drivers;
 mod firmware;
 mod iommu;
+mod libvirt;
 mod network;
 mod os;
 pub(crate) mod packages;
@@ -14,6 +15,7 @@ mod users;
 
 pub use drivers::{DriverFacts, LoadedModule};
 pub use firmware::{SECURE_BOOT, SecureBoot, own_key_enrolled, secure_boot};
+pub use libvirt::{Libvirt, LibvirtFacts};
 pub use packages::packages;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,6 +72,8 @@ pub struct HostFacts {
     pub network: Known<NetworkFacts>,
     /// Installed packages, by name (`name:arch` for foreign architectures).
     pub packages: Known<BTreeMap<String, Package>>,
+    /// libvirt, as far as it answers.
+    pub libvirt: LibvirtFacts,
     /// Local groups with their members.
     pub groups: BTreeMap<String, Group>,
     /// Local users.
@@ -106,6 +110,7 @@ pub fn collect(probe: &dyn Probe) -> HostFacts {
         pci,
         network: network::network(probe),
         packages,
+        libvirt: libvirt::libvirt(probe),
         groups: users::groups(&os::text(probe, "/etc/group")),
         users: users::users(&os::text(probe, "/etc/passwd")),
         modules: os::modules(probe, &kernel.release),

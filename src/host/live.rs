@@ -31,7 +31,7 @@ use std::time::Duration;
 pub use console::{Left, console};
 pub use pci::write_attribute;
 pub use program::become_program;
-pub use runner::{RESUME_UNIT, is_started, keep_program, launch, stay, waits_for_boot};
+pub use runner::{RESUME_UNIT, is_started, keep_program, launch, stay, wait_for_devices, waits_for_boot};
 pub use who_has::who_has;
 
 use super::{
@@ -43,7 +43,7 @@ use crate::plan::{Content, Refresh, Step};
 use crate::types::{DomainName, Mode};
 
 /// How long a program that only looks may take; then it is left behind.
-const QUERY_LIMIT: Duration = Duration::from_secs(10);
+const QUERY_LIMIT: Duration = Duration::from_secs(8);
 
 /// apt's simulation reads all package lists, which takes a slow machine longer.
 const APT_LIMIT: Duration = Duration::from_secs(60);

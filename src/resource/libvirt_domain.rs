@@ -22,6 +22,7 @@ pub use clone::{Clone, as_clone, cards};
 pub use drives::{Drive, Source, drives, with_file_moved, with_sources};
 pub use extras::{Display, Extra};
 pub use plug::{passed_function, plugs, unplugs, with_slot, without_slot};
+use read::is_disk;
 pub use read::{Projection, disk_files, is_marked, managed_functions, nvram, project, raw_and_others, taps};
 pub use splice::{with_mark, with_passwords, with_uuid, without_private_parts};
 pub use write::MARK;
@@ -518,7 +519,8 @@ impl LibvirtDomain {
             Ok(live) => live,
             Err(why) => return Some(Diff::Unknown { why: format!("its running definition cannot be read: {why}") }),
         };
-        let fields = stored.differs_from_running(&live);
+        let mut fields = stored.differs_from_running(&live);
+        fields.retain(|f| f.before.is_some() || !self.added_by_others(stored, &f.field));
         if fields.is_empty() {
             return None;
         }
@@ -531,6 +533,19 @@ impl LibvirtDomain {
             why: format!("{names}: stored, and in force once it is shut down and started again (not rebooted)"),
             promise,
         })
+    }
+
+    /// Whether this part of the stored definition is none that the manifest asks for: what people add for the next start
+    /// is theirs to wait for.
+    fn added_by_others(&self, stored: &Projection, field: &str) -> bool {
+        match field.split_once(' ') {
+            Some(("disk", source)) => !self.disks.iter().any(|d| is_disk(source, d)),
+            Some(("nic", mac)) => self.nic.as_ref().is_none_or(|n| n.mac.to_string() != mac),
+            Some(("device", address)) => {
+                !self.slots.iter().flat_map(|s| &s.functions).any(|a| a.to_string() == address)
+            }
+            _ => stored.extras.contains_key(field) && !self.extras.iter().any(|e| e.key() == field),
+        }
     }
 
     /// A pool of its disks is not started: which volumes there are is not known yet.

@@ -126,6 +126,9 @@ fn every_case_plans_applies_and_is_in_sync_then() {
             if tree(&root) != before {
                 wrong.push(format!("{}: apply changed something although {:?}", case.display(), apply.status));
             }
+            for stale in ["applied.txt", "undone.txt"].map(|f| case.join(f)).iter().filter(|f| f.exists()) {
+                wrong.push(format!("{}: nothing is applied here", stale.display()));
+            }
             continue;
         }
         let apply = run("apply", &["--yes", "--reboot"]);

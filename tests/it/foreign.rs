@@ -35,6 +35,12 @@ pub fn domains() -> Vec<(String, String)> {
     all
 }
 
+/// One of the default pool.
+fn volume(name: &str, gib: u64) -> Value {
+    let path = format!("/var/lib/libvirt/images/{name}");
+    json!({ "name": name, "path": path, "format": "qcow2", "capacity": gib << 30 })
+}
+
 impl Foreign {
     pub fn new(has: &[Has]) -> Self {
         let host = Self { dir: tempfile::tempdir().unwrap() };
@@ -79,10 +85,6 @@ impl Foreign {
             self.append("/var/lib/dpkg/status", &stanza);
         }
         fs::create_dir_all(self.root("/var/lib/libvirt/images")).unwrap();
-        let volume = |name: &str, gib: u64| {
-            let path = format!("/var/lib/libvirt/images/{name}");
-            json!({ "name": name, "path": path, "format": "qcow2", "capacity": gib << 30 })
-        };
         let pool = json!({
             "name": "default", "active": true, "autostart": true,
             "xml": "<pool type='dir'>\n  <name>default</name>\n  <target>\n    <path>/var/lib/libvirt/images</path>\n  </target>\n</pool>\n",
@@ -100,13 +102,22 @@ impl Foreign {
         self.record(|record| record["libvirt"] = json!({ "known": known }));
     }
 
-    /// Defines a VM as virsh would.
+    /// Defines a VM as virsh would, with its disks in the default pool.
     pub fn define(&self, name: &str, xml: &str, active: bool, autostart: bool) {
         let domain = json!({
             "name": name, "uuid": "00000000-0000-4000-8000-000000000000", "active": active, "persistent": true,
             "autostart": autostart, "inactiveXml": xml, "liveXml": active.then_some(xml),
         });
-        self.record(|record| record["libvirt"]["known"]["domains"].as_array_mut().unwrap().push(domain));
+        let disks = xml.split("/var/lib/libvirt/images/").skip(1).filter_map(|rest| rest.split(['\'', '"']).next());
+        self.record(|record| {
+            record["libvirt"]["known"]["domains"].as_array_mut().unwrap().push(domain);
+            let volumes = record["libvirt"]["known"]["pools"][0]["volumes"].as_array_mut().unwrap();
+            for disk in disks.filter(|d| d.ends_with(".qcow2")) {
+                if !volumes.iter().any(|v| v["name"] == disk) {
+                    volumes.push(volume(disk, 40));
+                }
+            }
+        });
     }
 
     /// The stored definition of a VM.

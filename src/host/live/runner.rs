@@ -14,6 +14,9 @@ const WANTED_BY: &str = "/etc/systemd/system/multi-user.target.wants/gpuvm-resum
 /// How long systemd may take to start a unit.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long devices may take after a boot: udev's own limit for one of its events (`event_timeout`, udev.conf(5)).
+const DEVICES_LIMIT: Duration = Duration::from_secs(180);
+
 /// How long services and VMs may take to stop before it counts as an error.
 const DOWN_LIMIT: Duration = Duration::from_secs(900);
 
@@ -99,6 +102,16 @@ pub(super) fn reboot(run_dir: &Path, progress: &mut dyn FnMut(&str)) -> Result<(
 pub fn stay() -> Result<(), HostError> {
     files::remove(Path::new(WANTED_BY))?;
     files::remove(Path::new(RESUME_UNIT))
+}
+
+/// Waits until udev is done with the devices that the boot found: a driver that is on its way is not one that is missing.
+/// What hangs is left behind; udev gives up a worker after as long.
+pub fn wait_for_devices() {
+    let limit = format!("--timeout={}", DEVICES_LIMIT.as_secs());
+    let wait = program::perform(Program::Udevadm, &["settle", &limit], DEVICES_LIMIT + START_LIMIT, &mut |_| {});
+    if let Err(e) = wait {
+        tracing::warn!("udev is not done with the devices yet: {e}");
+    }
 }
 
 /// Whether the process of a run is there: systemd keeps a control group for a unit as long as it runs.

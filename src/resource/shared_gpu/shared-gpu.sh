@@ -294,16 +294,20 @@ Take that out (grep -r vfio /etc/modprobe.d /proc/cmdline), and boot the host"
     return 1
 }
 
-# Every function to the host, then what was stopped, the last first. What of it fails is left, with why.
+# Every function to the host, then what was stopped, the last first. What of it fails is left, with why. Where the card is
+# not back, what was stopped is started too, as it may have other cards; and it is owed still, as it may end without this one.
 back() {
     why='' reasons=''
     for one_of in $functions; do
         to_host "$one_of" || reasons="$reasons${reasons:+; }$why"
     done
-    reversed='' still=''
+    reversed='' still='' away=$reasons
     for one in $owed; do reversed="$one $reversed"; done
     for use in $reversed; do
-        turn start "$use" && continue
+        if turn start "$use"; then
+            [ -z "$away" ] || still="$use $still"
+            continue
+        fi
         still="$use $still"
         reasons="$reasons${reasons:+; }$use did not start again"
     done
