@@ -36,7 +36,7 @@ enum What {
 
 /// What every VM is asked for.
 #[derive(Debug, Args)]
-struct VmArgs {
+pub struct VmArgs {
     /// The VM's name.
     name: DomainName,
     #[command(flatten)]
@@ -116,26 +116,48 @@ pub(super) fn run(args: &CreateArgs, talk: Talk<'_>) -> miette::Result<u8> {
     match &args.what {
         What::Ubuntu(args) => {
             let image = format!("ubuntu-{}", args.release);
-            create(&args.vm, &image, args.desktop, args.nvidia.clone(), talk)
+            built_in(&image)?;
+            create(&args.vm, Begins { image: &image, file: None }, args.desktop, args.nvidia.clone(), talk)
         }
-        What::Debian(args) => create(&args.vm, &format!("debian-{}", args.release), false, None, talk),
+        What::Debian(args) => {
+            let image = format!("debian-{}", args.release);
+            built_in(&image)?;
+            create(&args.vm, Begins { image: &image, file: None }, false, None, talk)
+        }
     }
 }
 
-fn create(
-    args: &VmArgs,
-    image: &str,
-    desktop: bool,
-    nvidia: Option<NvidiaBranch>,
-    talk: Talk<'_>,
-) -> miette::Result<u8> {
-    let talk = Talk { output: args.output, ..talk };
+/// What a VM's disk begins as: an image by its name; one that is a file of the host's with that and its sha256.
+pub(super) struct Begins<'a> {
+    pub image: &'a str,
+    pub file: Option<(String, String)>,
+}
+
+impl VmArgs {
+    /// The recorded host that it is for.
+    pub(super) fn root(&self) -> Option<&std::path::Path> {
+        self.target.root.as_deref()
+    }
+}
+
+fn built_in(image: &str) -> miette::Result<()> {
     if crate::image::builtin(image).is_none() {
         return Err(miette!(
             help = format!("built in: {}, and Ubuntu's other releases by number", crate::image::names().join(", ")),
             "there is no image `{image}`"
         ));
     }
+    Ok(())
+}
+
+pub(super) fn create(
+    args: &VmArgs,
+    begins: Begins<'_>,
+    desktop: bool,
+    nvidia: Option<NvidiaBranch>,
+    talk: Talk<'_>,
+) -> miette::Result<u8> {
+    let talk = Talk { output: args.output, ..talk };
     let (mut machine, mut state) = Machine::open(args.target.root.as_deref())?;
     let live = host::live();
     free(&state, matches!(machine, Machine::This))?;
@@ -157,7 +179,7 @@ fn create(
         say(&format!("{other}\n"));
         return Ok(code::REFUSED);
     }
-    let new = told(args, image, desktop, nvidia, &before, usual.as_ref())?;
+    let new = told(args, begins, desktop, nvidia, &before, usual.as_ref())?;
     let (shown, text) =
         describe::new_vm(&new, &before).map_err(|Refused { why, help }| miette!(help = help, "{why}"))?;
     if args.print {
@@ -211,7 +233,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
 /// What was said, what the defaults say, and for the rest the usual, which a person at a terminal is asked about.
 fn told(
     args: &VmArgs,
-    image: &str,
+    begins: Begins<'_>,
     desktop: bool,
     nvidia: Option<NvidiaBranch>,
     before: &Loaded,
@@ -237,7 +259,8 @@ fn told(
         m.gpus.iter().filter(|(_, gpu)| gpu.usage != DeviceUse::Host).map(|(name, _)| name.as_str()).collect();
     Ok(NewVm {
         name: args.name.clone(),
-        image: image.parse().into_diagnostic()?,
+        image: begins.image.parse().into_diagnostic()?,
+        image_file: begins.file,
         cpus: match args.cpus {
             Some(cpus) => cpus,
             None if asks => offered("processors", "2", |n: &u32| match n {

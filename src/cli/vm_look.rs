@@ -134,7 +134,7 @@ impl Seen<'_> {
 }
 
 /// The VM that is meant.
-fn find<'a>(known: &'a Virtualisation, name: &DomainName) -> miette::Result<&'a Domain> {
+pub(super) fn find<'a>(known: &'a Virtualisation, name: &DomainName) -> miette::Result<&'a Domain> {
     known.domain(name.as_str()).ok_or_else(|| {
         let names: Vec<&str> = known.domains.iter().map(|d| d.name.as_str()).collect();
         let help =
@@ -144,7 +144,7 @@ fn find<'a>(known: &'a Virtualisation, name: &DomainName) -> miette::Result<&'a 
 }
 
 /// What libvirt knows; else why it cannot be asked.
-fn ask(probe: &dyn Probe) -> miette::Result<std::sync::Arc<Virtualisation>> {
+pub(super) fn ask(probe: &dyn Probe) -> miette::Result<std::sync::Arc<Virtualisation>> {
     match probe.virtualisation().into_diagnostic()? {
         Answer::Value(known) => Ok(known),
         Answer::Absent => Err(miette!(
@@ -204,7 +204,7 @@ pub(super) fn all(root: Option<&Path>) -> miette::Result<(String, Vec<(String, S
     Ok((list, infos))
 }
 
-fn json(value: &serde_json::Value) -> miette::Result<String> {
+pub(super) fn json(value: &serde_json::Value) -> miette::Result<String> {
     Ok(serde_json::to_string_pretty(value).into_diagnostic()? + "\n")
 }
 

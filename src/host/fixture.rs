@@ -11,6 +11,7 @@ mod play_guests;
 mod play_initramfs;
 mod play_libvirt;
 mod play_shared;
+mod play_snapshots;
 mod record_file;
 
 use std::cell::RefCell;

@@ -9,6 +9,7 @@ mod device_users;
 mod files;
 mod images;
 mod initramfs;
+mod layers;
 mod libvirt;
 mod myself;
 mod network;
@@ -16,6 +17,7 @@ mod pci;
 mod program;
 mod runner;
 mod seeds;
+mod snapshots;
 mod web;
 mod who_has;
 
@@ -37,6 +39,7 @@ use super::{
     Answer, DeviceUsers, FileKind, GuestAgent, Host, HostError, Initramfs, Myself, Output, Probe, Program, Running,
     Stat, Virtualisation,
 };
+use crate::guest::Again;
 use crate::plan::{Content, Refresh, Step};
 use crate::types::{DomainName, Mode, sha256_hex};
 
@@ -233,11 +236,26 @@ impl Host for Live {
             | Step::RemoveVolume { .. }
             | Step::Network { .. }
             | Step::DefineDomain { .. }
+            | Step::CloneDomain { .. }
+            | Step::RestoreDomain { .. }
             | Step::EditDomain { .. }
             | Step::UndefineDomain { .. }
             | Step::StartDomain { .. }
             | Step::StopDomain { .. }
+            | Step::MakeSnapshot(_)
+            | Step::KeepSnapshot { .. }
+            | Step::ForgetSnapshot { .. }
+            | Step::RemoveLayer { .. }
+            | Step::CommitLayer { live: Some(_), .. }
             | Step::DetachDevices { .. } => libvirt::execute(step, running),
+            Step::CopyFile(copy) => layers::copy_file(copy),
+            Step::CopyVolume(copy) => layers::copy_volume(copy, progress),
+            Step::CloneSeed { from, to, hostname, instance, mac, inputs } => {
+                seeds::clone(from, to, Again { hostname, instance, mac: *mac, inputs })
+            }
+            Step::NewLayer { path, under, format } => layers::new(path, under, format, progress),
+            Step::CommitLayer { top, into, live: None } => layers::commit(top, into, progress),
+            Step::RebaseLayer { path, onto, format } => layers::rebase(path, onto, format, progress),
             Step::AttachDevices { else_back, .. } => {
                 let attached = libvirt::execute(step, running);
                 if let (Err(_), Some(back)) = (&attached, else_back)

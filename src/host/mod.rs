@@ -26,7 +26,7 @@ pub use guest::{GuestAgent, GuestInterface, SHUTDOWN_PATIENCE_S, did_not_shut_do
 pub use initramfs::Initramfs;
 pub use myself::Myself;
 pub use snapshot::Snapshot;
-pub use virtualisation::{Domain, Network, Pool, Virtualisation, Volume};
+pub use virtualisation::{Domain, Network, Pool, Snapshot as VmSnapshot, Virtualisation, Volume};
 
 use crate::plan::Step;
 use crate::types::{DomainName, Mode};
@@ -116,6 +116,8 @@ pub enum Program {
     Netplan,
     /// nvidia-ctk, of NVIDIA's container toolkit
     NvidiaCtk,
+    /// qemu-img(1)
+    QemuImg,
     /// sqv(1)
     Sqv,
     /// ssh(1)
@@ -146,6 +148,7 @@ impl Program {
             Program::Modprobe => "modprobe",
             Program::Netplan => "netplan",
             Program::NvidiaCtk => "nvidia-ctk",
+            Program::QemuImg => "qemu-img",
             Program::Sqv => "sqv",
             Program::Ssh => "ssh",
             Program::Systemctl => "systemctl",

@@ -14,6 +14,7 @@ use super::{
     Virtualisation,
 };
 use crate::resource::libvirt_domain::{is_marked, without_private_parts};
+use crate::resource::snapshots::is_ours;
 use crate::types::{DomainName, MacAddress, sha256_hex, without_userinfo};
 
 /// Remembers every answer of the probe below.
@@ -296,12 +297,38 @@ fn public(known: &Virtualisation) -> Virtualisation {
     for domain in &mut known.domains {
         domain.inactive_xml = definition(&domain.inactive_xml);
         domain.live_xml = domain.live_xml.as_deref().map(definition);
+        for snapshot in &mut domain.snapshots {
+            snapshot.xml = snapshot_as_written(&snapshot.xml, definition);
+        }
     }
     let others = known.pools.iter_mut().map(|p| &mut p.xml).chain(known.networks.iter_mut().map(|n| &mut n.xml));
     for xml in others.chain([&mut known.capabilities]) {
         *xml = stand_ins(xml);
     }
     known
+}
+
+/// A snapshot with the definitions in it as they are written down elsewhere; what a person wrote of it stays out.
+fn snapshot_as_written(xml: &str, definition: impl Fn(&str) -> String) -> String {
+    let Ok(doc) = roxmltree::Document::parse(xml) else { return String::new() };
+    let mut parts = Vec::new();
+    for part in doc.root_element().children().filter(|c| c.is_element()) {
+        let Some(text) = xml.get(part.range()) else { continue };
+        let name = part.tag_name().name();
+        parts.push(match name {
+            "domain" | "inactiveDomain" => {
+                let inside = text.strip_prefix(&format!("<{name}")).and_then(|t| t.strip_suffix(&format!("</{name}>")));
+                let whole = definition(&format!("<domain{}</domain>", inside.unwrap_or("/>")));
+                let inside = whole.strip_prefix("<domain").and_then(|t| t.strip_suffix("</domain>"));
+                format!("<{name}{}</{name}>", inside.unwrap_or(">"))
+            }
+            // gpuvm's own word is compared.
+            "description" if !is_ours(part.text().unwrap_or_default()) => continue,
+            "cookie" => continue,
+            _ => text.to_owned(),
+        });
+    }
+    format!("<domainsnapshot>\n  {}\n</domainsnapshot>\n", parts.join("\n  "))
 }
 
 /// Of pci.ids, a megabyte and a half, the names of the devices that the host has.

@@ -21,7 +21,7 @@ pub use openpgp::{OpenPgpError, fingerprints};
 pub use pci::{CardId, PciAddress, PciError, PciId, PciSlot};
 pub use released::Released;
 pub use size::{ByteSize, Mode, SizeError};
-pub use splice::{Splice, SpliceError, inverse, splice};
+pub use splice::{Splice, SpliceError, inverse, line_edits, splice};
 pub use text::{safe, safe_in_place, safe_line};
 pub use url::without_userinfo;
 pub use version::compare_versions;

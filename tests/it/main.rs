@@ -30,6 +30,7 @@ mod policy;
 mod program;
 mod readme;
 mod shared;
+mod snapshots;
 mod talk;
 mod terminal;
 mod tui;
