@@ -34,3 +34,16 @@ pub fn fail_point(name: &str) {
         let _ = raise(Signal::SIGSTOP);
     }
 }
+
+/// Passes the place of a screen at which a test has the process panic: with `GPUVM_PANIC` in a debug build.
+#[cfg(debug_assertions)]
+#[expect(clippy::panic, reason = "a test asks for it")]
+pub fn panic_point() {
+    if std::env::var_os("GPUVM_PANIC").is_some() {
+        panic!("as a test asked");
+    }
+}
+
+/// Passes the place of a screen at which a test has the process panic.
+#[cfg(not(debug_assertions))]
+pub fn panic_point() {}

@@ -339,7 +339,7 @@ fn this_boot(probe: &dyn Probe) -> String {
 /// Takes away what a step that was cut off left beside the files that it was writing.
 pub fn tidy(state: &StateDir, run: u64, host: &mut dyn Host) -> Result<(), ApplyError> {
     let Some(line) = state.interrupted(run)? else { return Ok(()) };
-    for path in replaced(&line.step) {
+    for path in replaced(&line.step).into_iter().chain(made_beside(&line.step)) {
         let failed = |source| ApplyError::Step { key: Key::new(&line.key, ""), source };
         host.tidy(path).map_err(failed)?;
     }
@@ -359,10 +359,22 @@ fn still_waiting(plan: &Plan) -> String {
 fn replaced(step: &Step) -> Vec<&std::path::Path> {
     match step {
         Step::WriteFile(file) => vec![&file.path],
-        Step::Seed { path, .. } => vec![path],
+        Step::Seed { path, .. } | Step::CloneSeed { to: path, .. } => vec![path],
         Step::RemoveFile { path } | Step::Link { path, .. } | Step::RestoreFile { path } => vec![path],
         Step::SwitchNetwork(switch) => switch.paths().map(|p| p.as_path()).collect(),
         _ => Vec::new(),
+    }
+}
+
+/// The files of disks that a step makes under a temporary name, which may be as large as they are.
+fn made_beside(step: &Step) -> Option<&std::path::Path> {
+    match step {
+        Step::CopyVolume(copy) => Some(&copy.path),
+        Step::NewLayer { path, .. } | Step::RebaseLayer { path, .. } | Step::CommitLayer { into: path, .. } => {
+            Some(path)
+        }
+        Step::CopyFile(copy) => Some(&copy.to),
+        _ => None,
     }
 }
 

@@ -434,6 +434,13 @@ impl StateDir {
         }
     }
 
+    /// Where to read what a run did: its log, or the journal where it has none, as a rehearsal.
+    pub fn log(&self, run: u64) -> PathBuf {
+        let dir = self.run_dir(run);
+        let log = dir.join("log");
+        if log.exists() { log } else { dir.join("journal.jsonl") }
+    }
+
     /// The directory of a run.
     pub fn run_dir(&self, run: u64) -> PathBuf {
         self.dir.join("runs").join(run.to_string())

@@ -11,11 +11,11 @@ use super::run::{Around, EVENTS, carry_out as carry_out_here};
 use super::source::Source;
 use super::status::{Standing, cut_off, follow, standing};
 use super::stop::Stop;
-use super::{PolicyArgs, SelectArgs, Target, code, host, keeps, plan::verdict, print, say, tell, tell_plan};
+use super::{Output, PolicyArgs, SelectArgs, Target, code, host, keeps, plan::verdict, print, say, tell, tell_plan};
 use crate::apply::{self, ABOUT_FORMAT, About, Allowed, ApplyError, Ending, Order, Purpose, StateDir};
 use crate::host::{Host, Probe, live};
 use crate::manifest;
-use crate::plan::{Plan, SavedPlan, Severity};
+use crate::plan::{Content, FileWrite, Plan, SavedPlan, Severity, Step};
 use crate::report::{self, Detail};
 
 /// Arguments of `gpuvm apply`.
@@ -127,6 +127,16 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
         }
         Standing::CutOff(run) if args.resume => {
             need_root(&machine)?;
+            let order = state.order(run).into_diagnostic()?;
+            if let Some(why) = other_program(&order.plan, machine.probe(&host::live())) {
+                return Err(miette!(
+                    help = format!(
+                        "go on with that one: {}/gpuvm apply --resume\nor close the run:     gpuvm apply --abandon",
+                        state.run_dir(run).display()
+                    ),
+                    "run {run} {why}"
+                ));
+            }
             let stop = watch(&machine)?;
             return carry_out(&mut state, run, &mut machine, &stop, args.policy.at, talk);
         }
@@ -140,6 +150,10 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
             let saved = SavedPlan::read(path).into_diagnostic()?;
             if let Some(why) = manifest_changed(&saved)? {
                 say(&format!("{why}\n"));
+                return Ok(code::REFUSED);
+            }
+            if let Some(why) = other_program(&saved.plan, machine.probe(&host::live())) {
+                say(&format!("this plan {why}; apply it with that one, or plan again; nothing was changed\n"));
                 return Ok(code::REFUSED);
             }
             saved
@@ -172,6 +186,61 @@ pub(super) struct Talk<'a> {
     pub detail: Detail,
     /// The options for the log of a run, as they were given.
     pub log: &'a [String],
+    /// How the result is written to stdout; with JSON, the plan that is asked about is talk.
+    pub output: Output,
+}
+
+/// How a command that changes something ended.
+#[derive(serde::Serialize)]
+struct Ended<'a> {
+    format: u32,
+    /// The run's number, where there was one.
+    run: Option<u64>,
+    /// The exit code.
+    code: u8,
+    /// In words.
+    said: &'a str,
+}
+
+impl Talk<'_> {
+    /// Tells the result; what went wrong is told as talk too.
+    pub(super) fn result(&self, run: Option<u64>, code: u8, said: &str) -> miette::Result<u8> {
+        let wrong = matches!(code, code::ERROR | code::REFUSED);
+        match self.output {
+            Output::Json => {
+                let ended = Ended { format: 1, run, code, said: said.trim_end() };
+                print(&(serde_json::to_string_pretty(&ended).into_diagnostic()? + "\n"))?;
+            }
+            Output::Text if wrong => say(said),
+            Output::Text => tell(said)?,
+        }
+        Ok(code)
+    }
+
+    /// The same of what is told already: for programs alone.
+    pub(super) fn stopped(&self, code: u8, said: &str) -> miette::Result<u8> {
+        if self.output == Output::Json { self.result(None, code, said) } else { Ok(code) }
+    }
+
+    /// What stands beside the result, for a person to see.
+    pub(super) fn beside(&self, text: &str) -> miette::Result<()> {
+        match self.output {
+            Output::Json => say(text),
+            Output::Text => print(text)?,
+        }
+        Ok(())
+    }
+
+    /// Shows a plan that something is done with.
+    pub(super) fn plan(&self, plan: &Plan, detail: Detail) -> miette::Result<()> {
+        match self.output {
+            Output::Json => {
+                say(&report::plan_text_as(plan, detail, str::to_owned));
+                Ok(())
+            }
+            Output::Text => tell_plan(plan, detail),
+        }
+    }
 }
 
 /// What was said beforehand.
@@ -201,8 +270,7 @@ pub(super) fn approve(
     };
     let plain = verb.filter(|verb| verb.manner().plain);
     if let (Some(verb), code::OK) = (verb, verdict(approved)) {
-        print(&format!("nothing to do: {}\n", verb.done()))?;
-        return Ok(code::OK);
+        return talk.result(None, code::OK, &format!("nothing to do: {}\n", verb.done()));
     }
     match (plain, verdict(approved)) {
         // It does what it says: there is nothing to show and nothing to ask.
@@ -213,18 +281,20 @@ pub(super) fn approve(
         _ => {
             // What is asked about is shown, however quiet it is to be.
             let detail = if talk.quiet && !consent.yes { Detail::Normal } else { talk.detail };
-            tell_plan(approved, detail)?;
+            talk.plan(approved, detail)?;
         }
     }
     match verdict(approved) {
-        code::ERROR => return Ok(code::ERROR),
-        code::OK => return Ok(code::OK),
-        code::WAITS if !(consent.reboot && waits_for_a_boot(approved)) => return Ok(code::WAITS),
+        code::ERROR => return talk.stopped(code::ERROR, &report::refused(approved)),
+        code::OK => return talk.stopped(code::OK, "nothing to do"),
+        code::WAITS if !(consent.reboot && waits_for_a_boot(approved)) => {
+            return talk.stopped(code::WAITS, "it waits for a boot, or for a VM to be started anew");
+        }
         _ => {}
     }
     let now = consent.at.unwrap_or_else(jiff::Timestamp::now);
     if !keeps(&order.policies, approved, now) {
-        return Ok(code::REFUSED);
+        return talk.stopped(code::REFUSED, "a rule refuses it; nothing was changed");
     }
     need_root(machine)?;
     if !consent.reboot && !talk.quiet && boots(approved) {
@@ -232,7 +302,7 @@ pub(super) fn approve(
     }
     if !consent.yes && plain.is_none() && !asked()? {
         say("nothing was changed\n");
-        return Ok(code::CHANGES);
+        return talk.stopped(code::CHANGES, "nothing was changed");
     }
     let stop = watch(machine)?;
     let last = state.last_run();
@@ -242,17 +312,22 @@ pub(super) fn approve(
         return Ok(code::REFUSED);
     }
     before()?;
+    let number = new_run(&mut order, state, consent.reboot, asked_for())?;
+    carry_out(state, number, machine, &stop, consent.at, talk)
+}
+
+/// Makes a run of what was approved, and asked for in these words; the state is locked.
+pub(super) fn new_run(order: &mut Order, state: &mut StateDir, reboot: bool, asked: String) -> miette::Result<u64> {
     let about = About {
         format: ABOUT_FORMAT,
         at: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
-        asked: asked_for(),
+        asked,
         undo: if let Purpose::Undo(back) = &order.purpose { Some(back.run) } else { None },
         verb: if let Purpose::Verb(verb) = &order.purpose { Some(verb.clone()) } else { None },
         plan: order.plan.clone(),
     };
-    order.allowed = Allowed { reboot: consent.reboot };
-    let number = state.new_run(&order, &about).into_diagnostic()?;
-    carry_out(state, number, machine, &stop, consent.at, talk)
+    order.allowed = Allowed { reboot };
+    state.new_run(order, &about).into_diagnostic()
 }
 
 /// A run that is carried out here is stopped between two steps; one in a process of its own does not depend on this one.
@@ -301,17 +376,10 @@ fn carry_out(
         }
     };
     match ending {
-        Some(ending) if ending.code == code::ERROR || ending.code == code::REFUSED => {
-            say(&ending.text);
-            Ok(ending.code)
-        }
-        Some(ending) => {
-            tell(&ending.text)?;
-            Ok(ending.code)
-        }
+        Some(ending) => talk.result(Some(number), ending.code, &ending.text),
         None if live::waits_for_boot() => {
-            tell(&format!("run {number} goes on after the reboot: gpuvm status --follow\n"))?;
-            Ok(code::WAITS)
+            let said = format!("run {number} goes on after the reboot: gpuvm status --follow\n");
+            talk.result(Some(number), code::WAITS, &said)
         }
         None => Err(miette!("{}", cut_off(state, number).trim_end())),
     }
@@ -333,6 +401,26 @@ fn boots(plan: &Plan) -> bool {
 
 fn waits_for_a_boot(plan: &Plan) -> bool {
     boots(plan) && !plan.findings.iter().any(|f| f.severity == Severity::Error)
+}
+
+/// Why a plan that installs the program that it was made with cannot be carried out by this one.
+fn other_program(plan: &Plan, probe: &dyn Probe) -> Option<String> {
+    let steps = plan.changes().flat_map(|(_, change)| &change.steps);
+    let planned = steps.filter_map(|step| match step {
+        Step::WriteFile(FileWrite { content: Content::Program(digest), .. }) => Some(digest),
+        _ => None,
+    });
+    let this = probe.myself().map(|this| this.sha256).unwrap_or_default();
+    planned.into_iter().find(|digest| **digest != this).map(|digest| {
+        let short = |digest: &str| digest.get(..12).unwrap_or("not known").to_owned();
+        format!(
+            "installs the gpuvm that made it (version {}, sha256 {}…), and this is another one (version {}, sha256 {}…)",
+            plan.writer,
+            short(digest),
+            env!("CARGO_PKG_VERSION"),
+            short(&this)
+        )
+    })
 }
 
 /// Why a saved plan's manifest is not what lies there now. One that is gone is no contradiction.

@@ -9,6 +9,7 @@ use miette::{IntoDiagnostic, miette};
 use serde::Serialize;
 
 use super::apply::Talk;
+use super::defaults::defaults;
 use super::move_gpu::{self, MoveArgs};
 use super::{Output, code, host, print, say, tell};
 use crate::apply::StateDir;
@@ -237,7 +238,15 @@ fn look(
     let probe = probe.as_ref();
     // Another user than root may not read it, and is told of the rest.
     let past = StateDir::open(state).and_then(|s| s.past()).unwrap_or_default();
-    let manifest = file.map(|f| manifest::load(f)).transpose()?;
+    let manifest = match file {
+        Some(file) => Some(manifest::load(file)?),
+        // For the names alone: one that is not there, or not for this user, is no reason to show nothing.
+        None => defaults(root.map(PathBuf::as_path), probe)
+            .ok()
+            .flatten()
+            .and_then(|known| manifest::load(&known.manifest).ok())
+            .filter(|m| host::is_meant(m, probe).is_ok()),
+    };
     if let Some(Err(other)) = manifest.as_ref().map(|m| host::is_meant(m, probe)) {
         say(&format!("{other}\n"));
         return Ok(code::REFUSED);
@@ -251,6 +260,19 @@ fn look(
     let looked = Looked::look(&snapshot, &facts, &gpus);
     let shared = shared_now(&snapshot);
     show(&Seen { facts, gpus, looked, manifest, past, shared }, &snapshot)
+}
+
+/// The GPUs with the names that the manifest gives.
+pub(super) fn named(root: Option<&Path>, file: Option<&Path>) -> miette::Result<Vec<NamedGpu>> {
+    let mut all = Vec::new();
+    let meant = look(root.map(Path::to_path_buf).as_ref(), file.map(Path::to_path_buf).as_ref(), |seen, _| {
+        all = seen.gpus.iter().map(|g| seen.named_gpu(g)).collect();
+        Ok(code::OK)
+    })?;
+    match meant {
+        code::OK => Ok(all),
+        _ => Err(miette!("the manifest is for another host")),
+    }
 }
 
 fn json(value: &impl Serialize) -> miette::Result<String> {

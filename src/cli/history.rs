@@ -142,9 +142,7 @@ pub(super) fn show(args: &ShowArgs) -> miette::Result<u8> {
     if let Some(ending) = state.ending(run) {
         out += &format!("\n{}", ending.text);
     }
-    let log = dir.join("log");
-    let place = if log.exists() { log } else { dir.join("journal.jsonl") };
-    out += &format!("log: {}\n", place.display());
+    out += &format!("log: {}\n", state.log(run).display());
     tell(&out)?;
     Ok(code::OK)
 }

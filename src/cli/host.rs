@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use miette::miette;
 
 use crate::desire::{self, Desired};
-use crate::facts::{self, HostFacts};
+use crate::facts::{self, HostFacts, Known};
 use crate::host::fixture::Fixture;
 use crate::host::live::Live;
 use crate::host::{Probe, Snapshot};
@@ -87,7 +87,10 @@ pub fn plan_now(
     past: &Past,
 ) -> (Plan, BTreeMap<Key, Wanted>) {
     let snapshot = Snapshot::new(probe);
-    let facts = facts_for(manifest, &snapshot);
+    let mut facts = facts_for(manifest, &snapshot);
+    if desire::installs_program(&manifest.manifest) {
+        facts.myself = Some(snapshot.myself().map_or_else(|e| Known::Unknown(e.to_string()), Known::Value));
+    }
     let mut desired: Desired = desire::desire(manifest, &facts);
     let mut past = past.clone();
     let known = match selection.images {

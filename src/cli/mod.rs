@@ -3,6 +3,7 @@
 mod adopt;
 mod apply;
 mod create;
+mod defaults;
 mod facts;
 mod gpu;
 mod history;
@@ -17,9 +18,12 @@ mod progress;
 mod rehearsal;
 mod run;
 mod schema;
+mod snapshot;
 mod source;
 mod status;
 mod stop;
+mod template;
+mod tui;
 mod undo;
 mod validate;
 mod vm;
@@ -58,13 +62,13 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Say more (-v: what is in sync too and debug logs, -vv: traces).
+    /// Say more: what is in sync too, whole files, and what is logged for debugging.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// Say only results and errors.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// How logs are written to stderr.
+    /// How logs are written: the log file of a run, and warnings on stderr. What a command answers has --output.
     #[arg(long, global = true, value_enum, default_value = "text")]
     pub log_format: LogFormat,
 }
@@ -150,6 +154,8 @@ pub enum Command {
     Vm(vm::VmArgs),
     /// The addresses on the host's networks: which are known, and whether one is free.
     Ip(ip::IpArgs),
+    /// Host, GPUs, VMs, plan and runs on one screen, and what is done with VMs every day.
+    Tui(tui::TuiArgs),
     /// Draw the machine: NUMA nodes, ports, slots, IOMMU groups, GPUs, disks, network cards, VMs.
     Topology(gpu::TopologyArgs),
     /// Carry out an approved run; started by `apply` and after a reboot.
@@ -248,7 +254,7 @@ pub fn run(cli: Cli) -> ExitCode {
         (_, 0) => crate::report::Detail::Normal,
         _ => crate::report::Detail::Verbose,
     };
-    let talk = apply::Talk { quiet: cli.quiet, detail, log: &log };
+    let talk = apply::Talk { quiet: cli.quiet, detail, log: &log, output: Output::Text };
     let of_a_run = matches!(cli.command, Command::Run(_));
     let of_a_change = matches!(cli.command, Command::Apply(_) | Command::Adopt(_));
     let result = match cli.command {
@@ -266,6 +272,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Gpu(args) => gpu::gpu(&args, cli.verbose > 0, talk),
         Command::Check(args) => gpu::check(&args, cli.verbose > 0, cli.quiet),
         Command::Image(args) => image::run(&args, talk),
+        Command::Tui(args) => tui::run(&args, &log),
         Command::Topology(args) => gpu::topology(&args),
         Command::History(args) => history::history(&args),
         Command::Show(args) => history::show(&args),

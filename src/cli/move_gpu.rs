@@ -9,15 +9,17 @@ use miette::{IntoDiagnostic, miette};
 
 use super::adopt::save;
 use super::apply::{Consent, Machine, Talk, approve, need_root};
+use super::defaults::manifest_of;
 use super::gpu::meant;
 use super::source::Source;
 use super::status::free;
-use super::{code, host, print, say};
+use super::{Output, code, host, say};
 use crate::apply::{Order, Purpose};
 use crate::describe;
 use crate::facts;
-use crate::host::Snapshot;
+use crate::host::{Probe, Snapshot};
 use crate::manifest::{self, DeviceUse, Loaded};
+use crate::plan::Past;
 use crate::resource::Wanted;
 use crate::resource::shared_gpu::shared_now;
 use crate::resource::vfio_binding::Card;
@@ -31,7 +33,7 @@ pub struct MoveArgs {
     vm: DomainName,
     /// The GPU: its name in the manifest, address, slot path, model, id or UUID.
     gpu: String,
-    /// The manifest, for the names that it gives; host.yaml where it is there.
+    /// The manifest, for the names that it gives; host.yaml where it is there, else the one of `vmctl`'s defaults.
     #[arg(short, long)]
     file: Option<PathBuf>,
     /// Write it into the manifest too; comments and order are kept.
@@ -43,43 +45,25 @@ pub struct MoveArgs {
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+    /// How the result is written to stdout.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
 }
 
 pub(super) fn run(args: &MoveArgs, attach: bool, talk: Talk<'_>) -> miette::Result<u8> {
+    let talk = Talk { output: args.output, ..talk };
     let (mut machine, mut state) = Machine::open(args.root.as_deref())?;
     let this = host::live();
     free(&state, matches!(machine, Machine::This))?;
-    let usual = || Some(PathBuf::from("host.yaml")).filter(|p| p.is_file());
-    let manifest = args.file.clone().or_else(usual).map(|f| manifest::load(&f)).transpose()?;
     let past = state.past().into_diagnostic()?;
-    let (slot, card) = {
-        let probe = machine.probe(&this);
-        if let Some(Err(other)) = manifest.as_ref().map(|m| host::is_meant(m, probe)) {
+    let Meant { manifest, moved } = match meant_move(args, attach, machine.probe(&this), &past)? {
+        Ok(meant) => meant,
+        Err(other) => {
             say(&format!("{other}\n"));
             return Ok(code::REFUSED);
         }
-        let facts = facts::collect(&Snapshot::new(probe));
-        let slot = meant(&args.gpu, manifest.as_ref(), &facts)?;
-        let card = Card::of(&facts, slot).ok_or_else(|| miette!("there is no device at {slot}"))?;
-        (slot, card)
     };
-    let named = manifest.as_ref().and_then(|m| m.manifest.gpus.iter().find(|(n, _)| n.as_str() == args.gpu));
-    if attach && !args.save && named.is_some_and(|(_, entry)| entry.usage == DeviceUse::Host) {
-        return Err(miette!(
-            help =
-                "`--save` gives it to VMs there too, with `use: vfio`; or name the card by its address, for now alone",
-            "the manifest keeps `{}` for the host",
-            args.gpu
-        ));
-    }
     let text = manifest.as_ref().map(|m| rewritten(args, m, attach)).transpose()?.flatten();
-    let kept = match named {
-        Some((_, entry)) => entry.usage != DeviceUse::Host || (attach && args.save),
-        None => past.owned.values().any(|w| matches!(w, Wanted::VfioBinding(b) if b.slot == slot)),
-    };
-    let shared = named.is_some_and(|(_, entry)| entry.usage == DeviceUse::Shared)
-        || shared_now(machine.probe(&this)).iter().any(|s| s.slot == slot);
-    let moved = MovedGpu { vm: args.vm.clone(), gpu: args.gpu.clone(), slot, card, kept, shared };
     let purpose = Purpose::Verb(if attach { Verb::AttachGpu(moved) } else { Verb::DetachGpu(moved) });
     let source = Source::of(&purpose, &state).into_diagnostic()?;
     let (plan, _) = source.plan(machine.probe(&this), &past);
@@ -93,7 +77,8 @@ pub(super) fn run(args: &MoveArgs, attach: bool, talk: Talk<'_>) -> miette::Resu
     if let (Some((new, path)), Some(old)) = (to_save, &manifest) {
         need_root(&machine)?;
         let diff = similar::TextDiff::from_lines(old.text.as_str(), new.text.as_str());
-        print(&format!("{}:\n{}\n", path.display(), diff.unified_diff().context_radius(1)))?;
+        let shown = format!("{}:\n{}\n", path.display(), diff.unified_diff().context_radius(1));
+        talk.beside(&shown)?;
     }
     let consent = Consent { yes: args.yes, ..Consent::default() };
     let code =
@@ -104,6 +89,71 @@ pub(super) fn run(args: &MoveArgs, attach: bool, talk: Talk<'_>) -> miette::Resu
         _ => {}
     }
     Ok(code)
+}
+
+/// What is meant to move, and the manifest that names it.
+struct Meant {
+    manifest: Option<Loaded>,
+    moved: MovedGpu,
+}
+
+/// What is meant; else that the manifest is for another host.
+fn meant_move(args: &MoveArgs, attach: bool, probe: &dyn Probe, past: &Past) -> miette::Result<Result<Meant, String>> {
+    let file = match &args.file {
+        Some(file) => Some(file.clone()),
+        None => manifest_of(args.root.as_deref(), probe)?,
+    };
+    let manifest = file.map(|f| manifest::load(&f)).transpose()?;
+    if let Some(Err(other)) = manifest.as_ref().map(|m| host::is_meant(m, probe)) {
+        return Ok(Err(other));
+    }
+    let facts = facts::collect(&Snapshot::new(probe));
+    let slot = meant(&args.gpu, manifest.as_ref(), &facts)?;
+    let card = Card::of(&facts, slot).ok_or_else(|| miette!("there is no device at {slot}"))?;
+    let named = manifest.as_ref().and_then(|m| m.manifest.gpus.iter().find(|(n, _)| n.as_str() == args.gpu));
+    if attach && !args.save && named.is_some_and(|(_, entry)| entry.usage == DeviceUse::Host) {
+        return Err(miette!(
+            help =
+                "`--save` gives it to VMs there too, with `use: vfio`; or name the card by its address, for now alone",
+            "the manifest keeps `{}` for the host",
+            args.gpu
+        ));
+    }
+    let kept = match named {
+        Some((_, entry)) => entry.usage != DeviceUse::Host || (attach && args.save),
+        None => past.owned.values().any(|w| matches!(w, Wanted::VfioBinding(b) if b.slot == slot)),
+    };
+    let shared = named.is_some_and(|(_, entry)| entry.usage == DeviceUse::Shared)
+        || shared_now(probe).iter().any(|s| s.slot == slot);
+    let moved = MovedGpu { vm: args.vm.clone(), gpu: args.gpu.clone(), slot, card, kept, shared };
+    Ok(Ok(Meant { manifest, moved }))
+}
+
+/// What a GPU's way to a VM or back is, without a word for the manifest.
+pub(super) fn purpose(
+    vm: &DomainName,
+    gpu: &str,
+    attach: bool,
+    file: Option<&Path>,
+    root: Option<&Path>,
+    probe: &dyn Probe,
+    past: &Past,
+) -> miette::Result<Purpose> {
+    let args = MoveArgs {
+        vm: vm.clone(),
+        gpu: gpu.to_owned(),
+        file: file.map(Path::to_path_buf),
+        save: false,
+        yes: false,
+        root: root.map(Path::to_path_buf),
+        output: Output::Text,
+    };
+    match meant_move(&args, attach, probe, past)? {
+        Ok(Meant { moved, .. }) => {
+            Ok(Purpose::Verb(if attach { Verb::AttachGpu(moved) } else { Verb::DetachGpu(moved) }))
+        }
+        Err(other) => Err(miette!("{other}")),
+    }
 }
 
 /// The manifest says something else, which an apply would bring about.

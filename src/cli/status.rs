@@ -86,9 +86,9 @@ pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
         let state = StateDir::open(&dir).into_diagnostic()?;
         standing = self::standing(&state, here);
     }
-    let Told { state: word, run: number, text, code } = told(&state, &standing, |run| state.run_dir(run).join("log"));
+    let Told { state: word, run: number, text, code } = told(&state, &standing, |run| state.log(run));
     let next_boot = super::next_boot::recorded(&dir).and_then(|r| r.warning());
-    let refused = crate::gpu::refused_starts(&host::live());
+    let refused = if here { crate::gpu::refused_starts(&host::live()) } else { Vec::new() };
     match args.output {
         super::Output::Text => {
             let refused: String = refused.iter().map(crate::report::refused_start).collect();
@@ -103,6 +103,11 @@ pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
         ))?,
     }
     Ok(code)
+}
+
+/// How the last run stands, in words.
+pub(super) fn last_run(state: &StateDir, here: bool) -> String {
+    told(state, &standing(state, here), |run| state.run_dir(run).join("log")).text
 }
 
 /// What is said of a run.

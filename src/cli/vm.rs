@@ -10,13 +10,13 @@ use super::apply::{Consent, Machine, Talk, approve};
 use super::plan::verdict;
 use super::source::Source;
 use super::status::free;
-use super::{code, host, print, say, vm_look};
+use super::{Output, code, host, say, snapshot, template, vm_look};
 use crate::apply::{Order, Purpose, blocked};
 use crate::host::{Answer, Host, Running, live};
-use crate::plan::{Diff, Past};
+use crate::plan::{Diff, Past, Step};
 use crate::report;
-use crate::types::DomainName;
-use crate::verb::{Stop, Verb};
+use crate::types::{DomainName, PciSlot, ResourceName};
+use crate::verb::{Stop, Verb, nvram_of};
 
 /// Arguments of `gpuvm vm`.
 #[derive(Debug, Args)]
@@ -47,6 +47,12 @@ enum VmCommand {
     Restart(StopArgs),
     /// Delete a VM that gpuvm made, with its disks: shown and asked about first.
     Delete(DeleteArgs),
+    /// Make a VM that begins as another one: shown and asked about first.
+    Clone(CloneArgs),
+    /// Disks of VMs, kept to make others from.
+    Template(template::TemplateArgs),
+    /// How a VM is, kept to go back to.
+    Snapshot(snapshot::SnapshotArgs),
 }
 
 /// A VM, and where it is.
@@ -57,6 +63,15 @@ struct OneArgs {
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+    /// How the result is written to stdout.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+impl OneArgs {
+    fn talk<'a>(&self, talk: Talk<'a>) -> Talk<'a> {
+        Talk { output: self.output, ..talk }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -110,6 +125,56 @@ struct DeleteArgs {
     yes: bool,
 }
 
+#[derive(Debug, Args)]
+struct CloneArgs {
+    /// The VM that it begins as.
+    vm: DomainName,
+    /// Its name.
+    name: DomainName,
+    /// As that was at this snapshot; as it is now, with its guest shut down, where left out.
+    #[arg(long, value_name = "NAME")]
+    snapshot: Option<ResourceName>,
+    /// Layers over what the snapshot holds in place of copies: quick and small, and the snapshot has to stay.
+    #[arg(long)]
+    linked: bool,
+    /// A passed device that it is to have too, by its slot (0000:02:00): only one of the two can run with it at a time.
+    #[arg(long = "gpu", value_name = "SLOT")]
+    gpus: Vec<PciSlot>,
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
+    /// A recorded host in place of this machine.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+}
+
+impl CloneArgs {
+    /// A name that is taken is a mistake; one that a run was cut off with goes on by that run.
+    fn verb(&self, machine: &Machine) -> miette::Result<Verb> {
+        let taken = || miette!(help = "give this one another name", "there is a VM `{}` already", self.name);
+        let of = seen(machine, &self.vm)?;
+        if seen(machine, &self.name)?.is_some() {
+            return Err(taken());
+        }
+        let this = host::live();
+        let nvram = of.and_then(|d| nvram_of(&d.inactive_xml, &self.name));
+        if let Some(path) = nvram.filter(|path| matches!(machine.probe(&this).stat(path), Ok(Answer::Value(_)))) {
+            return Err(miette!(
+                help = "they were another VM's of this name: take them away, or give this one another name",
+                "there are UEFI variables in `{}` already",
+                path.display()
+            ));
+        }
+        Ok(Verb::CloneVm {
+            from: self.vm.clone(),
+            name: self.name.clone(),
+            snapshot: self.snapshot.clone(),
+            linked: self.linked,
+            keeps: self.gpus.iter().copied().collect(),
+        })
+    }
+}
+
 pub(super) fn run(args: &VmArgs, talk: Talk<'_>) -> miette::Result<u8> {
     let plain = |said: &Plain| Consent { yes: said.yes, ..Consent::default() };
     match &args.command {
@@ -119,20 +184,26 @@ pub(super) fn run(args: &VmArgs, talk: Talk<'_>) -> miette::Result<u8> {
         VmCommand::Console(args) => vm_look::console(args, talk),
         VmCommand::Logs(args) => vm_look::logs(args),
         VmCommand::Ssh(args) => vm_look::ssh(args),
-        VmCommand::Start(start) => perform(start.vm.root.as_deref(), plain(&start.yes), talk, |_| {
+        VmCommand::Clone(clone) => {
+            let consent = Consent { yes: clone.yes, ..Consent::default() };
+            perform(clone.root.as_deref(), consent, talk, |machine| clone.verb(machine))
+        }
+        VmCommand::Template(args) => template::run(args, talk),
+        VmCommand::Snapshot(args) => snapshot::run(args, talk),
+        VmCommand::Start(start) => perform(start.vm.root.as_deref(), plain(&start.yes), start.vm.talk(talk), |_| {
             Ok(Verb::StartVm { name: start.vm.name.clone(), swap: start.swap })
         }),
-        VmCommand::Stop(stop) => perform(stop.vm.root.as_deref(), plain(&stop.yes), talk, |_| {
+        VmCommand::Stop(stop) => perform(stop.vm.root.as_deref(), plain(&stop.yes), stop.vm.talk(talk), |_| {
             Ok(Verb::StopVm { name: stop.vm.name.clone(), how: stop.how() })
         }),
-        VmCommand::Restart(stop) => perform(stop.vm.root.as_deref(), plain(&stop.yes), talk, |machine| {
+        VmCommand::Restart(stop) => perform(stop.vm.root.as_deref(), plain(&stop.yes), stop.vm.talk(talk), |machine| {
             let name = &stop.vm.name;
             let ran_as = seen(machine, name)?.filter(|d| d.active).and_then(|d| d.id);
             Ok(Verb::RestartVm { name: name.clone(), ran_as, how: stop.how() })
         }),
         VmCommand::Delete(delete) => {
             let consent = Consent { yes: delete.yes, ..Consent::default() };
-            perform(delete.vm.root.as_deref(), consent, talk, |machine| {
+            perform(delete.vm.root.as_deref(), consent, delete.vm.talk(talk), |machine| {
                 let name = &delete.vm.name;
                 let uuid = seen(machine, name)?.map(|d| d.uuid);
                 Ok(Verb::DeleteVm { name: name.clone(), uuid, keep_disks: delete.keep_disks })
@@ -174,19 +245,26 @@ pub(super) fn perform(
 /// undo, which are root's. Only what libvirt itself does as one thing.
 fn without_root(verb: Verb, talk: Talk<'_>) -> miette::Result<u8> {
     let as_root = || miette!(help = format!("sudo gpuvm {}", verb.words()), "this needs root; nothing was changed");
-    if !matches!(verb, Verb::StartVm { .. } | Verb::StopVm { .. } | Verb::RestartVm { .. }) {
+    let of_libvirt = matches!(
+        verb,
+        Verb::StartVm { .. } | Verb::StopVm { .. } | Verb::RestartVm { .. } | Verb::CreateSnapshot { .. }
+    );
+    if !of_libvirt {
         return Err(as_root());
     }
     let mut this = live::Live::for_a_run();
     let source = Source::Verb(verb.clone());
     let (plan, _) = source.plan(&this, &Past::default());
     if verdict(&plan) == code::OK {
-        print(&format!("nothing to do: {}\n", verb.done()))?;
-        return Ok(code::OK);
+        return talk.result(None, code::OK, &format!("nothing to do: {}\n", verb.done()));
     }
     if blocked(&plan).is_some() {
-        say(&report::refused(&plan));
-        return Ok(code::ERROR);
+        return talk.result(None, code::ERROR, &report::refused(&plan));
+    }
+    // Copies of what only root may read are root's to keep.
+    let copies = |step: &Step| matches!(step, Step::MakeSnapshot(s) if !s.copies.is_empty());
+    if plan.changes().any(|(_, c)| c.steps.iter().any(copies)) {
+        return Err(as_root());
     }
     plan.findings.iter().for_each(|f| say(&report::finding(f)));
     if !talk.quiet {
@@ -211,6 +289,5 @@ fn without_root(verb: Verb, talk: Talk<'_>) -> miette::Result<u8> {
     if left.entries.iter().any(|e| matches!(e.diff, Diff::Change(_))) {
         return Err(miette!("libvirt did it, and it is not so: see gpuvm vm info"));
     }
-    print(&format!("{}\n", verb.done()))?;
-    Ok(code::OK)
+    talk.result(None, code::OK, &format!("{}\n", verb.done()))
 }

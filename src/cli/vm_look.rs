@@ -134,7 +134,7 @@ impl Seen<'_> {
 }
 
 /// The VM that is meant.
-fn find<'a>(known: &'a Virtualisation, name: &DomainName) -> miette::Result<&'a Domain> {
+pub(super) fn find<'a>(known: &'a Virtualisation, name: &DomainName) -> miette::Result<&'a Domain> {
     known.domain(name.as_str()).ok_or_else(|| {
         let names: Vec<&str> = known.domains.iter().map(|d| d.name.as_str()).collect();
         let help =
@@ -144,7 +144,7 @@ fn find<'a>(known: &'a Virtualisation, name: &DomainName) -> miette::Result<&'a 
 }
 
 /// What libvirt knows; else why it cannot be asked.
-fn ask(probe: &dyn Probe) -> miette::Result<std::sync::Arc<Virtualisation>> {
+pub(super) fn ask(probe: &dyn Probe) -> miette::Result<std::sync::Arc<Virtualisation>> {
     match probe.virtualisation().into_diagnostic()? {
         Answer::Value(known) => Ok(known),
         Answer::Absent => Err(miette!(
@@ -186,7 +186,25 @@ pub(super) fn list(args: &ListArgs) -> miette::Result<u8> {
     })
 }
 
-fn json(value: &serde_json::Value) -> miette::Result<String> {
+/// The list, and of each VM its name and all that is known of it.
+pub(super) fn all(root: Option<&Path>) -> miette::Result<(String, Vec<(String, String)>)> {
+    let (mut list, mut infos) = (String::new(), Vec::new());
+    look(root, |seen| {
+        let all = vm::all(seen.probe, &seen.known, seen.around());
+        list = report::vm_list(&all);
+        for vm in &all {
+            let off = match (vm.state, vm.name.parse::<DomainName>()) {
+                (Run::Off, Ok(name)) => off(seen, &name, vm, root)?,
+                _ => Off::default(),
+            };
+            infos.push((vm.name.clone(), report::vm_info(vm, &off, &seen.told.unknown, root.is_some())));
+        }
+        Ok(code::OK)
+    })?;
+    Ok((list, infos))
+}
+
+pub(super) fn json(value: &serde_json::Value) -> miette::Result<String> {
     Ok(serde_json::to_string_pretty(value).into_diagnostic()? + "\n")
 }
 

@@ -16,15 +16,23 @@ vmctl is gpuvm under another name, for every day:
   vmctl start|stop|restart NAME        gpuvm vm start|stop|restart NAME
   vmctl delete NAME                    gpuvm vm delete NAME
   vmctl ssh|console|logs|wait NAME     gpuvm vm ssh|console|logs|wait NAME
+  vmctl create ubuntu|debian NAME      gpuvm create ubuntu|debian NAME
+  vmctl snapshot create|list NAME      gpuvm vm snapshot create|list NAME
+  vmctl snapshot restore NAME SNAP     gpuvm vm snapshot restore NAME SNAP
+  vmctl clone NAME NEW                 gpuvm vm clone NAME NEW
   vmctl gpu list|status|explain        gpuvm gpu list|status|explain
+  vmctl gpu attach|detach NAME GPU     gpuvm gpu attach|detach NAME GPU
   vmctl ip check|list                  gpuvm ip check|list
+  vmctl tui                            gpuvm tui
 
 `vmctl start --help` and so on say more; for everything else: gpuvm --help
 ";
 
 /// The words of `gpuvm vm`.
-const OF_VMS: [&str; 11] =
-    ["list", "info", "start", "stop", "restart", "delete", "ssh", "console", "logs", "wait", "snapshot"];
+const OF_VMS: [&str; 13] = [
+    "list", "info", "start", "stop", "restart", "delete", "ssh", "console", "logs", "wait", "snapshot", "clone",
+    "template",
+];
 
 /// The command line as gpuvm takes it; `None` where vmctl was asked for help.
 pub fn words(args: impl IntoIterator<Item = OsString>) -> Option<Vec<OsString>> {
@@ -68,6 +76,8 @@ mod tests {
             ("vmctl --log-format json stop desk --force", "--log-format json vm stop desk --force"),
             ("vmctl delete desk --keep-disks", "vm delete desk --keep-disks"),
             ("vmctl ssh desk -l alice -- uptime", "vm ssh desk -l alice -- uptime"),
+            ("vmctl snapshot restore desk first --yes", "vm snapshot restore desk first --yes"),
+            ("vmctl clone desk other --linked --snapshot first", "vm clone desk other --linked --snapshot first"),
             ("vmctl gpu status", "gpu status"),
             ("vmctl ip check 10.0.0.7", "ip check 10.0.0.7"),
             ("vmctl ip list", "ip list"),

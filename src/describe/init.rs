@@ -23,6 +23,12 @@ pub fn init(probe: &dyn Probe, facts: &HostFacts) -> String {
     kernel(facts, &mut out);
     packages(facts, &mut out);
     virtualisation(probe, &mut out);
+    line(&mut out, "");
+    line(
+        &mut out,
+        "# Without this, an apply puts gpuvm into /usr/local/bin, and beside it `vmctl`, the short way to VMs.",
+    );
+    line(&mut out, "vmctl: { install: false }");
     out
 }
 

@@ -3,7 +3,7 @@
 use super::insert::{Value, insert, whole};
 use super::words::{quoted, scalar};
 use super::{Refused, refused};
-use crate::manifest::{Loaded, NvidiaBranch, SshKey, UserName};
+use crate::manifest::{ImageEntry, Loaded, NvidiaBranch, SshKey, UserName};
 use crate::types::{ByteSize, DomainName, ResourceName};
 
 /// What a person said of a new VM.
@@ -19,6 +19,8 @@ pub struct NewVm {
     pub memory: ByteSize,
     /// Its disk.
     pub disk: ByteSize,
+    /// Where that is, by a name of the manifest's; in the default pool where left out.
+    pub pool: Option<ResourceName>,
     /// Who gets in.
     pub user: UserName,
     /// With which keys.
@@ -37,6 +39,8 @@ pub struct NewVm {
     pub nvidia: Option<NvidiaBranch>,
     /// It starts with the host, and now.
     pub start: bool,
+    /// Where the image is a file of the host's: that, and its sha256 in hex.
+    pub image_file: Option<(String, String)>,
 }
 
 /// The entry alone, and the manifest's text with it.
@@ -52,7 +56,10 @@ pub fn new_vm(new: &NewVm, loaded: &Loaded) -> Result<(String, String), Refused>
         format!("image: {}", scalar(new.image.as_str())),
         format!("cpus: {}", new.cpus),
         format!("memory: {}", new.memory),
-        format!("disks: [{}]", new.disk),
+        match &new.pool {
+            None => format!("disks: [{}]", new.disk),
+            Some(pool) => format!("disks: [{{ pool: {}, size: {} }}]", scalar(pool.as_str()), new.disk),
+        },
     ];
     let keys = new.keys.iter().map(|k| quoted(k.as_str())).collect::<Vec<_>>().join(", ");
     lines.push(format!("user: {{ name: {}, sshKeys: [{keys}] }}", scalar(new.user.as_str())));
@@ -101,5 +108,23 @@ pub fn new_vm(new: &NewVm, loaded: &Loaded) -> Result<(String, String), Refused>
     }
     let value = Value::Block(lines);
     let name = scalar(new.name.as_str());
-    Ok((whole(Some("vms"), &name, &value), insert(&loaded.text, Some("vms"), &name, &value)?))
+    let (mut shown, mut text) = (whole(Some("vms"), &name, &value), loaded.text.clone());
+    if let Some((file, sha256)) = &new.image_file {
+        let there = m.images.get(&new.image);
+        let same = |e: &ImageEntry| e.sha256.as_ref().is_some_and(|s| s.as_str().eq_ignore_ascii_case(sha256));
+        if let Some(entry) = there.filter(|e| !same(e)) {
+            let is = entry.path.as_ref().map_or("something else".to_owned(), |p| format!("`{}`", p.as_str()));
+            return Err(refused(
+                format!("the manifest has an image `{}` already, and that is {is}", new.image),
+                "give that one another name there",
+            ));
+        }
+        if there.is_none() {
+            let image = scalar(new.image.as_str());
+            let entry = Value::Inline(format!("{{ path: {}, sha256: {sha256} }}", quoted(file)));
+            shown = whole(Some("images"), &image, &entry) + &shown;
+            text = insert(&text, Some("images"), &image, &entry)?;
+        }
+    }
+    Ok((shown, insert(&text, Some("vms"), &name, &value)?))
 }

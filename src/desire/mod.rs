@@ -10,6 +10,8 @@ mod host_basics;
 mod images;
 mod nvidia;
 mod parts;
+mod program;
+mod sockets;
 mod vms;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +36,7 @@ pub struct Node {
 pub use capacity::ADMISSION;
 pub use gpus::{resolve, slot_of};
 pub use host_basics::secrets;
+pub use program::installs_program;
 pub use vms::IMAGES;
 
 /// Everything that is wanted of the host, by key.
@@ -98,6 +101,7 @@ pub fn desire(manifest: &Loaded, facts: &HostFacts) -> Desired {
     capacity::check(&manifest.manifest, facts, &mut desired);
     drivers::desire(manifest, facts, &mut desired, &mut shared);
     host_basics::desire(manifest, facts, &mut desired, shared);
+    program::desire(manifest, facts, &mut desired);
     desired.findings.sort();
     desired
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::gpus::{proof, resolve};
-use super::{Desired, Shared, guests, images, parts};
+use super::{Desired, Shared, guests, images, parts, sockets};
 use crate::facts::HostFacts;
 use crate::manifest::{self, DiskEntry, Loaded, Manifest, NicEntry, StartWhen, VmEntry, VmState};
 use crate::plan::{Finding, Key, Severity};
@@ -27,15 +27,6 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     if m.libvirt.is_some() || kept {
         want_package(shared, "libvirt-daemon-system", if kept { "vms" } else { "libvirt" });
     }
-    if m.libvirt.as_ref().is_some_and(|l| l.sockets != manifest::Sockets::Auto) {
-        desired.findings.push(finding(
-            Severity::Error,
-            "not-yet",
-            "libvirt.sockets",
-            "this version uses the daemon whose socket is there, and switches none".to_owned(),
-            "take `sockets` out",
-        ));
-    }
     storage(m, desired);
     let kvm = if kept { readiness(m, facts, desired, shared) } else { false };
     if kept {
@@ -45,6 +36,9 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     }
     for (name, vm) in &m.vms {
         one(manifest, facts, desired, kvm, name, vm);
+    }
+    if m.libvirt.is_some() || kept {
+        sockets::desire(m, facts, if kept { "vms" } else { "libvirt" }, desired);
     }
 }
 

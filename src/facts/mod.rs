@@ -6,6 +6,7 @@ mod carries;
 pub mod drivers;
 mod firmware;
 mod iommu;
+mod libvirt;
 mod network;
 mod os;
 pub(crate) mod packages;
@@ -15,6 +16,7 @@ mod users;
 pub use drivers::{DriverFacts, LoadedModule};
 pub use firmware::{SECURE_BOOT, SecureBoot, own_key_enrolled, secure_boot};
 pub use iommu::{INTEL_IOMMU_ON, turns_iommu_off};
+pub use libvirt::{Libvirt, LibvirtFacts};
 pub use packages::packages;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +28,7 @@ pub(crate) use os::arguments;
 
 pub use network::{Address, Lease, Link, LinkKind, Manager, NetplanFile, NetworkFacts, Route};
 
-use crate::host::{Answer, Probe};
+use crate::host::{Answer, Myself, Probe};
 use crate::types::{ByteSize, PciAddress, PciId, PciSlot, without_userinfo};
 
 /// A fact, or the reason why it is not known. What is not known counts as unsafe.
@@ -71,6 +73,8 @@ pub struct HostFacts {
     pub network: Known<NetworkFacts>,
     /// Installed packages, by name (`name:arch` for foreign architectures).
     pub packages: Known<BTreeMap<String, Package>>,
+    /// libvirt, as far as it answers.
+    pub libvirt: LibvirtFacts,
     /// Local groups with their members.
     pub groups: BTreeMap<String, Group>,
     /// Local users.
@@ -84,6 +88,9 @@ pub struct HostFacts {
     /// What drivers need; looked at only where a manifest wants some ([`drivers::look`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drivers: Option<DriverFacts>,
+    /// The program that runs; looked at only where a manifest has it installed.
+    #[serde(skip)]
+    pub myself: Option<Known<Myself>>,
 }
 
 /// The host's name without domain, from hostname(5).
@@ -107,6 +114,7 @@ pub fn collect(probe: &dyn Probe) -> HostFacts {
         pci,
         network: network::network(probe),
         packages,
+        libvirt: libvirt::libvirt(probe),
         groups: users::groups(&os::text(probe, "/etc/group")),
         users: users::users(&os::text(probe, "/etc/passwd")),
         modules: os::modules(probe, &kernel.release),
@@ -118,6 +126,7 @@ pub fn collect(probe: &dyn Probe) -> HostFacts {
         root: status.lines().any(|l| l.strip_prefix("Uid:").is_some_and(|v| v.split_whitespace().nth(1) == Some("0"))),
         kernel,
         drivers: None,
+        myself: None,
     }
 }
 

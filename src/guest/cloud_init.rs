@@ -249,7 +249,7 @@ pub(crate) mod tests {
     #[test]
     fn all_of_it_is_on_the_image() {
         let image = guest().seed(&[], "abc");
-        let names: Vec<_> = crate::guest::iso::tests::files(&image, true).into_iter().map(|(n, _)| n).collect();
+        let names: Vec<_> = crate::guest::iso::files(&image, true).unwrap().into_iter().map(|(n, _)| n).collect();
         assert_eq!(names, ["meta-data", "network-config", "user-data"]);
         assert_eq!(crate::guest::iso::made_from(&image), Some("abc"));
     }

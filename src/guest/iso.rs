@@ -146,35 +146,39 @@ pub fn made_from(image: &[u8]) -> Option<&str> {
     std::str::from_utf8(&own[..end]).ok()?.strip_prefix(MARK)
 }
 
+const JOLIET: usize = 17;
+
+/// The files of an image that [`image`] made, by the numbers that stand in it; `None` where one of them leads nowhere.
+pub fn files(image: &[u8], joliet: bool) -> Option<Vec<(String, Vec<u8>)>> {
+    let number = |at: usize| {
+        let bytes = image.get(at..at.checked_add(4)?)?;
+        usize::try_from(u32::from_le_bytes(bytes.try_into().ok()?)).ok()
+    };
+    let byte = |at: usize| image.get(at).copied().map(usize::from);
+    let descriptor = (if joliet { JOLIET } else { PRIMARY }) * SECTOR;
+    let mut at = number(descriptor + 156 + 2)?.checked_mul(SECTOR)?;
+    let mut found = Vec::new();
+    while byte(at)? != 0 && found.len() < MOST_FILES {
+        let name = image.get(at + 33..at + 33 + byte(at + 32)?)?;
+        if byte(at + 25)? & 2 == 0 {
+            let name = match joliet {
+                true => {
+                    let wide: Vec<u16> = name.chunks_exact(2).map(|c| u16::from_be_bytes([c[0], c[1]])).collect();
+                    String::from_utf16(&wide).ok()?
+                }
+                false => String::from_utf8(name.to_vec()).ok()?,
+            };
+            let from = number(at + 2)?.checked_mul(SECTOR)?;
+            found.push((name, image.get(from..from.checked_add(number(at + 10)?)?)?.to_vec()));
+        }
+        at += byte(at)?;
+    }
+    Some(found)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-
-    const JOLIET: usize = 17;
-
-    /// The files of an image, read by the numbers that stand in it.
-    pub fn files(image: &[u8], joliet: bool) -> Vec<(String, Vec<u8>)> {
-        let at = (if joliet { JOLIET } else { PRIMARY }) * SECTOR;
-        let number = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap()) as usize;
-        let folder = number(at + 156 + 2) * SECTOR;
-        let (mut at, mut found) = (folder, Vec::new());
-        while image[at] != 0 {
-            let name = &image[at + 33..at + 33 + usize::from(image[at + 32])];
-            if image[at + 25] & 2 == 0 {
-                let name = match joliet {
-                    true => String::from_utf16(
-                        &name.chunks(2).map(|c| u16::from_be_bytes([c[0], c[1]])).collect::<Vec<_>>(),
-                    )
-                    .unwrap(),
-                    false => String::from_utf8(name.to_vec()).unwrap(),
-                };
-                let from = number(at + 2) * SECTOR;
-                found.push((name, image[from..from + number(at + 10)].to_vec()));
-            }
-            at += usize::from(image[at]);
-        }
-        found
-    }
 
     fn example() -> Vec<u8> {
         let long = vec![b'x'; 5000];
@@ -185,10 +189,10 @@ pub(crate) mod tests {
     fn what_is_put_in_comes_out_under_both_names() {
         let image = example();
         assert!(image.len().is_multiple_of(SECTOR) && image == example());
-        let read = files(&image, true);
+        let read = files(&image, true).unwrap();
         let names: Vec<_> = read.iter().map(|(n, c)| (n.as_str(), c.len())).collect();
         assert_eq!(names, [("meta-data", 1), ("network-config", 0), ("user-data", 5000)]);
-        let short: Vec<_> = files(&image, false).into_iter().map(|(n, c)| (n, c.len())).collect();
+        let short: Vec<_> = files(&image, false).unwrap().into_iter().map(|(n, c)| (n, c.len())).collect();
         assert_eq!(short[2], ("USER-DATA.;1".to_owned(), 5000));
         let total = u32::from_le_bytes(image[PRIMARY * SECTOR + 80..][..4].try_into().unwrap()) as usize;
         assert_eq!(total * SECTOR, image.len());

@@ -1,9 +1,11 @@
 //! What a guest is told at its first boot: cloud-init's NoCloud documents, and the CD-ROM image that they lie on. Pure: a
 //! kind wants a seed, a host makes it.
 
+mod again;
 mod cloud_init;
 pub mod iso;
 mod keys;
 
+pub use again::{Again, again};
 pub use cloud_init::{Guest, GuestFile, GuestNic, GuestUser, LABEL, MOST_KEYS};
 pub use keys::{KeyError, KeySource, keys_in};

@@ -12,6 +12,7 @@ mod play_initramfs;
 mod play_iommu;
 mod play_libvirt;
 mod play_shared;
+mod play_snapshots;
 mod record_file;
 
 use std::cell::RefCell;
@@ -26,8 +27,8 @@ pub use record_file::{Grouped, RECORD_FORMAT, Record, RecordedGroup, RecordedLib
 
 use super::whole::{self, Attributes};
 use super::{
-    Answer, DeviceUsers, FileKind, GuestAgent, Host, HostError, Initramfs, Output, Probe, Program, Running, Stat,
-    Virtualisation,
+    Answer, DeviceUsers, FileKind, GuestAgent, Host, HostError, Initramfs, Myself, Output, Probe, Program, Running,
+    Stat, Virtualisation,
 };
 use crate::fail_point::fail_point;
 use crate::plan::{Content, FileWrite, Step};
@@ -156,6 +157,13 @@ impl Fixture {
     fn write_file(&self, file: &FileWrite, running: &Running<'_>) -> Result<(), HostError> {
         let bytes = match &file.content {
             Content::Text(text) => text.as_bytes(),
+            Content::Program(digest) if *digest == Myself::stand_in().sha256 => Myself::STAND_IN.as_bytes(),
+            Content::Program(_) => {
+                return Err(HostError::Refused(format!(
+                    "`{}` was to be the gpuvm that the plan was made with, and this is another one",
+                    file.path.display()
+                )));
+            }
             Content::Secret(digest) => running.secrets.get(digest).ok_or_else(|| {
                 HostError::Refused(format!("the secret for `{}` is not at hand", file.path.display()))
             })?,

@@ -9,12 +9,15 @@ mod device_users;
 mod files;
 mod images;
 mod initramfs;
+mod layers;
 mod libvirt;
+mod myself;
 mod network;
 mod pci;
 mod program;
 mod runner;
 mod seeds;
+mod snapshots;
 mod web;
 mod who_has;
 
@@ -28,19 +31,20 @@ use std::time::Duration;
 
 pub use console::{Left, console};
 pub use pci::write_attribute;
-pub use program::become_program;
+pub use program::{become_program, run_myself};
 pub use runner::{RESUME_UNIT, is_started, keep_program, launch, stay, wait_for_devices, waits_for_boot};
 pub use who_has::who_has;
 
 use super::{
-    Answer, DeviceUsers, FileKind, GuestAgent, Host, HostError, Initramfs, Output, Probe, Program, Running, Stat,
-    Virtualisation,
+    Answer, DeviceUsers, FileKind, GuestAgent, Host, HostError, Initramfs, Myself, Output, Probe, Program, Running,
+    Stat, Virtualisation,
 };
+use crate::guest::Again;
 use crate::plan::{Content, Refresh, Step};
-use crate::types::{DomainName, Mode};
+use crate::types::{DomainName, Mode, sha256_hex};
 
 /// How long a program that only looks may take; then it is left behind.
-const QUERY_LIMIT: Duration = Duration::from_secs(10);
+const QUERY_LIMIT: Duration = Duration::from_secs(8);
 
 /// apt's simulation reads all package lists, which takes a slow machine longer.
 const APT_LIMIT: Duration = Duration::from_secs(60);
@@ -154,6 +158,12 @@ impl Probe for Live {
     fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError> {
         Ok(Arc::new(device_users::read()))
     }
+    fn myself(&self) -> Result<Myself, HostError> {
+        myself::myself()
+    }
+    fn digest(&self, path: &Path) -> Result<Answer<String>, HostError> {
+        answered(path, myself::digest(path))
+    }
 }
 
 /// Every change is made by the step that names it, and by nothing else.
@@ -162,11 +172,22 @@ impl Host for Live {
         let progress = &mut *running.progress;
         match step {
             Step::WriteFile(file) => {
+                let program;
                 let bytes = match &file.content {
                     Content::Text(text) => text.as_bytes(),
                     Content::Secret(digest) => running.secrets.get(digest).map(Vec::as_slice).ok_or_else(|| {
                         HostError::Refused(format!("the secret for `{}` is not in this run", file.path.display()))
                     })?,
+                    Content::Program(digest) => {
+                        program = myself::bytes()?;
+                        if sha256_hex(&program) != *digest {
+                            return Err(HostError::Refused(format!(
+                                "`{}` was to be the gpuvm that the plan was made with, and this is another one",
+                                file.path.display()
+                            )));
+                        }
+                        &program
+                    }
                 };
                 let (uid, gid) = (files::user(&file.owner)?, files::group(&file.group)?);
                 files::write(&file.path, bytes, file.mode.bits(), uid, gid)
@@ -176,6 +197,7 @@ impl Host for Live {
                 files::make_dir(path, mode.bits(), files::user(owner)?, files::group(group)?)
             }
             Step::Link { path, target } => files::link(path, target),
+            Step::Answers { path, version } => myself::answers(path, version),
             Step::RestoreFile { path } => {
                 Err(HostError::Refused(format!("`{}` was not turned into what it was", path.display())))
             }
@@ -214,11 +236,26 @@ impl Host for Live {
             | Step::RemoveVolume { .. }
             | Step::Network { .. }
             | Step::DefineDomain { .. }
+            | Step::CloneDomain { .. }
+            | Step::RestoreDomain { .. }
             | Step::EditDomain { .. }
             | Step::UndefineDomain { .. }
             | Step::StartDomain { .. }
             | Step::StopDomain { .. }
+            | Step::MakeSnapshot(_)
+            | Step::KeepSnapshot { .. }
+            | Step::ForgetSnapshot { .. }
+            | Step::RemoveLayer { .. }
+            | Step::CommitLayer { live: Some(_), .. }
             | Step::DetachDevices { .. } => libvirt::execute(step, running),
+            Step::CopyFile(copy) => layers::copy_file(copy),
+            Step::CopyVolume(copy) => layers::copy_volume(copy, progress),
+            Step::CloneSeed { from, to, hostname, instance, mac, inputs } => {
+                seeds::clone(from, to, Again { hostname, instance, mac: *mac, inputs })
+            }
+            Step::NewLayer { path, under, format } => layers::new(path, under, format, progress),
+            Step::CommitLayer { top, into, live: None } => layers::commit(top, into, progress),
+            Step::RebaseLayer { path, onto, format } => layers::rebase(path, onto, format, progress),
             Step::AttachDevices { else_back, .. } => {
                 let attached = libvirt::execute(step, running);
                 if let (Err(_), Some(back)) = (&attached, else_back)
@@ -281,6 +318,45 @@ impl Live {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_program_that_was_planned_is_put_in_place_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bin/gpuvm");
+        std::fs::create_dir(dir.path().join("bin")).unwrap();
+        // Another program is running from there.
+        std::fs::copy("/bin/sleep", &path).unwrap();
+        #[allow(clippy::disallowed_methods)] // a test may start programs
+        let mut runs = std::process::Command::new(&path).arg("60").spawn().unwrap();
+        let mut live = Live::for_a_plan();
+        let mut put = |digest: &str| {
+            let me = (nix::unistd::getuid().to_string(), nix::unistd::getgid().to_string());
+            let write = crate::plan::FileWrite {
+                path: path.clone(),
+                content: Content::Program(digest.to_owned()),
+                mode: Mode::new(0o755),
+                owner: me.0,
+                group: me.1,
+            };
+            let (mut notes, secrets) = (Vec::new(), std::collections::BTreeMap::new());
+            let mut running = Running {
+                secrets: &secrets,
+                progress: &mut |_| {},
+                notes: &mut notes,
+                run_dir: Path::new("/nonexistent"),
+            };
+            live.execute(&Step::WriteFile(write), &mut running)
+        };
+        let this = myself::myself().unwrap();
+        let refused = put(&sha256_hex(b"another")).unwrap_err().to_string();
+        assert!(refused.contains("was to be the gpuvm that the plan was made with"), "{refused}");
+        assert_eq!(myself::digest(&path).unwrap(), myself::digest(Path::new("/bin/sleep")).unwrap());
+        put(&this.sha256).unwrap();
+        assert_eq!(myself::digest(&path).unwrap(), this.sha256);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o755);
+        runs.kill().unwrap();
+        runs.wait().unwrap();
+    }
 
     #[test]
     fn absence_is_an_answer() {

@@ -8,6 +8,7 @@ pub mod fixture;
 mod guest;
 pub mod initramfs;
 pub mod live;
+mod myself;
 pub mod record;
 mod snapshot;
 mod virtualisation;
@@ -23,8 +24,9 @@ use serde::{Deserialize, Serialize};
 pub use device_users::{DeviceUser, DeviceUsers};
 pub use guest::{GuestAgent, GuestInterface, SHUTDOWN_PATIENCE_S, did_not_shut_down, power_was_cut};
 pub use initramfs::Initramfs;
+pub use myself::Myself;
 pub use snapshot::Snapshot;
-pub use virtualisation::{Domain, Network, Pool, Virtualisation, Volume};
+pub use virtualisation::{Domain, Network, Pool, Snapshot as VmSnapshot, Virtualisation, Volume};
 
 use crate::plan::Step;
 use crate::types::{DomainName, Mode};
@@ -114,6 +116,8 @@ pub enum Program {
     Netplan,
     /// nvidia-ctk, of NVIDIA's container toolkit
     NvidiaCtk,
+    /// qemu-img(1)
+    QemuImg,
     /// sqv(1)
     Sqv,
     /// ssh(1)
@@ -144,6 +148,7 @@ impl Program {
             Program::Modprobe => "modprobe",
             Program::Netplan => "netplan",
             Program::NvidiaCtk => "nvidia-ctk",
+            Program::QemuImg => "qemu-img",
             Program::Sqv => "sqv",
             Program::Ssh => "ssh",
             Program::Systemctl => "systemctl",
@@ -244,6 +249,14 @@ pub trait Probe {
     fn device_users(&self) -> Result<Arc<DeviceUsers>, HostError>;
     /// What the agent inside a running VM's guest says; `Absent` where it does not answer. Limited in time.
     fn guest_agent(&self, vm: &DomainName) -> Result<Answer<Arc<GuestAgent>>, HostError>;
+    /// The program that runs, as it could be put on this host.
+    fn myself(&self) -> Result<Myself, HostError> {
+        Ok(Myself::stand_in())
+    }
+    /// sha256 in hex of a file that is too large to be had as a whole; links are followed.
+    fn digest(&self, path: &Path) -> Result<Answer<String>, HostError> {
+        Ok(self.read(path)?.map(|bytes| crate::types::sha256_hex(&bytes)))
+    }
     /// The content of a file as text, with replacement characters where it is not UTF-8.
     fn text(&self, path: &Path) -> Result<Answer<String>, HostError> {
         Ok(self.read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))

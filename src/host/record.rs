@@ -10,10 +10,12 @@ use std::sync::Arc;
 
 use super::fixture::{Record, RecordedLibvirt, RecordedQuery, RecordedStat};
 use super::{
-    Answer, DeviceUsers, FileKind, GuestAgent, HostError, Initramfs, Output, Probe, Program, Stat, Virtualisation,
+    Answer, DeviceUsers, FileKind, GuestAgent, HostError, Initramfs, Myself, Output, Probe, Program, Stat,
+    Virtualisation,
 };
 use crate::resource::libvirt_domain::{is_marked, without_private_parts};
-use crate::types::{DomainName, sha256_hex, without_userinfo};
+use crate::resource::snapshots::is_ours;
+use crate::types::{DomainName, MacAddress, sha256_hex, without_userinfo};
 
 /// Remembers every answer of the probe below.
 pub struct Recorder<'a> {
@@ -123,7 +125,7 @@ impl<'a> Recorder<'a> {
     /// Writes the record to a new folder.
     pub fn write(&self, dir: &Path) -> Result<(), HostError> {
         let root = dir.join("root");
-        let at = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+        let at = |path: &Path| root.join(nameless(path.strip_prefix("/").unwrap_or(path)));
         let make = |path: &Path| fs::create_dir_all(path).map_err(HostError::file(path));
         make(&root)?;
         for path in self.dirs.borrow().iter() {
@@ -142,9 +144,11 @@ impl<'a> Recorder<'a> {
         for (path, target) in self.links.borrow().iter() {
             let place = at(path);
             make(place.parent().unwrap_or(&root))?;
-            std::os::unix::fs::symlink(target, &place).map_err(HostError::file(&place))?;
+            std::os::unix::fs::symlink(nameless(target), &place).map_err(HostError::file(&place))?;
         }
         let mut record = self.record.borrow().clone();
+        record.stats = record.stats.into_iter().map(|(path, stat)| (nameless(&path), stat)).collect();
+        record.denied = record.denied.iter().map(|path| nameless(path)).collect();
         for query in &mut record.queries {
             if let Some(output) = &mut query.output {
                 output.stdout = stand_ins(&output.stdout);
@@ -166,6 +170,20 @@ impl Probe for Recorder<'_> {
             // What only its owner may read (a file that a manifest names, say) is there, and no more is told of it.
             let told = READ.iter().any(|folder| real.starts_with(folder)) || self.is_open(&real)?;
             self.files.borrow_mut().insert(real, if told { bytes.clone() } else { Vec::new() });
+        }
+        Ok(answer)
+    }
+    // On a recorded host the same stands for this program everywhere, and what else lies at its place is another one.
+    fn myself(&self) -> Result<Myself, HostError> {
+        self.below.myself()
+    }
+    fn digest(&self, path: &Path) -> Result<Answer<String>, HostError> {
+        let answer = self.below.digest(path)?;
+        self.denied(path, &answer);
+        if let Answer::Value(digest) = &answer {
+            let mine = *digest == self.below.myself()?.sha256;
+            let told = if mine { Myself::STAND_IN } else { "another program\n" };
+            self.files.borrow_mut().insert(self.followed(path)?, told.into());
         }
         Ok(answer)
     }
@@ -279,12 +297,38 @@ fn public(known: &Virtualisation) -> Virtualisation {
     for domain in &mut known.domains {
         domain.inactive_xml = definition(&domain.inactive_xml);
         domain.live_xml = domain.live_xml.as_deref().map(definition);
+        for snapshot in &mut domain.snapshots {
+            snapshot.xml = snapshot_as_written(&snapshot.xml, definition);
+        }
     }
     let others = known.pools.iter_mut().map(|p| &mut p.xml).chain(known.networks.iter_mut().map(|n| &mut n.xml));
     for xml in others.chain([&mut known.capabilities]) {
         *xml = stand_ins(xml);
     }
     known
+}
+
+/// A snapshot with the definitions in it as they are written down elsewhere; what a person wrote of it stays out.
+fn snapshot_as_written(xml: &str, definition: impl Fn(&str) -> String) -> String {
+    let Ok(doc) = roxmltree::Document::parse(xml) else { return String::new() };
+    let mut parts = Vec::new();
+    for part in doc.root_element().children().filter(|c| c.is_element()) {
+        let Some(text) = xml.get(part.range()) else { continue };
+        let name = part.tag_name().name();
+        parts.push(match name {
+            "domain" | "inactiveDomain" => {
+                let inside = text.strip_prefix(&format!("<{name}")).and_then(|t| t.strip_suffix(&format!("</{name}>")));
+                let whole = definition(&format!("<domain{}</domain>", inside.unwrap_or("/>")));
+                let inside = whole.strip_prefix("<domain").and_then(|t| t.strip_suffix("</domain>"));
+                format!("<{name}{}</{name}>", inside.unwrap_or(">"))
+            }
+            // gpuvm's own word is compared.
+            "description" if !is_ours(part.text().unwrap_or_default()) => continue,
+            "cookie" => continue,
+            _ => text.to_owned(),
+        });
+    }
+    format!("<domainsnapshot>\n  {}\n</domainsnapshot>\n", parts.join("\n  "))
 }
 
 /// Of pci.ids, a megabyte and a half, the names of the devices that the host has.
@@ -354,6 +398,16 @@ fn redacted(path: &Path, bytes: &[u8]) -> Vec<u8> {
         return text
             .lines()
             .filter(|l| !l.contains("password"))
+            .flat_map(|l| [l, "\n"])
+            .collect::<String>()
+            .into_bytes();
+    }
+    // Of udev's database, one entry of block devices is read; beside it are serial numbers, names and labels of disks.
+    if path.starts_with("/run/udev/data") {
+        let text = String::from_utf8_lossy(bytes);
+        return text
+            .lines()
+            .filter(|l| l.starts_with("E:ID_FS_TYPE="))
             .flat_map(|l| [l, "\n"])
             .collect::<String>()
             .into_bytes();
@@ -457,13 +511,14 @@ fn stand_in(word: &str) -> String {
         let host = after.split('/').next().unwrap_or_default();
         return format!("{scheme}://host-{}.example{path}", &sha256_hex(host.as_bytes())[..8]);
     }
-    if let Ok(mac) = word.parse::<crate::types::MacAddress>()
+    if let Ok(mac) = word.parse::<MacAddress>()
         && mac.0 != [0; 6]
         && mac.0 != [0xff; 6]
     {
-        let digest = sha256_hex(mac.to_string().as_bytes());
-        let d = |i: usize| &digest[i * 2..i * 2 + 2];
-        return format!("02:{}:{}:{}:{}:{}", d(0), d(1), d(2), d(3), d(4));
+        return local(mac).to_string();
+    }
+    if let Some(name) = card_by_mac(word) {
+        return name;
     }
     let (address, prefix) = word.split_once('/').map_or((word, String::new()), |(a, p)| (a, format!("/{p}")));
     // The same one with a prefix length and without.
@@ -483,8 +538,46 @@ fn stand_in(word: &str) -> String {
         Ok(std::net::IpAddr::V6(a)) if a.segments()[0] & 0xe000 == 0x2000 => {
             format!("2001:db8::{}{prefix}", &digest[..4])
         }
+        Ok(std::net::IpAddr::V6(a)) if a.octets()[11..13] == [0xff, 0xfe] => format!("{}{prefix}", by_stand_in(a)),
         _ => word.to_owned(),
     }
+}
+
+/// The stand-in of a card's address: 02 marks a local one.
+fn local(mac: MacAddress) -> MacAddress {
+    let digest = sha256_hex(mac.to_string().as_bytes());
+    let byte = |i: usize| u8::from_str_radix(&digest[i * 2..i * 2 + 2], 16).unwrap_or_default();
+    MacAddress([2, byte(0), byte(1), byte(2), byte(3), byte(4)])
+}
+
+/// A card's name that is made of its address (systemd.net-naming-scheme(7): `enx525400123456`), with the stand-in's.
+fn card_by_mac(word: &str) -> Option<String> {
+    let kind = ["enx", "ibx", "slx", "wlx", "wwx"].into_iter().find(|k| word.starts_with(k))?;
+    let hex = word.get(3..).filter(|h| h.len() == 12 && h.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    let mac: Vec<&str> = (0..6).filter_map(|i| hex.get(i * 2..i * 2 + 2)).collect();
+    let stand_in = local(mac.join(":").parse().ok()?).to_string();
+    Some(format!("{kind}{}", stand_in.replace(':', "")))
+}
+
+/// An address of a link that is made of the card's (modified EUI-64, RFC 4291 appendix A), with the stand-in's.
+fn by_stand_in(address: std::net::Ipv6Addr) -> std::net::Ipv6Addr {
+    let mut bytes = address.octets();
+    let real = MacAddress([bytes[8] ^ 2, bytes[9], bytes[10], bytes[13], bytes[14], bytes[15]]);
+    let [a, b, c, d, e, f] = local(real).0;
+    bytes[8..].copy_from_slice(&[a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    bytes.into()
+}
+
+/// A path, with such names in it.
+fn nameless(path: &Path) -> PathBuf {
+    let part = |part: std::path::Component<'_>| match part {
+        std::path::Component::Normal(name) => {
+            let by_mac = name.to_str().and_then(card_by_mac);
+            by_mac.map_or_else(|| name.to_owned(), OsString::from)
+        }
+        other => other.as_os_str().to_owned(),
+    };
+    path.components().map(part).collect()
 }
 
 #[cfg(test)]
@@ -505,6 +598,27 @@ mod tests {
     }
 
     #[test]
+    fn a_cards_address_is_not_in_its_names_and_its_links_addresses_either() {
+        let mac = stand_ins("52:54:00:4c:41:42");
+        assert_eq!(mac, "02:27:cb:41:35:17");
+        let text = r#""altnames":["enx5254004c4142"],"local":"fe80::5054:ff:fe4c:4142/64""#;
+        assert_eq!(stand_ins(text), r#""altnames":["enx0227cb413517"],"local":"fe80::27:cbff:fe41:3517/64""#);
+        assert_eq!(stand_ins("fe80::2 enxyz enp0s2 fe80::1:2"), "fe80::2 enxyz enp0s2 fe80::1:2");
+        assert_eq!(
+            nameless(Path::new("/sys/class/net/enx5254004c4142/address")),
+            Path::new("/sys/class/net/enx0227cb413517/address")
+        );
+        assert_eq!(nameless(Path::new("../../devices/x")), Path::new("../../devices/x"));
+    }
+
+    #[test]
+    fn disks_cannot_be_told_by_udevs_database() {
+        let data =
+            b"S:disk/by-id/nvme-canary\nE:ID_SERIAL=canary\nE:ID_FS_TYPE=ext4\nE:ID_FS_UUID=canary\nE:ID_WWN=canary\n";
+        assert_eq!(redacted(Path::new("/run/udev/data/b259:0"), data), b"E:ID_FS_TYPE=ext4\n");
+    }
+
+    #[test]
     fn passwords_of_networks_and_identities_of_leases_are_not_written_down() {
         let netplan = b"network:\n  wifis:\n    wl0: {access-points: {a: {password: canary}}}\n";
         let text = String::from_utf8(redacted(Path::new("/etc/netplan/50-wifi.yaml"), netplan)).unwrap();
@@ -519,6 +633,24 @@ mod tests {
         let ids = "# a list\n10de  NVIDIA\n# Ada, retail\n\t2684  AD102\n\t\t10de 16f4  sub\n\t2685  other\n8086  Intel\n\t2684  theirs\nC 03  Display\n";
         let seen = BTreeSet::from([("10de".to_owned(), "2684".to_owned())]);
         assert_eq!(names_of(ids, &seen), "10de  NVIDIA\n\t2684  AD102\n");
+    }
+
+    #[test]
+    fn of_a_program_only_whether_it_is_this_one_is_written_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir_all(from.join("root/usr/local/bin")).unwrap();
+        fs::write(from.join("root/usr/local/bin/gpuvm"), Myself::STAND_IN).unwrap();
+        fs::write(from.join("root/usr/local/bin/other"), "canary").unwrap();
+        Record::default().save(&from.join(Record::NAME)).unwrap();
+        let host = crate::host::fixture::Fixture::open(&from).unwrap();
+        let recorder = Recorder::new(&host);
+        for name in ["gpuvm", "other"] {
+            recorder.digest(&Path::new("/usr/local/bin").join(name)).unwrap();
+        }
+        recorder.write(&to).unwrap();
+        let read = |name: &str| fs::read_to_string(to.join("root/usr/local/bin").join(name)).unwrap();
+        assert_eq!((read("gpuvm").as_str(), read("other").as_str()), (Myself::STAND_IN, "another program\n"));
     }
 
     #[test]

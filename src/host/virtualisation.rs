@@ -57,6 +57,47 @@ pub struct Domain {
     /// The running definition; only where it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live_xml: Option<String>,
+    /// What libvirt keeps of its snapshots, whoever made them; by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<Snapshot>,
+}
+
+/// One snapshot of a VM, as libvirt keeps it (formatsnapshot).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    /// Its name.
+    pub name: String,
+    /// Whether the VM goes on from it: the next one becomes its child.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub current: bool,
+    /// All that libvirt says of it, with the VM's definition as it was then.
+    pub xml: String,
+}
+
+impl Domain {
+    /// The definition for the next start that is kept in a snapshot.
+    pub fn definition_at(&self, snapshot: &str) -> Option<String> {
+        self.snapshots.iter().find(|s| s.name == snapshot)?.definitions().into_iter().next()
+    }
+}
+
+impl Snapshot {
+    /// The definitions that are kept in it: the one for the next start first, where the VM ran when it was made.
+    pub fn definitions(&self) -> Vec<String> {
+        let Ok(doc) = roxmltree::Document::parse(&self.xml) else { return Vec::new() };
+        let of = |name: &'static str| doc.root_element().children().find(move |c| c.has_tag_name(name));
+        let text = |name: &'static str| {
+            let whole = self.xml.get(of(name)?.range())?;
+            // It stands one level deeper than a definition of its own.
+            let lines = whole.lines().map(|line| line.strip_prefix("  ").unwrap_or(line));
+            let whole = lines.collect::<Vec<_>>().join("\n") + "\n";
+            let inside = whole.strip_prefix(&format!("<{name}"))?;
+            let inside = inside.trim_end().strip_suffix(&format!("</{name}>"))?;
+            Some(format!("<domain{inside}</domain>\n"))
+        };
+        ["inactiveDomain", "domain"].into_iter().filter_map(text).collect()
+    }
 }
 
 /// One storage pool.
@@ -141,6 +182,14 @@ impl Virtualisation {
     }
     /// The same, where VMs by name do not count.
     pub fn user_of_but(&self, path: &Path, but: impl Fn(&str) -> bool) -> Option<String> {
+        let over = || {
+            let volumes = self.pools.iter().flat_map(|p| &p.volumes);
+            volumes.into_iter().find(|v| v.path != path && v.backing.as_deref() == Some(path))
+        };
+        self.named_by(path, but).or_else(|| over().map(|v| format!("the disk `{}`", v.path.display())))
+    }
+    /// The VM that names the file of a disk in its definition, or its snapshot whose state that holds.
+    pub fn named_by(&self, path: &Path, but: impl Fn(&str) -> bool) -> Option<String> {
         let text = path.to_string_lossy();
         let in_xml = xml_escape(&text);
         // A definition may have a disk by its pool and its name in it.
@@ -158,11 +207,14 @@ impl Virtualisation {
         };
         let names = |d: &&Domain| mentions(&d.inactive_xml) || d.live_xml.as_deref().is_some_and(mentions);
         let vm = self.domains.iter().filter(|d| !but(&d.name)).find(names);
-        let over = || {
-            let volumes = self.pools.iter().flat_map(|p| &p.volumes);
-            volumes.into_iter().find(|v| v.path != path && v.backing.as_deref() == Some(path))
+        // The state that a snapshot holds is in the disks of the definition that is kept in it.
+        let of_snapshot = || {
+            let domains = self.domains.iter().filter(|d| !but(&d.name));
+            let mut snapshots = domains.flat_map(|d| d.snapshots.iter().map(move |s| (d, s)));
+            let found = snapshots.find(|(_, s)| s.definitions().iter().any(|xml| mentions(xml)));
+            found.map(|(d, s)| format!("snapshot `{}` of VM `{}`", s.name, d.name))
         };
-        vm.map(|d| format!("VM `{}`", d.name)).or_else(|| over().map(|v| format!("the disk `{}`", v.path.display())))
+        vm.map(|d| format!("VM `{}`", d.name)).or_else(of_snapshot)
     }
     /// The VM of this name.
     pub fn domain(&self, name: &str) -> Option<&Domain> {

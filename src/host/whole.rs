@@ -26,13 +26,22 @@ impl Attributes {
 /// A name may have 255 bytes (NAME_MAX); the rest is for what is put around it.
 const LONGEST: usize = 200;
 
+/// What the name of a temporary file ends with.
+const ENDING: &str = ".gpuvm-new";
+
+/// Whether a file of this name is a temporary one, which no other goes on in.
+pub fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    let name = name.as_bytes();
+    name.starts_with(b".") && name.ends_with(ENDING.as_bytes())
+}
+
 /// The temporary file of a path. The leading dot keeps it from udev, netplan, modprobe, GRUB and cloud-init, which read
 /// whole folders; the name is always the same, so that the next write of the path takes a left one away.
-fn temporary(path: &Path) -> PathBuf {
+pub fn temporary(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().as_bytes();
     let mut new = b".".to_vec();
     new.extend_from_slice(&name[..name.len().min(LONGEST)]);
-    new.extend_from_slice(b".gpuvm-new");
+    new.extend_from_slice(ENDING.as_bytes());
     path.with_file_name(std::ffi::OsString::from_vec(new))
 }
 

@@ -17,7 +17,7 @@ pub use builtin::{Builtin, builtin, key, names};
 pub use cached::{CACHED_FORMAT, Cached, FOLDER, pointer};
 #[cfg(test)]
 pub(crate) use header::tests::over;
-pub use header::{Behind, Header, HeaderError, behind, header};
+pub use header::{Behind, Header, HeaderError, behind, header, qcow2_over};
 pub use lists::{ListError, Listed, in_streams, in_sums, path_of_products};
 
 /// Where an image comes from.
@@ -61,6 +61,15 @@ pub enum Origin {
         /// The file.
         path: PathBuf,
     },
+    /// A disk of a VM, with all that it goes on in: a template. Nothing else has it.
+    Disk {
+        /// The VM.
+        vm: String,
+        /// The file of the disk.
+        path: PathBuf,
+        /// What that is: `qcow2`, `raw`.
+        kind: String,
+    },
 }
 
 impl Origin {
@@ -79,6 +88,7 @@ impl Origin {
             Origin::Sums { base, file, .. } => format!("{base}{file}"),
             Origin::Url { url } => url.clone(),
             Origin::Path { path } => path.display().to_string(),
+            Origin::Disk { vm, path, .. } => format!("{vm}'s disk ({})", path.display()),
         }
     }
 

@@ -172,9 +172,13 @@ pub fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, LoadError>
     let bytes = read_at_most(path, MAX_MANIFEST).map_err(unreadable)?;
     let bytes = bytes.ok_or_else(|| LoadError::TooLarge { path: path.to_owned() })?;
     let text = String::from_utf8(bytes).map_err(|source| LoadError::NotText { path: path.to_owned(), source })?;
-    let name = path.display().to_string();
-    let invalid = |problems| LoadError::Invalid(Invalid::new(&name, &text, problems));
-    let (root, mut problems) = yaml_tree::parse(&text).map_err(|problem| invalid(vec![problem]))?;
+    parse_as(&path.display().to_string(), &text)
+}
+
+/// The same of a text that has been read; `name` is what it is called.
+pub fn parse_as<T: serde::de::DeserializeOwned>(name: &str, text: &str) -> Result<T, LoadError> {
+    let invalid = |problems| LoadError::Invalid(Invalid::new(name, text, problems));
+    let (root, mut problems) = yaml_tree::parse(text).map_err(|problem| invalid(vec![problem]))?;
     let (value, more) = yaml_de::from_tree::<T>(&root);
     problems.extend(more);
     value.filter(|_| problems.is_empty()).ok_or_else(|| invalid(problems))

@@ -1,6 +1,7 @@
 //! `host.yaml`: what a person wants of one host. Version 1. Sections left out are not managed; unknown fields are
 //! refused; names are keys of a map, so a name cannot be there twice.
 
+mod defaults;
 mod drivers;
 mod load;
 mod schema;
@@ -15,10 +16,11 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use defaults::Defaults;
 pub use drivers::{
     ContainerRuntime, DriversSection, InKernelEntry, KernelModule, NvidiaEntry, PackageSource, RepositoryEntry,
 };
-pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, read, reload};
+pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, parse_as, read, reload};
 pub use schema::schema;
 pub use short::{
     AptWord, CpuCount, CpuSet, CudaVersion, FilePath, Fingerprint, Ip, IpWithPrefix, KernelArg, ModuleName,
@@ -85,6 +87,36 @@ pub struct Manifest {
     /// Virtual machines, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub vms: BTreeMap<DomainName, VmEntry>,
+    /// gpuvm itself on the host, under its own name and as `vmctl`. A manifest with GPUs, devices, VMs or libvirt has it
+    /// installed also where this is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmctl: Option<VmctlSection>,
+}
+
+/// gpuvm itself on the host: `/usr/local/bin/gpuvm`, `/usr/local/bin/vmctl`, and what `vmctl create` takes where nothing
+/// else is said.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VmctlSection {
+    /// Whether it is installed.
+    #[serde(default = "yes")]
+    pub install: bool,
+    /// The manifest that new VMs are written into; where left out, the one of the first apply that had it installed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<FilePath>,
+    /// What new VMs are on: the bridge, or one of `networks`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<ResourceName>,
+    /// Where their disks are: one of `storage`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<ResourceName>,
+    /// Who gets into them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<GuestUserEntry>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A package: its name, or a mapping.

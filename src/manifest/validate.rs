@@ -10,7 +10,7 @@ use std::path::{Component, Path};
 use super::load::stays_inside;
 use super::yaml_de::closest;
 use super::yaml_tree::{Node, Place, Problem, Span};
-use super::{DeviceEntry, DeviceUse, Manifest, StartWhen, Uplink, VmEntry, VmState};
+use super::{DeviceEntry, DeviceUse, GuestUserEntry, Manifest, StartWhen, Uplink, VmEntry, VmState};
 use crate::image;
 use crate::types::{ByteSize, ResourceName};
 
@@ -27,6 +27,7 @@ pub fn validate(manifest: &Manifest, root: &Node) -> Vec<Problem> {
     checks.images();
     checks.drivers();
     checks.vms();
+    checks.vmctl();
     checks.shared_between_vms();
     checks.problems
 }
@@ -36,6 +37,9 @@ struct Checks<'a> {
     root: Place<'a>,
     problems: Vec<Problem>,
 }
+
+/// What to write where a file would not lie beside the manifest.
+const ELSEWHERE: &str = "write a path below the manifest's folder, relative and without `..`";
 
 /// The two sections of PCI devices, and what one of them is called.
 const DEVICE_SECTIONS: [(&str, &str); 2] = [("gpus", "GPU"), ("devices", "device")];
@@ -438,29 +442,32 @@ impl<'a> Checks<'a> {
         }
     }
 
+    /// Who gets into a guest.
+    fn user(&mut self, user: &GuestUserEntry, at: &Place<'a>) {
+        if user.name.as_str() == "root"
+            && let Some(at) = at.get("name")
+        {
+            let help = "name another; it may do everything by sudo";
+            self.value(&at, "`root` does not log in".to_owned(), "no login for root", Some(help));
+        }
+        let keys = at.get("sshKeys");
+        if let Some(keys) = keys.as_ref().filter(|_| user.ssh_keys.is_empty()) {
+            let help = "write at least one, such as `file:alice.pub`";
+            let message = format!("nobody could log in as `{}`", user.name);
+            self.value(keys, message, "no key, and there is no password", Some(help));
+        }
+        for (key, at) in user.ssh_keys.iter().zip(keys.map(|keys| keys.items()).unwrap_or_default()) {
+            if let Some(path) = key.beside().filter(|p| !stays_inside(p)) {
+                let message = format!("`{}` does not lie beside the manifest", path.display());
+                self.value(&at, message, "leads elsewhere", Some(ELSEWHERE));
+            }
+        }
+    }
+
     /// What cloud-init is to do.
     fn guest(&mut self, vm: &VmEntry, place: &Place<'a>) {
-        let outside = |path: &Path| !stays_inside(path);
-        let elsewhere = "write a path below the manifest's folder, relative and without `..`";
         if let (Some(user), Some(at)) = (&vm.user, place.get("user")) {
-            if user.name.as_str() == "root"
-                && let Some(at) = at.get("name")
-            {
-                let help = "name another; it may do everything by sudo";
-                self.value(&at, "`root` does not log in".to_owned(), "no login for root", Some(help));
-            }
-            let keys = at.get("sshKeys");
-            if let Some(keys) = keys.as_ref().filter(|_| user.ssh_keys.is_empty()) {
-                let help = "write at least one, such as `file:alice.pub`";
-                let message = format!("nobody could log in as `{}`", user.name);
-                self.value(keys, message, "no key, and there is no password", Some(help));
-            }
-            for (key, at) in user.ssh_keys.iter().zip(keys.map(|keys| keys.items()).unwrap_or_default()) {
-                if let Some(path) = key.beside().filter(|p| outside(p)) {
-                    let message = format!("`{}` does not lie beside the manifest", path.display());
-                    self.value(&at, message, "leads elsewhere", Some(elsewhere));
-                }
-            }
+            self.user(user, &at);
         }
         if let (Some(_), Some(at)) = (&vm.ubuntu, place.get("ubuntu")) {
             let of = vm
@@ -490,9 +497,9 @@ impl<'a> Checks<'a> {
                 let help = "give one of `content` and `source`";
                 self.wrong(&at, at.key_span(), message, "what is to be in it?", Some(help.to_owned()));
             }
-            if let (Some(source), Some(at)) = (entry.source.as_ref().filter(|p| outside(p)), at.get("source")) {
+            if let (Some(source), Some(at)) = (entry.source.as_ref().filter(|p| !stays_inside(p)), at.get("source")) {
                 let message = format!("`{}` does not lie beside the manifest", source.display());
-                self.value(&at, message, "leads elsewhere", Some(elsewhere));
+                self.value(&at, message, "leads elsewhere", Some(ELSEWHERE));
             }
         }
         if let (Some(nic), Some(at)) = (&vm.network, place.get("network")) {
@@ -575,12 +582,32 @@ impl<'a> Checks<'a> {
         self.wrong(place, place.span(), format!("unknown {what} `{name}`"), &label, Some(help));
     }
 
+    /// The names that a VM's network may have; `None` where some could not be read.
+    fn network_names(&self) -> Option<Vec<&'a str>> {
+        let mut networks = self.names("networks");
+        networks.extend(self.manifest.bridge.as_ref().map(|bridge| bridge.name.as_str()));
+        // With a bridge that could not be read, any name may be the bridge's.
+        (!self.unreadable("bridge") && !self.unreadable("networks")).then_some(networks)
+    }
+
+    /// What new VMs take is there.
+    fn vmctl(&mut self) {
+        let Some(vmctl) = &self.manifest.vmctl else { return };
+        let place = self.at(&["vmctl"]);
+        if let (Some(name), Some(at), Some(names)) = (&vmctl.network, place.get("network"), self.network_names()) {
+            self.known(&at, name.as_str(), &names, "network", "bridge` or `networks");
+        }
+        if let (Some(name), Some(at)) = (&vmctl.pool, place.get("pool")) {
+            self.known(&at, name.as_str(), &self.names("storage"), "pool", "storage");
+        }
+        if let (Some(user), Some(at)) = (&vmctl.user, place.get("user")) {
+            self.user(user, &at);
+        }
+    }
+
     fn vms(&mut self) {
         let manifest = self.manifest;
-        let mut networks = self.names("networks");
-        networks.extend(manifest.bridge.as_ref().map(|bridge| bridge.name.as_str()));
-        // With a bridge that could not be read, any name may be the bridge's.
-        let networks_known = !self.unreadable("bridge") && !self.unreadable("networks");
+        let networks = self.network_names();
         let pools = self.names("storage");
         for (name, vm) in &manifest.vms {
             let place = self.at(&["vms", name.as_str()]);
@@ -591,9 +618,9 @@ impl<'a> Checks<'a> {
             self.guest(vm, &place);
             self.parts(vm, &place);
             if let (Some(nic), Some(at)) = (&vm.network, place.get("network")) {
-                if networks_known {
+                if let Some(networks) = &networks {
                     let word = at.get("name").unwrap_or_else(|| at.clone());
-                    self.known(&word, nic.name.as_str(), &networks, "network", "bridge` or `networks");
+                    self.known(&word, nic.name.as_str(), networks, "network", "bridge` or `networks");
                 }
                 if let (Some(mac), Some(at)) = (nic.mac.filter(|mac| mac.0[0] & 1 == 1), at.get("mac")) {
                     let help = "take one that starts with `52:54:00:`, or leave `mac` out";

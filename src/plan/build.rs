@@ -13,6 +13,9 @@ use crate::resource::libvirt_domain::LibvirtDomain;
 use crate::resource::seed::Seed;
 use crate::resource::{Resource, Wanted};
 
+/// What an entry follows from that is gpuvm's and left the manifest.
+pub const GONE: &str = "no longer in the manifest";
+
 /// What earlier runs left behind.
 #[derive(Debug, Clone, Default)]
 pub struct Past {
@@ -48,7 +51,7 @@ pub fn build(desired: &Desired, past: &Past, probe: &dyn Probe, facts: &HostFact
     for (key, last) in past.owned.iter().filter(|(key, _)| !desired.nodes.contains_key(key)) {
         entries.push(Entry {
             key: key.clone(),
-            from: "no longer in the manifest".to_owned(),
+            from: GONE.to_owned(),
             after: BTreeSet::new(),
             diff: last.compare_removal(probe, facts).unwrap_or_else(|e| unknown(&e)),
         });

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{DomainName, UnitName};
 
 pub(crate) use build::host_line;
-pub use build::{Past, build};
+pub use build::{GONE, Past, build};
 pub(crate) use guests::name_guests;
 pub use order::{OrderError, order};
 pub use place::{Place, Seen, touched};
@@ -27,8 +27,8 @@ pub use policy::{Day, Policy, Refusal, Refused, Rule, TimeError, TimeOfDay, Wind
 pub use saved::{SavedManifest, SavedPlan, SavedPlanError};
 pub use select::{ImageTask, NoSuchKind, Selection, Selector};
 pub use step::{
-    AptPackage, BindTarget, Content, FetchStep, FileEdit, FileWrite, NetworkSwitch, Proof, ServiceAction, SlotBinding,
-    Step, TextEdit, VolumeStep,
+    AptPackage, BindTarget, Content, CopyVolumeStep, FetchStep, FileCopy, FileEdit, FileWrite, NetworkSwitch, Proof,
+    ServiceAction, SlotBinding, SnapshotStep, Step, TextEdit, VolumeStep,
 };
 
 /// The JSON Schema (draft-07) of what `gpuvm plan --output json` writes.
@@ -262,6 +262,8 @@ pub enum WaitFor {
     Reboot,
     /// A VM has to be stopped and started by its owner.
     GuestRestart,
+    /// How a VM is now is kept first.
+    Snapshot,
 }
 
 impl WaitFor {
@@ -272,6 +274,7 @@ impl WaitFor {
             WaitFor::Libvirt => "libvirt",
             WaitFor::Reboot => "reboot",
             WaitFor::GuestRestart => "guest restart",
+            WaitFor::Snapshot => "snapshot",
         }
     }
 }

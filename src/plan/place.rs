@@ -165,12 +165,15 @@ pub fn touched(step: &Step) -> Vec<Place> {
         Step::BindSlot(binding) => binding.functions.iter().map(|(a, _)| Place::Function(*a)).collect(),
         Step::Pool { name, .. } | Step::RemovePool { name } => vec![Place::Pool(name.clone())],
         Step::Volume(volume) => vec![Place::Volume { pool: volume.pool.clone(), name: volume.name.clone() }],
+        Step::CopyVolume(copy) => vec![Place::Volume { pool: copy.pool.clone(), name: copy.name.clone() }],
+        Step::CloneSeed { to, .. } => vec![Place::File(to.clone())],
         Step::RemoveVolume { pool, name } => vec![Place::Volume { pool: pool.clone(), name: name.clone() }],
         Step::Fetch(fetch) => vec![Place::Image(image::pointer(&fetch.pool, fetch.name.as_str()))],
         // It can be fetched again, and nothing was made from it.
         Step::RemoveImage { .. } => Vec::new(),
         Step::Network { name, .. } => vec![Place::Network(name.clone())],
         Step::DefineDomain { name, .. }
+        | Step::CloneDomain { name, .. }
         | Step::EditDomain { name, .. }
         | Step::MarkDomain { name, .. }
         | Step::StartDomain { name }
@@ -188,7 +191,17 @@ pub fn touched(step: &Step) -> Vec<Place> {
         Step::MakeDir { .. } | Step::AptIndex { .. } | Step::FinishPackages | Step::Refresh { .. } | Step::Reboot => {
             Vec::new()
         }
-        // The ledger alone.
-        Step::Adopt => Vec::new(),
+        // The ledger alone, or nothing at all.
+        Step::Adopt | Step::Answers { .. } => Vec::new(),
+        // What was written since a snapshot is in no record: their way back is another verb.
+        Step::MakeSnapshot(_)
+        | Step::KeepSnapshot { .. }
+        | Step::RestoreDomain { .. }
+        | Step::ForgetSnapshot { .. }
+        | Step::CopyFile(_)
+        | Step::NewLayer { .. }
+        | Step::CommitLayer { .. }
+        | Step::RebaseLayer { .. }
+        | Step::RemoveLayer { .. } => Vec::new(),
     }
 }

@@ -218,7 +218,7 @@ fn narrow_to_images(task: &ImageTask, desired: &mut Desired, past: &Past, known:
         for (pool, directory) in of_past.chain(of_libvirt).collect::<Vec<_>>() {
             if there.insert(pool.clone()) {
                 let want = Want::OnlyUsed { named: BTreeSet::new() };
-                images.want("no longer in the manifest", [], Image { pool, directory, want });
+                images.want(super::GONE, [], Image { pool, directory, want });
             }
         }
     }

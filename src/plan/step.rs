@@ -22,6 +22,8 @@ pub enum Content {
     Text(String),
     /// A secret: only its sha256 in hex is in the plan; the payload is a 0600 file of the run.
     Secret(String),
+    /// The program that carries the plan out, by its sha256 in hex: another one is refused.
+    Program(String),
 }
 
 impl std::fmt::Debug for Content {
@@ -29,6 +31,7 @@ impl std::fmt::Debug for Content {
         match self {
             Content::Text(text) => write!(f, "Text({} bytes)", text.len()),
             Content::Secret(digest) => write!(f, "Secret({digest})"),
+            Content::Program(digest) => write!(f, "Program({digest})"),
         }
     }
 }
@@ -280,6 +283,54 @@ pub struct FetchStep {
     pub asked: Option<String>,
 }
 
+/// A small file that is copied as a whole, with its mode and owner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FileCopy {
+    /// The file.
+    pub from: PathBuf,
+    /// Where its copy goes.
+    pub to: PathBuf,
+}
+
+/// A volume that begins as the file of another disk, which nobody writes to meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CopyVolumeStep {
+    /// The pool that it is in.
+    pub pool: ResourceName,
+    /// Its name in the pool.
+    pub name: String,
+    /// Where that is.
+    pub path: PathBuf,
+    /// The file.
+    pub from: PathBuf,
+    /// What that is: `qcow2`, `raw`.
+    pub format: String,
+    /// A layer over the file in place of a copy of all that is in it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub linked: bool,
+}
+
+/// A snapshot to be made: disks go on in new files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotStep {
+    /// The VM.
+    pub name: DomainName,
+    /// The snapshot.
+    pub snapshot: ResourceName,
+    /// As libvirt is told of it (formatsnapshot).
+    pub xml: String,
+    /// Each disk by its name in the definition, with the new file that it goes on in.
+    pub layers: Vec<(String, PathBuf)>,
+    /// What libvirt does not keep in a snapshot, copied before it is made.
+    pub copies: Vec<FileCopy>,
+    /// The agent in its guest has it write everything out, and hold its writes meanwhile.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub quiesce: bool,
+}
+
 /// One primitive effect. Each is idempotent: run again after a crash, it ends in the same state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -308,6 +359,13 @@ pub enum Step {
         path: PathBuf,
         /// What it points to.
         target: PathBuf,
+    },
+    /// Calls gpuvm where it was put, by a name that people type: it has to tell its version. Changes nothing.
+    Answers {
+        /// The program, or the link to it.
+        path: PathBuf,
+        /// The version that it has to tell.
+        version: String,
     },
     /// Puts a kept original back, byte for byte with mode and owner, from the ledger's folder; removes the file where
     /// there was none before.
@@ -409,6 +467,29 @@ pub enum Step {
         /// Whether libvirt starts it at boot.
         autostart: bool,
     },
+    /// Defines a new VM from the definition of another.
+    CloneDomain {
+        /// Its name.
+        name: DomainName,
+        /// The other.
+        from: DomainName,
+        /// The definition that is in this snapshot of the other; its stored one where none is said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        snapshot: Option<ResourceName>,
+        /// What changes in it.
+        edit: TextEdit,
+    },
+    /// A VM has the definition again that is kept in a snapshot of it.
+    RestoreDomain {
+        /// Its name.
+        name: DomainName,
+        /// The snapshot.
+        snapshot: ResourceName,
+        /// sha256 in hex of the definition that is replaced; another one is refused.
+        before: String,
+        /// What is not as it was: in which files its disks are.
+        edit: TextEdit,
+    },
     /// Changes the stored definition of a VM at some places; one that became another since the plan is refused.
     EditDomain {
         /// Its name.
@@ -431,6 +512,88 @@ pub enum Step {
         /// The TPM's state stays where libvirt has it, for the same VM defined once more. libvirt 8.9 and later can.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         keep_tpm: bool,
+    },
+    /// Makes a snapshot of a VM's disks. One of this name that gpuvm made is left as it is.
+    MakeSnapshot(SnapshotStep),
+    /// What libvirt keeps of a snapshot changes: in which file a disk is that holds its state, and whether the VM goes on
+    /// from it.
+    KeepSnapshot {
+        /// The VM.
+        name: DomainName,
+        /// The snapshot.
+        snapshot: ResourceName,
+        /// The file that held a disk's state, and the one that does from now on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        moved: Option<FileCopy>,
+        /// What that one is: `qcow2`, `raw`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        format: Option<String>,
+        /// The VM goes on from it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        current: bool,
+    },
+    /// libvirt forgets a snapshot; the files of disks stay, the copies beside them go.
+    ForgetSnapshot {
+        /// The VM.
+        name: DomainName,
+        /// The snapshot.
+        snapshot: ResourceName,
+        /// Copies of what libvirt does not keep.
+        copies: Vec<PathBuf>,
+    },
+    /// Copies a small file as a whole.
+    CopyFile(FileCopy),
+    /// Makes a volume from another disk's file.
+    CopyVolume(CopyVolumeStep),
+    /// Makes the image that tells a clone's guest that it is another one, from that of the VM that it began as.
+    CloneSeed {
+        /// The other's.
+        from: PathBuf,
+        /// Where it goes.
+        to: PathBuf,
+        /// Its guest's name.
+        hostname: String,
+        /// What tells cloud-init to set it up anew.
+        instance: String,
+        /// The address of its network card, which asks for its addresses by DHCP.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mac: Option<MacAddress>,
+        /// What it will say that it was made from.
+        inputs: String,
+    },
+    /// Makes an empty layer over a file, which is not written to from then on.
+    NewLayer {
+        /// The layer.
+        path: PathBuf,
+        /// The file.
+        under: PathBuf,
+        /// What that is: `qcow2`, `raw`.
+        format: String,
+    },
+    /// A layer's content goes into the file below it. The layer stays as it is; while a VM writes to it, that goes on in the
+    /// file below.
+    CommitLayer {
+        /// The layer.
+        top: PathBuf,
+        /// What it goes on in.
+        into: PathBuf,
+        /// Where a VM runs with it: that, and the disk by its name in the definition.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        live: Option<(DomainName, String)>,
+    },
+    /// A layer goes on in another file; what differs is copied into it first.
+    RebaseLayer {
+        /// The layer.
+        path: PathBuf,
+        /// The file.
+        onto: PathBuf,
+        /// What that is: `qcow2`, `raw`.
+        format: String,
+    },
+    /// Deletes a layer that nothing goes on in.
+    RemoveLayer {
+        /// The layer.
+        path: PathBuf,
     },
     /// Puts gpuvm's mark into the metadata of a VM's stored definition, or takes it out. Nothing else of it changes.
     MarkDomain {
@@ -502,6 +665,7 @@ impl Step {
             Step::RestoreFile { path } => return format!("put back {}", path.display()),
             Step::MakeDir { path, .. } => return format!("make {}", path.display()),
             Step::Link { path, .. } => return format!("link {}", path.display()),
+            Step::Answers { path, .. } => return format!("call {}", path.display()),
             Step::Service { unit, action } => return format!("{} {unit}", action.name()),
             Step::Module { name } => return format!("load {name}"),
             Step::Refresh { refresh } => return format!("refresh {}", refresh.name()),
@@ -524,8 +688,20 @@ impl Step {
             Step::RemoveVolume { .. } => "delete the disk",
             Step::Network { active: true, .. } => "start the network",
             Step::Network { .. } => "stop the network",
-            Step::DefineDomain { .. } => "define the VM",
+            Step::DefineDomain { .. } | Step::CloneDomain { .. } => "define the VM",
             Step::EditDomain { .. } => "change the VM's definition",
+            Step::RestoreDomain { .. } => "bring the VM's definition back",
+            Step::MakeSnapshot(_) => "make the snapshot",
+            Step::KeepSnapshot { .. } => "correct the snapshot",
+            Step::ForgetSnapshot { .. } => "forget the snapshot",
+            Step::CopyFile(copy) => return format!("copy {} to {}", copy.from.display(), copy.to.display()),
+            Step::NewLayer { path, .. } => return format!("make {}", path.display()),
+            Step::CopyVolume(copy) if copy.linked => return format!("put {} over {}", copy.name, copy.from.display()),
+            Step::CopyVolume(copy) => return format!("copy {} to {}", copy.from.display(), copy.name),
+            Step::CloneSeed { to, .. } => return format!("make {}", to.display()),
+            Step::CommitLayer { top, .. } => return format!("merge {} into what is below it", top.display()),
+            Step::RebaseLayer { path, onto, .. } => return format!("put {} over {}", path.display(), onto.display()),
+            Step::RemoveLayer { path } => return format!("delete {}", path.display()),
             Step::MarkDomain { present: true, .. } => "mark the VM",
             Step::MarkDomain { .. } => "take the mark off the VM",
             Step::Adopt => "take it over",
@@ -549,11 +725,20 @@ impl Step {
             }
             Step::SwitchNetwork(switch) => switch.paths().map(|p| p.display().to_string()).collect(),
             Step::DefineDomain { name, .. }
+            | Step::CloneDomain { name, .. }
+            | Step::RestoreDomain { name, .. }
             | Step::EditDomain { name, .. }
             | Step::UndefineDomain { name, .. }
             | Step::MarkDomain { name, .. } => {
                 vec![format!("domain {name}")]
             }
+            Step::CopyFile(copy) => vec![copy.to.display().to_string()],
+            Step::CopyVolume(copy) => vec![format!("volume {}/{}", copy.pool, copy.name)],
+            Step::CloneSeed { to, .. } => vec![to.display().to_string()],
+            Step::NewLayer { path, .. } | Step::RebaseLayer { path, .. } | Step::RemoveLayer { path } => {
+                vec![path.display().to_string()]
+            }
+            Step::CommitLayer { into, .. } => vec![into.display().to_string()],
             Step::Volume(volume) => vec![format!("volume {}/{}", volume.pool, volume.name)],
             Step::RemoveVolume { pool, name } => vec![format!("volume {pool}/{name}")],
             Step::Fetch(fetch) => vec![format!("image {} in {}", fetch.name, fetch.pool.display())],

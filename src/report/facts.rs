@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::safe;
-use crate::facts::{HostFacts, Iommu, Known, LinkKind, NetworkFacts};
+use crate::facts::{HostFacts, Iommu, Known, Libvirt, LinkKind, NetworkFacts};
 
 /// The facts that a person asks for first; `--output json` has all.
 pub fn facts_text(facts: &HostFacts) -> String {
@@ -54,8 +54,32 @@ fn render(facts: &HostFacts, out: &mut String) -> std::fmt::Result {
         Known::Unknown(why) => writeln!(out, "packages  not known: {why}")?,
         Known::Value(all) => writeln!(out, "packages  {} installed", all.values().filter(|p| p.installed).count())?,
     }
+    match &facts.libvirt.answers {
+        Known::Unknown(why) => writeln!(out, "libvirt   not known: {why}")?,
+        Known::Value(None) => writeln!(out, "libvirt   none answers")?,
+        Known::Value(Some(libvirt)) => self::libvirt(libvirt, out)?,
+    }
     if !facts.root {
         writeln!(out, "\nnot root: some answers may be missing")?;
+    }
+    Ok(())
+}
+
+/// Its VMs, pools and networks, each with what is not as usual.
+fn libvirt(libvirt: &Libvirt, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "libvirt   {}", libvirt.version)?;
+    for vm in &libvirt.domains {
+        let state = if vm.running { "runs" } else { "off" };
+        let boot = if vm.autostart { ", starts with the host" } else { "" };
+        let stored = if vm.persistent { "" } else { ", its definition is not stored" };
+        writeln!(out, "vm        {}: {state}{boot}{stored}", vm.name)?;
+    }
+    for (word, parts) in [("pool      ", &libvirt.pools), ("network   libvirt ", &libvirt.networks)] {
+        for part in parts {
+            let state = if part.active { "started" } else { "not started" };
+            let boot = if part.autostart { "" } else { ", not with the host" };
+            writeln!(out, "{word}{}: {state}{boot}", part.name)?;
+        }
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use owo_colors::OwoColorize;
 
 use crate::apply::Outcome;
-use crate::plan::{Action, Change, Diff, Entry, FieldDiff, Finding, Item, Plan, Severity, WaitFor};
+use crate::plan::{Action, Change, Diff, Entry, FieldDiff, Finding, GONE, Item, Plan, Severity, WaitFor};
 use crate::types::DomainName;
 pub use crate::types::safe;
 use crate::types::safe_line;
@@ -93,7 +93,7 @@ fn render(plan: &Plan, detail: Detail, out: &mut String, contents: &mut Vec<Rang
     if plan.order.is_empty() && plan.findings.is_empty() && !plan.entries.iter().any(|e| waits(&e)) {
         write!(out, "{}: nothing to do; {} in sync", safe(&host.hostname).bold(), plan.entries.len())?;
         writeln!(out)?;
-        return if detail == Detail::Verbose { in_sync(plan, out) } else { Ok(()) };
+        return if detail == Detail::Verbose { in_sync(plan, out) } else { left(plan, out) };
     }
     let mut head = Wrapped::new(out, 0, 2);
     head.word(0, &safe(&host.hostname), |w| w.bold().to_string());
@@ -149,10 +149,28 @@ fn render(plan: &Plan, detail: Detail, out: &mut String, contents: &mut Vec<Rang
             writeln!(out, "  {} {}   waits for {}: {}", "…".yellow(), entry.key.bold(), on.name(), safe(why))?;
         }
     }
-    if detail == Detail::Verbose {
-        in_sync(plan, out)?;
+    match detail {
+        Detail::Verbose => in_sync(plan, out)?,
+        _ => left(plan, out)?,
     }
     summary(plan, out)
+}
+
+/// What left the manifest and stays on the host all the same.
+fn left(plan: &Plan, out: &mut String) -> std::fmt::Result {
+    for entry in plan.entries.iter().filter(|e| e.from == GONE) {
+        match &entry.diff {
+            Diff::InSync { evidence } if evidence.contains("stay") => {
+                let key = entry.key.to_string();
+                write!(out, "  {} {}", "·".dimmed(), key)?;
+                let mut line = Wrapped::new(out, 4 + key.chars().count(), 6);
+                line.text(3, &safe(evidence), |w| w.dimmed().to_string());
+                line.end();
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Why nothing of a plan is done, without the rest of it.

@@ -58,7 +58,11 @@ pub fn vm_list(vms: &[Vm]) -> String {
         let line = cells.collect::<Vec<_>>().join("  ");
         // Its own words, since what others made is left alone by every verb.
         let theirs = if vm.ours { String::new() } else { format!("  {}", "not gpuvm's".dimmed()) };
-        let _ = writeln!(out, "{}{theirs}", line.trim_end());
+        let kept = match vm.snapshots.len() {
+            0 => String::new(),
+            n => format!("  {}", count(u32::try_from(n).unwrap_or(u32::MAX), "snapshot")),
+        };
+        let _ = writeln!(out, "{}{kept}{theirs}", line.trim_end());
         if let Some(condition) = &vm.condition {
             let _ = writeln!(out, "  {} {}", "!".yellow(), safe(condition));
         }
@@ -115,6 +119,9 @@ pub fn vm_info(vm: &Vm, off: &Off, unknown: &[String], recorded: bool) -> String
     for disk in &vm.disks {
         let size = disk.size.map_or("size not known".to_owned(), size);
         row("disk", &format!("{size}   {}", disk.source));
+    }
+    if !vm.snapshots.is_empty() {
+        row("snapshots", &format!("{}   (gpuvm vm snapshot list {})", vm.snapshots.join(", "), vm.name));
     }
     for nic in &vm.nics {
         row("network", &format!("{}   {}", nic.on, nic.mac));
@@ -204,4 +211,59 @@ pub fn ip_list(all: &[ListedAddress]) -> String {
         format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
     };
     rows.iter().map(line).collect()
+}
+
+/// A snapshot of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListedSnapshot {
+    /// Its name.
+    pub name: String,
+    /// When it was made, in UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    /// The one that the VM went on from before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// Whether the VM goes on from this one.
+    pub current: bool,
+    /// Whether gpuvm made it.
+    pub ours: bool,
+    /// Whether the VM ran then.
+    pub ran: bool,
+    /// What it has beside disks and definition: `nvram`, `tpm`.
+    pub parts: Vec<String>,
+    /// The files that hold its state.
+    pub files: Vec<String>,
+}
+
+/// One line a snapshot, oldest first.
+pub fn snapshot_list(vm: &str, all: &[ListedSnapshot]) -> String {
+    if all.is_empty() {
+        return format!("{} has no snapshot\n", safe(vm));
+    }
+    let rows: Vec<[String; 4]> = all
+        .iter()
+        .map(|s| {
+            let ran = if s.ran { "it ran" } else { "it was off" };
+            let parts = if s.parts.is_empty() { String::new() } else { format!(", with {}", s.parts.join(", ")) };
+            let from = s.parent.as_ref().map_or(String::new(), |p| format!("from {p}"));
+            [s.name.clone(), s.created.clone().unwrap_or_default(), format!("{ran}{parts}"), from].map(|c| safe(&c))
+        })
+        .collect();
+    let mut wide = [0; 4];
+    for row in &rows {
+        for (w, cell) in wide.iter_mut().zip(row) {
+            *w = cell.chars().count().max(*w);
+        }
+    }
+    let mut out = String::new();
+    for (row, s) in rows.iter().zip(all) {
+        let cells = row.iter().zip(wide).filter(|(_, w)| *w > 0).map(|(cell, w)| format!("{cell:w$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        let now = if s.current { "  it goes on from here" } else { "" };
+        let theirs = if s.ours { String::new() } else { format!("  {}", "not gpuvm's".dimmed()) };
+        let _ = writeln!(out, "{}{now}{theirs}", if now.is_empty() { line.trim_end() } else { &line });
+    }
+    out
 }

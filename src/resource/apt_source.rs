@@ -62,7 +62,7 @@ impl AptSource {
     fn text(file: &FileWrite) -> &str {
         match &file.content {
             Content::Text(text) => text,
-            Content::Secret(_) => "",
+            Content::Secret(_) | Content::Program(_) => "",
         }
     }
 }

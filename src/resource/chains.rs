@@ -6,15 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::libvirt_domain::{project, raw_and_others};
-use crate::host::{Answer, FileKind, Probe, Virtualisation};
+use crate::host::whole::is_temporary;
+use crate::host::{Answer, Domain, FileKind, Probe, Virtualisation, VmSnapshot};
 use crate::image::{Behind, behind};
 
 /// A header with the name of the file behind it; QEMU writes it into the first cluster.
 const HEAD: usize = 64 << 10;
 
-/// The files that other files go on in, each with one of those: of all pools that are started, of all VMs, and of whatever
-/// those lead to. Else why that cannot be told.
-pub fn chains(known: &Virtualisation, host: &dyn Probe) -> Result<BTreeMap<PathBuf, PathBuf>, String> {
+/// The files that other files go on in, each with those: of all pools that are started, of all VMs and their snapshots, and
+/// of whatever those lead to. Else why that cannot be told.
+pub fn chains(known: &Virtualisation, host: &dyn Probe) -> Result<BTreeMap<PathBuf, BTreeSet<PathBuf>>, String> {
     chains_but(None, known, host)
 }
 
@@ -23,28 +24,27 @@ fn chains_but(
     one: Option<&Path>,
     known: &Virtualisation,
     host: &dyn Probe,
-) -> Result<BTreeMap<PathBuf, PathBuf>, String> {
+) -> Result<BTreeMap<PathBuf, BTreeSet<PathBuf>>, String> {
     let raw = raw(known);
-    let mut all = BTreeMap::new();
+    let mut all: BTreeMap<PathBuf, BTreeSet<PathBuf>> = BTreeMap::new();
     let mut open: Vec<PathBuf> = Vec::new();
     for pool in known.pools.iter().filter(|p| p.active) {
         for volume in &pool.volumes {
             open.push(volume.path.clone());
             if let Some(backing) = volume.backing.as_ref().filter(|_| !raw.contains(&volume.path)) {
-                all.insert(backing.clone(), volume.path.clone());
+                all.entry(backing.clone()).or_default().insert(volume.path.clone());
             }
         }
         if let Some(directory) = pool.directory() {
             open.extend(files(&directory, host)?);
         }
     }
-    let of_vms = known.domains.iter().flat_map(|d| [Some(&d.inactive_xml), d.live_xml.as_ref()]).flatten();
-    for xml in of_vms {
-        let disks = project(xml).map_err(|e| format!("the definition of a VM cannot be read: {e}"))?.disks;
+    for xml in definitions(known) {
+        let disks = project(&xml).map_err(|e| format!("the definition of a VM cannot be read: {e}"))?.disks;
         for chain in disks {
             for pair in chain.windows(2) {
                 if let [over, under] = pair {
-                    all.insert(under.into(), over.into());
+                    all.entry(under.into()).or_default().insert(over.into());
                 }
             }
             open.extend(chain.into_iter().map(PathBuf::from));
@@ -67,7 +67,7 @@ fn chains_but(
             Behind::Nothing | Behind::Elsewhere => {}
             Behind::File(name) => {
                 let under = path.parent().unwrap_or(Path::new("/")).join(name);
-                all.insert(under.clone(), path);
+                all.entry(under.clone()).or_default().insert(path);
                 open.push(under);
             }
             Behind::Unknown if one == Some(path.as_path()) => {}
@@ -79,16 +79,59 @@ fn chains_but(
 
 /// Who goes on in a file.
 pub fn over(path: &Path, known: &Virtualisation, host: &dyn Probe) -> Result<Option<PathBuf>, String> {
-    Ok(chains_but(Some(path), known, host)?.remove(path))
+    Ok(all_over(path, known, host)?.pop_first())
+}
+
+/// All that go on in a file.
+pub fn all_over(path: &Path, known: &Virtualisation, host: &dyn Probe) -> Result<BTreeSet<PathBuf>, String> {
+    Ok(chains_but(Some(path), known, host)?.remove(path).unwrap_or_default())
+}
+
+/// What a file goes on in, and what that does, as far as it can be told: from the files themselves, and where they may not
+/// be read from libvirt's lists. A definition need not say it: libvirt looks when it starts the VM.
+pub fn chain_of(path: &Path, known: &Virtualisation, host: &dyn Probe) -> Vec<PathBuf> {
+    let raw = raw(known);
+    let mut all: Vec<PathBuf> = Vec::new();
+    let mut at = path.to_owned();
+    while at.is_absolute() && !raw.contains(&at) {
+        let volumes = || known.pools.iter().flat_map(|p| &p.volumes);
+        let listed = || volumes().find(|v| v.path == at).and_then(|v| v.backing.clone());
+        let under = match host.head(&at, HEAD) {
+            Ok(Answer::Value(head)) => match behind(&head) {
+                Behind::File(name) => Some(at.parent().unwrap_or(Path::new("/")).join(name)),
+                Behind::Nothing => listed(),
+                Behind::Elsewhere | Behind::Unknown => None,
+            },
+            _ => listed(),
+        };
+        match under {
+            Some(under) if under != path && !all.contains(&under) => {
+                all.push(under.clone());
+                at = under;
+            }
+            _ => break,
+        }
+    }
+    all
+}
+
+/// Every definition that libvirt keeps: of VMs, of what runs, and in snapshots.
+fn definitions(known: &Virtualisation) -> Vec<String> {
+    let of = |d: &Domain| {
+        let mut all = vec![d.inactive_xml.clone()];
+        all.extend(d.live_xml.clone());
+        all.extend(d.snapshots.iter().flat_map(VmSnapshot::definitions));
+        all
+    };
+    known.domains.iter().flat_map(of).collect()
 }
 
 /// The disks that nothing is behind, whatever is written in them: each definition that has one says `raw`. What is at the
 /// beginning of such a disk is the guest's to write, and QEMU does not go by it. A pool's word does not count: libvirt
 /// has it from the beginning of the file too, as that was at the last refresh (storage_util.c, storageBackendProbeTarget).
 fn raw(known: &Virtualisation) -> BTreeSet<PathBuf> {
-    let xmls = known.domains.iter().flat_map(|d| [Some(&d.inactive_xml), d.live_xml.as_ref()]).flatten();
     let (mut raw, mut others) = (BTreeSet::new(), BTreeSet::new());
-    for (one, other) in xmls.map(|xml| raw_and_others(xml)) {
+    for (one, other) in definitions(known).iter().map(|xml| raw_and_others(xml)) {
         raw.extend(one);
         others.extend(other);
     }
@@ -104,7 +147,8 @@ fn files(folder: &Path, host: &dyn Probe) -> Result<Vec<PathBuf>, String> {
         Err(e) => return Err(e.to_string()),
     };
     let mut all = Vec::new();
-    for path in names.into_iter().map(|n| folder.join(n)) {
+    // What is being made is made anew, or goes.
+    for path in names.into_iter().filter(|n| !is_temporary(n)).map(|n| folder.join(n)) {
         if let Answer::Value(stat) = host.stat(&path).map_err(|e| e.to_string())?
             && matches!(stat.kind, FileKind::File | FileKind::Link)
         {
@@ -119,8 +163,8 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::host::Pool;
     use crate::host::fixture::{Fixture, Record};
-    use crate::host::{Domain, Pool};
     use crate::image::over as qcow2;
 
     const POOL: &str = "<pool type='dir'><name>fast</name><target><path>/srv</path></target></pool>";

@@ -37,7 +37,7 @@ impl File {
     fn is_same(&self, bytes: &[u8]) -> bool {
         match &self.write.content {
             Content::Text(text) => text.as_bytes() == bytes,
-            Content::Secret(digest) => *digest == sha256_hex(bytes),
+            Content::Secret(digest) | Content::Program(digest) => *digest == sha256_hex(bytes),
         }
     }
     /// Owner and group as numbers, where the host has them.
@@ -60,6 +60,7 @@ impl File {
                 change.fields.push(FieldDiff::text(path, before.as_deref(), Some(text)));
             }
             Content::Secret(_) => change.notes.push("a secret: its content is not shown".to_owned()),
+            Content::Program(_) => {}
         }
         change.steps.push(Step::WriteFile(self.write.clone()));
         change.refreshes = self.refreshes.clone();

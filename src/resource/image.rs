@@ -85,6 +85,11 @@ fn same_origin(kept: &Cached, wanted: &Origin) -> bool {
     }
 }
 
+/// Whether it was a VM's disk: it is nowhere else, so a template goes by its own word only.
+pub fn is_template(kept: &Cached) -> bool {
+    matches!(kept.origin, Origin::Disk { .. })
+}
+
 impl Image {
     /// The folder of its file.
     fn folder(&self) -> PathBuf {
@@ -204,7 +209,7 @@ impl Image {
         let named_files: BTreeSet<&str> = state
             .all
             .iter()
-            .filter(|(name, _)| named.iter().any(|n| n.as_str() == name))
+            .filter(|(name, kept)| named.iter().any(|n| n.as_str() == name) || kept.as_ref().is_some_and(is_template))
             .filter_map(|(_, kept)| Some(kept.as_ref()?.file.as_str()))
             .collect();
         let mut change = Change::new(Action::Remove, String::new());
@@ -214,6 +219,7 @@ impl Image {
                 Some(image) => {
                     let file = state.all.iter().find(|(n, _)| n == image).and_then(|(_, kept)| kept.as_ref());
                     named.iter().any(|n| n.as_str() == image)
+                        || file.is_some_and(is_template)
                         || file.is_some_and(|kept| used.contains(kept.file.as_str()))
                 }
                 None => used.contains(name.as_str()) || named_files.contains(name.as_str()),

@@ -5,6 +5,8 @@
 //! touched. A running VM is never powered off: its stored definition changes, and the rest waits for its next start.
 
 mod adopt;
+mod clone;
+mod drives;
 mod extras;
 mod plug;
 mod read;
@@ -16,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use clone::{Clone, as_clone, cards};
+pub use drives::{Drive, Source, drives, with_file_moved, with_sources};
 pub use extras::{Display, Extra};
 pub use plug::{passed_function, plugs, unplugs, with_slot, without_slot};
 use read::is_disk;
@@ -24,6 +28,7 @@ pub use splice::{with_mark, with_passwords, with_uuid, without_private_parts};
 pub use write::MARK;
 
 use super::Resource;
+use super::chains::chain_of;
 use super::libvirt::{Libvirt, ask, known};
 use crate::facts::HostFacts;
 use crate::host::{Answer, Domain, HostError, Probe, Virtualisation};
@@ -381,7 +386,7 @@ impl LibvirtDomain {
     }
 
     /// One that libvirt has.
-    fn compare(&self, domain: &Domain, known: &Virtualisation, last: Option<&Self>) -> Diff {
+    fn compare(&self, domain: &Domain, state: &DomainState, known: &Virtualisation, last: Option<&Self>) -> Diff {
         let name = &self.name;
         if !domain.persistent {
             return Diff::Blocked {
@@ -389,10 +394,11 @@ impl LibvirtDomain {
                 help: format!("end it (virsh shutdown {name}), or name this one differently"),
             };
         }
-        let is = match project(&domain.inactive_xml) {
+        let mut is = match project(&domain.inactive_xml) {
             Ok(is) => is,
             Err(why) => return Diff::Unknown { why: format!("its definition cannot be read: {why}") },
         };
+        is.go_on_in(&state.chains);
         if !is.marked {
             return Diff::Blocked {
                 why: "a VM of this name was not made by gpuvm; it is left as it is".to_owned(),
@@ -413,6 +419,12 @@ impl LibvirtDomain {
                     self.firmware.name()
                 ),
                 help: format!("its system was installed for the former: write `firmware: {}`", last.firmware.name()),
+            };
+        }
+        if let Some(disk) = self.disks_to_drop(last).find(|d| is.has_disk(d) && !is.writes_to(d)) {
+            return Diff::Blocked {
+                why: format!("its disk `{}` is to be taken out, and lies under snapshots", disk.volume),
+                help: format!("take those away first: gpuvm vm snapshot list {name}"),
             };
         }
         let mut fields = self.differences(last, &is);
@@ -485,6 +497,15 @@ impl LibvirtDomain {
                 help: format!("shut it down first: gpuvm vm stop {}", self.name),
             };
         }
+        if let Some(snapshot) = domain.snapshots.first() {
+            return Diff::Blocked {
+                why: format!("it has snapshots (`{}`), and the manifest says `absent: true`", snapshot.name),
+                help: format!(
+                    "take them away first (gpuvm vm snapshot list {0}), or all of it: gpuvm vm delete {0}",
+                    self.name
+                ),
+            };
+        }
         let mut change = Change::new(Action::Remove, "its definition, with its UEFI variables; its disks stay");
         let keep_tpm = keep_tpm(domain, known, &mut change);
         change.steps.push(Step::undefine(&self.name, keep_tpm));
@@ -552,11 +573,13 @@ pub struct DomainState {
     missing: Vec<PathBuf>,
     /// Folders of the host that it is to have and that are not there.
     no_folders: Vec<PathBuf>,
+    /// What its disks go on in, as the files themselves say: libvirt's definition need not.
+    chains: BTreeMap<PathBuf, Vec<PathBuf>>,
 }
 
 impl From<Libvirt> for DomainState {
     fn from(libvirt: Libvirt) -> Self {
-        Self { libvirt, missing: Vec::new(), no_folders: Vec::new() }
+        Self { libvirt, missing: Vec::new(), no_folders: Vec::new(), chains: BTreeMap::new() }
     }
 }
 
@@ -607,6 +630,14 @@ impl Resource for LibvirtDomain {
                 state.no_folders.push(path.clone());
             }
         }
+        if let Answer::Value(known) = &state.libvirt
+            && let Some(domain) = known.domain(self.name.as_str())
+        {
+            for file in disk_files(&domain.inactive_xml).into_iter().map(PathBuf::from) {
+                let chain = chain_of(&file, known, host);
+                state.chains.insert(file, chain);
+            }
+        }
         Ok(state)
     }
 
@@ -649,7 +680,7 @@ impl LibvirtDomain {
             Err(diff) => return *diff,
         };
         match known.domain(self.name.as_str()) {
-            Some(domain) => self.compare(domain, known, last.filter(|l| !l.absent)),
+            Some(domain) => self.compare(domain, state, known, last.filter(|l| !l.absent)),
             None if self.absent => gone(),
             None => match self.unready_pool(known) {
                 Some(pool) => Diff::Waits {

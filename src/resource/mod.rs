@@ -11,17 +11,21 @@ pub mod file;
 pub mod group_member;
 pub mod image;
 pub mod kernel_arg;
+pub mod layers;
 mod libvirt;
 pub mod libvirt_domain;
 pub mod libvirt_network;
 pub mod module;
 pub mod package;
 pub mod pool;
+pub mod program;
 pub mod seed;
 pub mod service;
 pub mod shared_gpu;
+pub mod snapshots;
 pub mod start_hook;
 pub mod vfio_binding;
+pub mod vmctl;
 pub mod volume;
 
 use serde::Serialize;
@@ -146,6 +150,8 @@ kinds! {
     seed::Seed,
     libvirt_network::LibvirtNetwork,
     libvirt_domain::LibvirtDomain,
+    program::InstalledProgram,
+    vmctl::Vmctl,
 }
 
 mod adopt;

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Resource;
+use super::chains::chain_of;
 use super::image;
 use super::libvirt::{Libvirt, ask, known};
-use super::libvirt_domain::project;
+use super::libvirt_domain::{disk_files, project};
 use crate::facts::HostFacts;
 use crate::host::{self, Answer, HostError, Probe, Virtualisation};
 use crate::image::Cached;
@@ -60,11 +61,13 @@ pub struct State {
     image: Option<Cached>,
     /// A file of its name in the pool's directory that libvirt has not listed: its lists are as old as their last refresh.
     unlisted: Option<PathBuf>,
+    /// The file that its VM writes to, where that is a layer over it.
+    layer: Option<PathBuf>,
 }
 
 impl From<Libvirt> for State {
     fn from(libvirt: Libvirt) -> Self {
-        Self { libvirt, image: None, unlisted: None }
+        Self { libvirt, image: None, unlisted: None, layer: None }
     }
 }
 
@@ -99,6 +102,14 @@ impl Volume {
         let domain = self.vm.as_ref().and_then(|vm| known.domain(vm.as_str()));
         let is = domain.and_then(|d| project(&d.inactive_xml).ok());
         is.is_some_and(|is| is.disks.iter().flatten().any(|source| *source == path))
+    }
+
+    /// The layer over it that its VM writes to, as the files themselves say.
+    fn layer(&self, known: &Virtualisation, host: &dyn Probe) -> Option<PathBuf> {
+        let path = &known.pool(self.pool.as_str())?.volumes.iter().find(|v| v.name == self.name)?.path;
+        let domain = known.domain(self.vm.as_ref()?.as_str())?;
+        let mut files = disk_files(&domain.inactive_xml).into_iter().map(PathBuf::from).filter(|f| f != path);
+        files.find(|file| chain_of(file, known, host).contains(path))
     }
 
     fn unlisted(&self, known: &Virtualisation, host: &dyn Probe) -> Result<Option<PathBuf>, HostError> {
@@ -163,11 +174,11 @@ impl Resource for Volume {
             None => None,
         };
         let libvirt = ask(host)?;
-        let unlisted = match &libvirt {
-            Answer::Value(known) => self.unlisted(known, host)?,
-            _ => None,
+        let (unlisted, layer) = match &libvirt {
+            Answer::Value(known) => (self.unlisted(known, host)?, self.layer(known, host)),
+            _ => (None, None),
         };
-        Ok(State { libvirt, image, unlisted })
+        Ok(State { libvirt, image, unlisted, layer })
     }
 
     fn diff(&self, state: &State, last: Option<&Self>, _: &HostFacts) -> Diff {
@@ -204,7 +215,7 @@ impl Resource for Volume {
         };
         // What gpuvm made, or was handed over once, has been this VM's. A run that failed leaves a word in the ledger too.
         let had = last.is_some_and(|l| l.made || l.take_over);
-        if !had && !self.take_over && !self.of_its_vm(volume, known) {
+        if !had && !self.take_over && state.layer.is_none() && !self.of_its_vm(volume, known) {
             let (pool, path) = (&self.pool, volume.path.display());
             return Diff::Blocked {
                 why: format!("`{path}` is there already, and this VM has not had it: the guest would write into it"),
@@ -228,6 +239,18 @@ impl Resource for Volume {
         let is = volume.size();
         if is == self.size {
             return Diff::InSync { evidence: format!("{is}, {}", volume.format) };
+        }
+        if let Some(layer) = &state.layer {
+            let vm = self.vm.as_ref().map_or(String::new(), ToString::to_string);
+            return Diff::Blocked {
+                why: format!(
+                    "it has {is}, and its VM writes to `{}` over it: a disk under snapshots is not grown",
+                    layer.display()
+                ),
+                help: format!(
+                    "take the snapshots away first (gpuvm vm snapshot list {vm}), or write `{is}` in the manifest"
+                ),
+            };
         }
         if is > self.size {
             return Diff::Blocked {

@@ -21,7 +21,7 @@ pub use openpgp::{OpenPgpError, fingerprints};
 pub use pci::{CardId, PciAddress, PciError, PciId, PciSlot};
 pub use released::Released;
 pub use size::{ByteSize, Mode, SizeError};
-pub use splice::{Splice, SpliceError, inverse, splice};
+pub use splice::{Splice, SpliceError, inverse, line_edits, splice};
 pub use text::{safe, safe_in_place, safe_line};
 pub use url::without_userinfo;
 pub use version::compare_versions;
@@ -70,5 +70,10 @@ pub(crate) use as_string;
 /// The sha256 of some bytes, in hex.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     use sha2::Digest;
-    sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    hex(&sha2::Sha256::digest(bytes))
+}
+
+/// Bytes in hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -55,6 +55,31 @@ pub fn inverse(text: &str, splices: &[Splice]) -> Result<Vec<Splice>, SpliceErro
         .collect())
 }
 
+/// What turns one text into another, by whole lines: those that both have are not in it.
+pub fn line_edits(from: &str, to: &str) -> Vec<Splice> {
+    let mut at = 0;
+    let mut all: Vec<Splice> = Vec::new();
+    let diff = similar::TextDiff::from_lines(from, to);
+    for line in diff.iter_all_changes() {
+        let text: &str = line.value();
+        if line.tag() == similar::ChangeTag::Equal {
+            at += text.len();
+            continue;
+        }
+        if all.last().is_none_or(|last| last.at + last.remove != at) {
+            all.push(Splice { at, remove: 0, insert: String::new() });
+        }
+        let Some(last) = all.last_mut() else { continue };
+        if line.tag() == similar::ChangeTag::Delete {
+            last.remove += text.len();
+            at += text.len();
+        } else {
+            last.insert.push_str(text);
+        }
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +103,22 @@ mod tests {
             [vec![at(9, 1, "")], vec![at(0, 4, ""), at(2, 1, "")], vec![at(1, 1, "")], vec![at(usize::MAX, 2, "")]]
         {
             assert!(splice("ä€", &bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn lines_that_stay_are_in_no_edit() {
+        for (from, to) in [
+            ("a\nsecret\nb\n", "x\nsecret\ny\n"),
+            ("secret\nb", "secret\nc"),
+            ("", "a\n"),
+            ("a\n", ""),
+            ("a\nsecret\n", "a\nb\nc\nsecret\n"),
+            ("a\nb\nsecret\nc\n", "secret\n"),
+        ] {
+            let edits = line_edits(from, to);
+            assert!(edits.iter().all(|e| !e.insert.contains("secret")), "{edits:?}");
+            assert_eq!(splice(from, &edits).as_deref(), Ok(to), "{from:?} {edits:?}");
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::resource::chains::over;
 use crate::resource::libvirt_domain::{project, without_private_parts};
 use crate::resource::shared_gpu::{KNOWN, Needed, SCRIPT, SharedGpu, UNITS, shared_now};
 use crate::resource::{Resource, Wanted, bridge::Bridge, libvirt_domain, seed::Seed, start_hook};
-use crate::types::{ByteSize, Mode, PciAddress, ResourceName, Splice, sha256_hex};
+use crate::types::{ByteSize, Mode, PciAddress, ResourceName, line_edits, sha256_hex};
 
 /// What is to be undone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -482,7 +482,17 @@ impl Thing<'_> {
             if netplan { text.map(|t| netplan::redacted(&t)) } else { text }
         };
         let name = path.display().to_string();
-        if netplan || (open(is) && open(Some(before))) {
+        let is_text = |bytes: Option<&[u8]>| bytes.is_none_or(|b| std::str::from_utf8(b).is_ok() && !b.contains(&0));
+        let leads = |seen: Option<&Seen>| match seen {
+            Some(Seen::Link(target)) => Some(format!("→ {}", target.display())),
+            _ => None,
+        };
+        if leads(is).is_some() || leads(Some(before)).is_some() {
+            change.fields.push(FieldDiff::new(name, leads(is), leads(Some(before))));
+        } else if !netplan && open(is) && open(Some(before)) && !(is_text(now) && is_text(then)) {
+            change.fields.push(FieldDiff::new(name, None, None));
+            change.notes.push("its content is not shown: it is no text".to_owned());
+        } else if netplan || (open(is) && open(Some(before))) {
             change.fields.push(FieldDiff::text(name, shown(now).as_deref(), shown(then).as_deref()));
         } else {
             change.fields.push(FieldDiff::new(name, None, None));
@@ -728,51 +738,5 @@ fn what(change: &Change, run: u64) -> String {
         Action::Remove => format!("taken away: it was not there before run {run}"),
         Action::Create => format!("comes back as it was before run {run}"),
         Action::Change => format!("back to how it was before run {run}"),
-    }
-}
-
-/// What turns one text into another, by whole lines: those that both have are not in it.
-fn line_edits(from: &str, to: &str) -> Vec<Splice> {
-    let mut at = 0;
-    let mut all: Vec<Splice> = Vec::new();
-    let diff = similar::TextDiff::from_lines(from, to);
-    for line in diff.iter_all_changes() {
-        let text: &str = line.value();
-        if line.tag() == similar::ChangeTag::Equal {
-            at += text.len();
-            continue;
-        }
-        if all.last().is_none_or(|last| last.at + last.remove != at) {
-            all.push(Splice { at, remove: 0, insert: String::new() });
-        }
-        let Some(last) = all.last_mut() else { continue };
-        if line.tag() == similar::ChangeTag::Delete {
-            last.remove += text.len();
-            at += text.len();
-        } else {
-            last.insert.push_str(text);
-        }
-    }
-    all
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_that_stay_are_in_no_edit() {
-        for (from, to) in [
-            ("a\nsecret\nb\n", "x\nsecret\ny\n"),
-            ("secret\nb", "secret\nc"),
-            ("", "a\n"),
-            ("a\n", ""),
-            ("a\nsecret\n", "a\nb\nc\nsecret\n"),
-            ("a\nb\nsecret\nc\n", "secret\n"),
-        ] {
-            let edits = line_edits(from, to);
-            assert!(edits.iter().all(|e| !e.insert.contains("secret")), "{edits:?}");
-            assert_eq!(crate::types::splice(from, &edits).as_deref(), Ok(to), "{from:?} {edits:?}");
-        }
     }
 }

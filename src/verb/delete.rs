@@ -8,9 +8,11 @@ use super::vm::{foreign, key, known, none};
 use super::{Compiled, Look};
 use crate::host::{Domain, HostError, Probe, Virtualisation};
 use crate::plan::{Action, Change, Diff, Finding, Key, Risk, Severity, Step};
-use crate::resource::chains::over;
+use crate::resource::chains::{all_over, chain_of};
+use crate::resource::layers::number;
 use crate::resource::libvirt_domain::{is_marked, keep_tpm, nvram, project};
 use crate::resource::seed::Seed;
+use crate::resource::snapshots::{Part, snapshots};
 use crate::resource::volume::Volume;
 use crate::resource::{Resource, Wanted};
 use crate::types::DomainName;
@@ -45,6 +47,13 @@ pub(super) fn delete(
         }
         (Some(domain), _) => Some(undefined(name, domain, keep_disks, &known)),
     };
+    let layers = match layers(&disks, keep_disks, &known, look.probe) {
+        Ok(layers) => layers,
+        Err(why) => {
+            compiled.entry(&key(name), [], Diff::Unknown { why });
+            return Ok(compiled);
+        }
+    };
     let vm_stays = !definition.as_ref().is_none_or(|d| matches!(d, Diff::Change(_) | Diff::InSync { .. }));
     if let Some(diff) = definition {
         compiled.ours.insert(key(name), None);
@@ -54,9 +63,15 @@ pub(super) fn delete(
     if vm_stays {
         return Ok(compiled);
     }
+    let mut before = vec![key(name)];
+    if !layers.is_empty() {
+        let at = Key::new(super::snapshot::KIND, name.as_str());
+        compiled.entry(&at, [key(name)], without_layers(name, &layers, &known, look.probe));
+        before.push(at);
+    }
     for volume in &disks {
         let at = Key::new(Volume::KIND, volume.name());
-        let diff = disk(name, volume, keep_disks, &known, look.probe);
+        let diff = disk(name, volume, keep_disks, &layers, &known, look.probe);
         if gone(volume, &known) {
             compiled.ours.insert(at.clone(), None);
         }
@@ -67,11 +82,11 @@ pub(super) fn delete(
                 format!("to delete it, with what is on it: virsh vol-delete {} --pool {}", volume.name, volume.pool),
             ));
         }
-        compiled.entry(&at, [key(name)], diff);
+        compiled.entry(&at, before.clone(), diff);
     }
     seed(name, look, &known, &mut compiled)?;
     if let Some(domain) = domain {
-        compiled.findings.extend(foreign_disks(domain, &disks, &known));
+        compiled.findings.extend(foreign_disks(domain, &disks, &layers, &known, look.probe));
     }
     Ok(compiled)
 }
@@ -107,6 +122,21 @@ fn of<'a>(name: &DomainName, wanted: &'a Wanted) -> Option<&'a Volume> {
 fn undefined(name: &DomainName, domain: &Domain, keep_disks: bool, known: &Virtualisation) -> Diff {
     let tpm = domain.inactive_xml.contains("<tpm");
     let mut change = Change::new(Action::Remove, "its definition, UEFI variables, TPM state and saved memory");
+    let copies = |s: &str| Part::ALL.into_iter().map(|p| p.copy(&domain.uuid, s)).collect::<Vec<_>>();
+    let mut forgotten = Vec::new();
+    for snapshot in snapshots(domain).unwrap_or_default() {
+        change.risks.insert(Risk::DataLoss);
+        forgotten.push(snapshot.name.clone());
+        // What others made is libvirt's to forget, with the definition.
+        if let (true, Ok(of)) = (snapshot.ours, snapshot.name.parse()) {
+            let (name, copies) = (name.clone(), copies(&snapshot.name));
+            change.steps.push(Step::ForgetSnapshot { name, snapshot: of, copies });
+        }
+    }
+    if !forgotten.is_empty() {
+        let stay = if keep_disks { "; the files that hold their disks stay" } else { "" };
+        change.notes.push(format!("its snapshots go with it: {}{stay}", forgotten.join(", ")));
+    }
     let keep_tpm = keep_disks && keep_tpm(domain, known, &mut change);
     if keep_tpm {
         change.what = "its definition, UEFI variables and saved memory".to_owned();
@@ -142,7 +172,53 @@ fn gone(volume: &Volume, known: &Virtualisation) -> bool {
     at_pool(volume, known).is_none() && known.pool(volume.pool.as_str()).is_none_or(|p| p.active)
 }
 
-fn disk(name: &DomainName, volume: &Volume, keep: bool, known: &Virtualisation, probe: &dyn Probe) -> Diff {
+/// The layers over a VM's disks, uppermost first: files that gpuvm made for its snapshots.
+fn layers(disks: &[&Volume], keep: bool, known: &Virtualisation, probe: &dyn Probe) -> Result<Vec<PathBuf>, String> {
+    let mut all: Vec<PathBuf> = Vec::new();
+    for volume in disks.iter().filter(|v| !keep && v.made) {
+        let Some(base) = at_pool(volume, known).map(|v| v.path.clone()) else { continue };
+        let (mut open, mut at) = (vec![base.clone()], 0);
+        while let Some(path) = open.get(at).cloned() {
+            let over = all_over(&path, known, probe).map_err(|why| format!("who needs its disks too: {why}"))?;
+            open.extend(
+                over.into_iter().filter(|o| number(&base, o).is_some() && !open.contains(o)).collect::<Vec<_>>(),
+            );
+            at += 1;
+        }
+        all.extend(open.into_iter().skip(1).rev());
+    }
+    Ok(all)
+}
+
+/// They go, unless something that is none of them goes on in one.
+fn without_layers(name: &DomainName, layers: &[PathBuf], known: &Virtualisation, probe: &dyn Probe) -> Diff {
+    let mut change = Change::new(Action::Remove, "what its snapshots hold, and what was written since");
+    change.risks.insert(Risk::DataLoss);
+    for path in layers {
+        let over = match all_over(path, known, probe) {
+            Ok(over) => over.into_iter().find(|o| !layers.contains(o)).map(|o| format!("`{}`", o.display())),
+            Err(why) => return Diff::Unknown { why: format!("who needs its disks too: {why}") },
+        };
+        if let Some(user) = known.named_by(path, |vm| vm == name.as_str()).or(over) {
+            return Diff::Blocked {
+                why: format!("{user} needs `{}` too", path.display()),
+                help: format!("take it from that one first; or leave the disks: gpuvm vm delete {name} --keep-disks"),
+            };
+        }
+        change.notes.push(path.display().to_string());
+        change.steps.push(Step::RemoveLayer { path: path.clone() });
+    }
+    Diff::Change(change)
+}
+
+fn disk(
+    name: &DomainName,
+    volume: &Volume,
+    keep: bool,
+    layers: &[PathBuf],
+    known: &Virtualisation,
+    probe: &dyn Probe,
+) -> Diff {
     let stays = |why: &str| Diff::InSync { evidence: why.to_owned() };
     if keep {
         return stays("it stays, as asked");
@@ -162,11 +238,11 @@ fn disk(name: &DomainName, volume: &Volume, keep: bool, known: &Virtualisation, 
     if !volume.made {
         return stays("nothing says that gpuvm made it");
     }
-    let over = match over(&there.path, known, probe) {
-        Ok(over) => over.map(|path| format!("the disk `{}`", path.display())),
+    let over = match all_over(&there.path, known, probe) {
+        Ok(over) => over.into_iter().find(|o| !layers.contains(o)).map(|p| format!("the disk `{}`", p.display())),
         Err(why) => return Diff::Unknown { why: format!("who needs it too: {why}; --keep-disks leaves the disks") },
     };
-    if let Some(user) = known.user_of(&there.path, Some(name.as_str())).or(over) {
+    if let Some(user) = known.named_by(&there.path, |vm| vm == name.as_str()).or(over) {
         return Diff::Blocked {
             why: format!("{user} needs it too"),
             help: format!("take it from that one first; or leave the disks: gpuvm vm delete {name} --keep-disks"),
@@ -179,10 +255,19 @@ fn disk(name: &DomainName, volume: &Volume, keep: bool, known: &Virtualisation, 
 }
 
 /// What its definition names and the ledger has no word of.
-fn foreign_disks(domain: &Domain, disks: &[&Volume], known: &Virtualisation) -> Vec<Finding> {
-    let ours: Vec<String> =
-        disks.iter().filter_map(|v| Some(at_pool(v, known)?.path.to_string_lossy().into_owned())).collect();
+fn foreign_disks(
+    domain: &Domain,
+    disks: &[&Volume],
+    layers: &[PathBuf],
+    known: &Virtualisation,
+    probe: &dyn Probe,
+) -> Vec<Finding> {
+    let mut ours: Vec<PathBuf> = disks.iter().filter_map(|v| Some(at_pool(v, known)?.path.clone())).collect();
+    ours.extend(layers.iter().cloned());
     let Ok(is) = project(&domain.inactive_xml) else { return Vec::new() };
-    let first = is.disks.iter().filter_map(|d| d.first()).filter(|source| !ours.contains(source));
-    first.map(|source| stays(format!("`{source}` stays: gpuvm did not make it"), String::new())).collect()
+    let first = is.disks.iter().filter_map(|d| d.first()).map(PathBuf::from);
+    // With its disks kept, the layers over them are kept too.
+    let its = |file: &PathBuf| ours.contains(file) || chain_of(file, known, probe).iter().any(|f| ours.contains(f));
+    let theirs = first.filter(|file| !its(file));
+    theirs.map(|file| stays(format!("`{}` stays: gpuvm did not make it", file.display()), String::new())).collect()
 }

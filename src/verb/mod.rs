@@ -5,11 +5,15 @@
 //! A new verb is one variant of [`Verb`] with its words, and one arm of [`compile`] that says what it comes to on a host;
 //! the compiler points to both. Its steps are those of the one list; an effect that no step has yet is a new step.
 
+mod clone;
 mod delete;
 mod gpu;
+mod snapshot;
+mod template;
 mod vm;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +24,10 @@ use crate::plan::{
 };
 use crate::resource::Wanted;
 use crate::resource::vfio_binding::Card;
-use crate::types::{DomainName, PciSlot, sha256_hex};
+use crate::types::{DomainName, PciSlot, ResourceName, sha256_hex};
+
+pub use clone::nvram_of;
+pub use snapshot::{Asked, asked, layers_of};
 
 /// What is asked for. Plain data: it lies in the run's order until it has ended, and in its record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +68,60 @@ pub enum Verb {
         /// Its disks stay.
         #[serde(default)]
         keep_disks: bool,
+    },
+    /// A VM is there that begins as another.
+    CloneVm {
+        /// The other.
+        from: DomainName,
+        /// Its name.
+        name: DomainName,
+        /// As the other was then; as it is now where none is said.
+        snapshot: Option<ResourceName>,
+        /// Its disks are layers over what the snapshot holds.
+        #[serde(default)]
+        linked: bool,
+        /// The passed devices that it is to have too.
+        #[serde(default)]
+        keeps: BTreeSet<PciSlot>,
+    },
+    /// A VM's first disk is kept as a template, to make others from.
+    SaveTemplate {
+        /// The VM.
+        name: DomainName,
+        /// The template.
+        template: ResourceName,
+    },
+    /// A snapshot of a VM is there.
+    CreateSnapshot {
+        /// The VM.
+        name: DomainName,
+        /// The snapshot.
+        snapshot: ResourceName,
+        /// The number of the layers that its disks go on in.
+        layer: u32,
+    },
+    /// A VM is as it was when a snapshot was made.
+    RestoreSnapshot {
+        /// The VM.
+        name: DomainName,
+        /// The snapshot.
+        snapshot: ResourceName,
+        /// The number of the layers that its disks go on in.
+        layer: u32,
+        /// How it is now is kept as this snapshot; else it is lost.
+        keep: Option<ResourceName>,
+        /// The layers that nothing needs any more once it is back.
+        #[serde(default)]
+        leaves: Vec<PathBuf>,
+    },
+    /// A snapshot of a VM is gone.
+    DeleteSnapshot {
+        /// The VM.
+        name: DomainName,
+        /// The snapshot.
+        snapshot: ResourceName,
+        /// It was there when that was asked.
+        seen: bool,
     },
     /// A VM has a GPU, now where that can be, else from its next start on.
     AttachGpu(MovedGpu),
@@ -140,6 +201,18 @@ impl Verb {
             Verb::DetachGpu(m) => format!("gpu detach {} {}", m.vm, m.gpu),
             Verb::StopVm { name, how } => format!("vm stop {name}{}", how.words()),
             Verb::RestartVm { name, how, .. } => format!("vm restart {name}{}", how.words()),
+            Verb::CloneVm { from, name, snapshot, linked, keeps } => {
+                let of = snapshot.as_ref().map_or(String::new(), |s| format!(" --snapshot {s}"));
+                let keeps: String = keeps.iter().map(|slot| format!(" --gpu {slot}")).collect();
+                format!("vm clone {from} {name}{of}{}{keeps}", if *linked { " --linked" } else { "" })
+            }
+            Verb::SaveTemplate { name, template } => format!("vm template save {name} {template}"),
+            Verb::CreateSnapshot { name, snapshot, .. } => format!("vm snapshot create {name} {snapshot}"),
+            Verb::RestoreSnapshot { name, snapshot, keep, .. } => {
+                let keep = keep.as_ref().map_or("--discard".to_owned(), |keep| format!("--keep {keep}"));
+                format!("vm snapshot restore {name} {snapshot} {keep}")
+            }
+            Verb::DeleteSnapshot { name, snapshot, .. } => format!("vm snapshot delete {name} {snapshot}"),
             Verb::DeleteVm { name, keep_disks, .. } => {
                 format!("vm delete {name}{}", if *keep_disks { " --keep-disks" } else { "" })
             }
@@ -154,6 +227,11 @@ impl Verb {
             Verb::DetachGpu(m) => format!("{} does not have {}", m.vm, m.named()),
             Verb::StopVm { name, .. } => format!("{name} is off"),
             Verb::RestartVm { name, .. } => format!("{name} runs anew"),
+            Verb::CloneVm { from, name, .. } => format!("{name} begins as {from}"),
+            Verb::SaveTemplate { template, .. } => format!("there is the template {template}"),
+            Verb::CreateSnapshot { name, snapshot, .. } => format!("{name} has the snapshot {snapshot}"),
+            Verb::RestoreSnapshot { name, snapshot, .. } => format!("{name} is as in its snapshot {snapshot}"),
+            Verb::DeleteSnapshot { name, snapshot, .. } => format!("{name} has no snapshot {snapshot}"),
             Verb::DeleteVm { name, .. } => format!("{name} is gone"),
         }
     }
@@ -170,9 +248,12 @@ impl Verb {
     pub fn manner(&self) -> Manner {
         match self {
             Verb::StartVm { .. } | Verb::StopVm { .. } => Manner { plain: true, undoable: true },
-            Verb::RestartVm { .. } => Manner { plain: true, undoable: false },
+            Verb::RestartVm { .. } | Verb::CreateSnapshot { .. } => Manner { plain: true, undoable: false },
+            Verb::SaveTemplate { .. } | Verb::RestoreSnapshot { .. } | Verb::DeleteSnapshot { .. } => {
+                Manner { plain: false, undoable: false }
+            }
             Verb::DeleteVm { keep_disks, .. } => Manner { plain: false, undoable: *keep_disks },
-            Verb::AttachGpu(_) | Verb::DetachGpu(_) => Manner { plain: false, undoable: true },
+            Verb::CloneVm { .. } | Verb::AttachGpu(_) | Verb::DetachGpu(_) => Manner { plain: false, undoable: true },
         }
     }
 }
@@ -205,6 +286,17 @@ fn compile(verb: &Verb, look: Look<'_>) -> Result<Compiled, HostError> {
         Verb::DetachGpu(moved) => gpu::detach(moved, look),
         Verb::StopVm { name, how } => vm::stop(name, *how, look),
         Verb::RestartVm { name, ran_as, how } => vm::restart(name, *ran_as, *how, look),
+        Verb::CloneVm { from, name, snapshot, linked, keeps } => {
+            let snapshot = snapshot.as_ref();
+            clone::clone(clone::Wish { from, name, snapshot, linked: *linked, keeps }, look)
+        }
+        Verb::SaveTemplate { name, template } => template::save(name, template, look),
+        Verb::CreateSnapshot { name, snapshot, layer } => snapshot::create(name, snapshot, *layer, look),
+        Verb::RestoreSnapshot { name, snapshot, layer, keep, leaves } => {
+            let keep = keep.as_ref();
+            snapshot::restore(snapshot::Back { vm: name, snapshot, layer: *layer, keep, leaves }, look)
+        }
+        Verb::DeleteSnapshot { name, snapshot, seen } => snapshot::delete(name, snapshot, *seen, look),
         Verb::DeleteVm { name, uuid, keep_disks } => delete::delete(name, uuid.as_deref(), *keep_disks, look),
     }
 }

@@ -84,6 +84,9 @@ pub struct Vm {
     pub disks: Vec<VmDisk>,
     /// The agent inside its guest.
     pub agent: Agent,
+    /// Its snapshots by name, whoever made them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<String>,
     /// What of its stored definition takes effect at its next start only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub at_next_start: Vec<String>,
@@ -182,6 +185,7 @@ pub fn vm(probe: &dyn Probe, domain: &Domain, known: &Virtualisation, around: Ar
         nics: Vec::new(),
         disks: Vec::new(),
         agent: Agent::None,
+        snapshots: domain.snapshots.iter().map(|s| s.name.clone()).collect(),
         at_next_start: Vec::new(),
         unreadable: None,
     };

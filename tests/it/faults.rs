@@ -28,7 +28,9 @@ impl Host {
     fn new() -> Self {
         let work = fast_folder();
         copy_tree(&repository().join("examples/hosts/twin-debian13"), &work.path().join("host"));
-        fs::copy(repository().join(MANIFEST), work.path().join("host.yaml")).unwrap();
+        // The defaults of vmctl name the manifest where it lies, which is elsewhere for each.
+        let manifest = fs::read_to_string(repository().join(MANIFEST)).unwrap();
+        fs::write(work.path().join("host.yaml"), manifest + "\nvmctl: { manifest: /root/host.yaml }\n").unwrap();
         Self { work }
     }
     fn root(&self) -> PathBuf {

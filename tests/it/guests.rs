@@ -272,7 +272,8 @@ fn a_key_that_is_none_is_named_before_anything_changes() {
 #[test]
 fn a_new_vm_is_written_into_the_manifest_and_made() {
     let mut machine = Machine::new();
-    machine.manifest = "version: 1   # of mine\nnetworks: { nat: { libvirt: default } }\n".to_owned();
+    let networks = "networks: { nat: { libvirt: default } }\nvmctl: { install: false }\n";
+    machine.manifest = format!("version: 1   # of mine\n{networks}");
     let create = ["create", "ubuntu", "desk", "--user", "alice", "--key", "file:alice.pub", "--disk", "30GiB"];
     let (code, said) = machine.run(&[&create[..], &["--print"]].concat());
     assert!(code == 0 && said.contains("    image: ubuntu-24.04\n") && said.contains("nothing was changed"), "{said}");

@@ -29,6 +29,18 @@ fn the_commands_of_the_readme_do_what_it_says() {
     }
 }
 
+/// As the golden screens of `gpuvm tui`, `…` for what is left out.
+#[test]
+fn the_screen_of_the_readme_is_one_that_was_seen() {
+    let text = fs::read_to_string(repository().join("README.md")).unwrap();
+    let seen = fs::read_to_string(repository().join("tests/tui/vm-of-gpuvm.txt")).unwrap();
+    let mut lines = seen.lines();
+    let picture = text.split("```screen\n").nth(1).unwrap().split("```").next().unwrap();
+    for line in picture.lines().filter(|l| l.trim() != "…") {
+        assert!(lines.any(|l| l == line), "`{line}` is not there, or not behind the line before:\n{seen}");
+    }
+}
+
 /// Each line of the picture is a line of the plan, in its order; `…` stands for what is left out.
 #[test]
 fn the_picture_of_the_readme_is_a_plan_as_it_is() {

@@ -424,3 +424,30 @@ fn init_says_where_it_wrote_and_replaces_nothing() {
     assert!(wrote.stderr.starts_with(&format!("wrote {}\n", at.display())), "{}", wrote.stderr);
     assert!(wrote.stderr.contains("gpuvm plan --root host -f new.yaml\n"), "{}", wrote.stderr);
 }
+
+#[test]
+fn a_valid_manifest_may_name_what_a_host_does_not_have() {
+    let desk = Desk::new();
+    let said = desk.run(&["validate"]);
+    assert_eq!((said.code, said.stdout.as_str()), (0, "host.yaml is valid\n"), "{}", said.stderr);
+    fs::write(desk.path("host.yaml"), MANIFEST.replace("0000:02:00", "0000:0a:00")).unwrap();
+    let said = desk.run(&["validate"]);
+    assert!(said.code == 1 && said.stdout.contains("× gpus.work: no GPU fits"), "{}", said.stdout);
+    assert!(said.stdout.ends_with("host.yaml is not valid on this host\n"), "{}", said.stdout);
+    let json = desk.run(&["validate", "--output", "json"]);
+    let value: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert!(json.code == 1 && value["problems"] == serde_json::json!([]), "{value}");
+    assert_eq!(value["findings"][0]["place"], "gpus.work");
+    fs::write(desk.path("host.yaml"), format!("host: another\n{MANIFEST}")).unwrap();
+    let said = desk.run(&["validate"]);
+    assert!(said.code == 1 && said.stdout.contains("× host: `host.yaml` is for the host `another`"), "{}", said.stdout);
+}
+
+#[test]
+fn what_is_said_to_be_read_is_there() {
+    let desk = Desk::new();
+    assert_eq!(desk.run(&["apply", "--yes", "--reboot"]).code, 0);
+    let said = desk.run(&["status"]);
+    let log = said.stderr.lines().chain(said.stdout.lines()).find_map(|l| l.strip_prefix("log: ")).unwrap().to_owned();
+    assert!(desk.path(&log).is_file(), "{log}");
+}

@@ -240,11 +240,11 @@ fn the_runs_are_listed_and_shown() {
     let lines: Vec<&str> = list.lines().collect();
     assert_eq!(lines.len(), 2, "{list}");
     assert!(lines[0].starts_with("   2 ") && lines[0].contains("gpuvm undo"), "{list}");
-    assert!(lines[1].starts_with("   1 ") && lines[1].contains("4 changes") && lines[1].contains("done"), "{list}");
+    assert!(lines[1].starts_with("   1 ") && lines[1].contains("6 changes") && lines[1].contains("done"), "{list}");
     let json: serde_json::Value = serde_json::from_slice(&host.run(&["history", "--output", "json"]).stdout).unwrap();
     assert_eq!((&json["format"], &json["runs"][0]["undo"], &json["runs"][1]["run"]), (&1.into(), &1.into(), &1.into()));
     let shown = stdout(&host.run(&["show", "1"]));
-    for said in ["what was approved", "group-member[kvm/alice]", "join the group", "run 1: 4 changes done", "log: "] {
+    for said in ["what was approved", "group-member[kvm/alice]", "join the group", "run 1: 6 changes done", "log: "] {
         assert!(shown.contains(said), "{said}\n{shown}");
     }
     for output in

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use crate::foreign::{Foreign, Has};
 use crate::machine::{copy_tree, gpuvm, repository, stdout};
 
 const MANIFEST: &str = "version: 1
@@ -284,4 +285,58 @@ fn before_the_host_boots_a_vm_with_passed_devices_is_asked_to_shut_down() {
     machine.libvirt(|known| known["domains"][0]["active"] = false.into());
     let (_, said) = machine.plan(&MANIFEST.replace("vms:", "kernelArgs: [hpet=force]\nvms:"));
     assert!(!said.contains("first asked"), "{said}");
+}
+
+/// A host on which libvirt is installed and none of its sockets is there.
+fn silent(units: &str) -> Foreign {
+    let host = Foreign::new(&[Has::Libvirt]);
+    host.record(|r| {
+        r["libvirt"] = "absent".into();
+        for query in r["queries"].as_array_mut().unwrap().iter_mut().filter(|q| q["args"][0] == "list-unit-files") {
+            let text = query["output"]["stdout"].as_str().unwrap().to_owned() + units;
+            query["output"]["stdout"] = text.into();
+        }
+    });
+    host
+}
+const TINY: &str = "vms:\n  t: { cpus: 1, memory: 256MiB, disks: [1GiB], accel: tcg }\n";
+
+#[test]
+fn where_nothing_answers_for_libvirt_its_socket_is_turned_on_first() {
+    let host = silent("libvirtd.socket disabled enabled\n");
+    assert!(host.run(&["facts"]).1.contains("libvirt   none answers"));
+    host.set_manifest(&format!("version: 1\n{TINY}"));
+    let (code, said) = host.run(&["plan"]);
+    assert!(code == 2 && said.contains("~ service[libvirtd.socket]"), "{said}");
+    let (code, said) = host.run(&["apply", "--yes"]);
+    assert!(code == 0 && said.find("service[libvirtd.socket]") < said.find("done  pool[default]"), "{said}");
+    let (code, said) = host.run(&["plan"]);
+    assert!(code == 0 && !said.contains("libvirtd.socket"), "an answer is all that is wanted of it: {said}");
+    assert!(host.run(&["facts"]).1.contains("vm        t: off"));
+
+    let host = silent("");
+    host.set_manifest(&format!("version: 1\n{TINY}"));
+    let (code, said) = host.run(&["plan"]);
+    assert!(code == 1 && said.contains("there is no unit `libvirtd.socket`"), "{said}");
+}
+
+#[test]
+fn the_sockets_that_the_manifest_names_are_on_and_the_others_off() {
+    let virt = ["interface", "network", "nodedev", "nwfilter", "qemu", "secret", "storage"];
+    let modular: String = virt.iter().map(|n| format!("virt{n}d.socket disabled enabled\n")).collect();
+    let host = silent(&format!("libvirtd.socket enabled enabled\nlibvirtd.service enabled enabled\n{modular}"));
+    host.set_manifest(&format!("version: 1\nlibvirt: {{ sockets: modular }}\n{TINY}"));
+    let (code, said) = host.run(&["plan"]);
+    assert!(code == 2 && said.contains("from libvirt.sockets"), "{said}");
+    let (code, said) = host.run(&["apply", "--yes"]);
+    assert_eq!(code, 0, "{said}");
+    let at = |text: &str| said.find(&format!("done  service[{text}]")).unwrap_or_else(|| panic!("{text}: {said}"));
+    assert!(at("libvirtd.service") < at("virtqemud.socket") && at("libvirtd.socket") < at("virtqemud.socket"));
+    assert!(at("virtstoraged.socket") < said.find("done  pool[default]").unwrap(), "{said}");
+    assert_eq!(host.run(&["plan"]).0, 0);
+    // A word about a unit by its name is what counts.
+    let services = "services: { virtqemud.socket: { enabled: false, running: false } }";
+    host.set_manifest(&format!("version: 1\nlibvirt: {{ sockets: modular }}\n{services}\n{TINY}"));
+    let (_, said) = host.run(&["plan"]);
+    assert!(said.contains("~ service[virtqemud.socket]") && said.contains("does not start at boot"), "{said}");
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::web::{Room, Sums, Want, Web, forget};
-use super::{files, libvirt, program};
+use super::{files, layers, libvirt, program};
 use crate::host::{HostError, Probe, Program};
 use crate::image::{self, CACHED_FORMAT, Cached, Digest, FOLDER, Listed, Origin};
 use crate::plan::FetchStep;
@@ -99,6 +99,13 @@ impl Fetcher {
             let trusted = if step.digest.is_some() { "by its pinned digest" } else { "as a file of this host" };
             return self.keep(step, &part, sums, None, trusted.to_owned());
         }
+        if let Origin::Disk { vm, path, kind } = &step.origin {
+            progress(&format!("copies {}", path.display()));
+            forget(&part);
+            layers::flat(path, kind, &part, progress).inspect_err(|_| forget(&part))?;
+            let sums = Sums::of(&part)?;
+            return self.keep(step, &part, sums, None, format!("as a disk of VM {vm}"));
+        }
         let mut tried = 0;
         loop {
             tried += 1;
@@ -142,7 +149,7 @@ impl Fetcher {
         let by_digest = || "by its pinned digest".to_owned();
         let of_list = |what: &str, e: image::ListError| refused(format!("{what}: {e}"));
         match &step.origin {
-            Origin::Path { .. } => Err(refused("a file of this host is not fetched")),
+            Origin::Path { .. } | Origin::Disk { .. } => Err(refused("a file of this host is not fetched")),
             Origin::Url { url } => match pinned {
                 None => Err(refused(format!("{url}: nothing says what it has to be; pin its digest"))),
                 Some(digest) => Ok(Source {

@@ -16,6 +16,7 @@ use virt::storage_pool::StoragePool;
 use virt::storage_vol::StorageVol;
 use virt::sys;
 
+use super::snapshots;
 use crate::host::{
     self, Answer, GuestAgent, GuestInterface, HostError, Running, SHUTDOWN_PATIENCE_S, Virtualisation,
     did_not_shut_down, power_was_cut,
@@ -25,7 +26,7 @@ use crate::resource::chains::over;
 use crate::resource::libvirt_domain::{
     MARK, disk_files, is_marked, passed_function, project, with_passwords, with_uuid,
 };
-use crate::types::{DomainName, PciAddress, xml_escape};
+use crate::types::{DomainName, PciAddress, ResourceName, sha256_hex, xml_escape};
 
 pub(super) const SYSTEM: &str = "qemu:///system";
 
@@ -36,6 +37,8 @@ const SOCKETS: [&str; 2] = ["/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud
 const CHANGE_LIMIT: Duration = Duration::from_secs(120);
 /// A VM with a device has all of its memory pinned before it starts.
 const START_LIMIT: Duration = Duration::from_secs(600);
+/// As much as the guest wrote since a snapshot goes from one file into another.
+const COMMIT_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// How long a guest may take to let go of a device.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(60);
 /// How often a guest that shuts down or lets go is looked at.
@@ -107,7 +110,7 @@ pub(super) fn looked_anew() -> Result<Virtualisation, HostError> {
 }
 
 /// libvirt looks into a pool when it is started, and then only when it is told to.
-fn refresh(connection: &Connect) -> Result<(), HostError> {
+pub(super) fn refresh(connection: &Connect) -> Result<(), HostError> {
     let started = connection.list_all_storage_pools(sys::VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE);
     for pool in started.map_err(|e| said(&e))? {
         pool.refresh(0).map_err(|e| said(&e))?;
@@ -174,7 +177,7 @@ fn unless_gone<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
-fn collect(connection: &Connect) -> Result<Virtualisation, Error> {
+pub(super) fn collect(connection: &Connect) -> Result<Virtualisation, Error> {
     let mut known = Virtualisation {
         version: u64::from(connection.get_lib_version()?),
         // Its capabilities are not asked for: to tell them, libvirt starts every QEMU that is installed.
@@ -213,6 +216,7 @@ fn domain(one: &Domain) -> Result<host::Domain, Error> {
         // Never with VIR_DOMAIN_XML_SECURE: passwords stay where they are.
         inactive_xml: one.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?,
         live_xml: if active { Some(one.get_xml_desc(0)?) } else { None },
+        snapshots: snapshots::of(one)?,
     })
 }
 
@@ -308,6 +312,11 @@ pub fn execute(step: &Step, running: &mut Running<'_>) -> Result<(), HostError> 
             (running.progress)(&format!("the guest of {name} is asked to let go"));
             (format!("unplugging devices from VM `{name}`"), UNPLUG_LIMIT + CHANGE_LIMIT)
         }
+        Step::MakeSnapshot(step) => (format!("the snapshot of VM `{}`", step.name), START_LIMIT),
+        Step::CommitLayer { top, .. } => {
+            (running.progress)("QEMU puts the layers together; this may take a while");
+            (format!("merging `{}`", top.display()), COMMIT_LIMIT)
+        }
         _ => ("libvirt".to_owned(), CHANGE_LIMIT),
     };
     let step = step.clone();
@@ -351,6 +360,8 @@ fn perform(connection: &Connect, step: &Step, notes: &mut Vec<String>) -> Result
         }
         Step::Volume(volume) => make_volume(connection, volume),
         Step::DefineDomain { name, xml, autostart } => define(connection, name, xml, *autostart),
+        Step::CloneDomain { name, from, snapshot, edit } => clone(connection, name, from, snapshot.as_ref(), edit),
+        Step::RestoreDomain { name, snapshot, before, edit } => restore(connection, name, snapshot, before, edit),
         Step::EditDomain { name, edit, autostart } => edit_domain(connection, name, edit, *autostart),
         Step::MarkDomain { name, present } => mark(connection, name, *present),
         Step::UndefineDomain { name, wholly, keep_tpm, .. } => undefine(connection, name, *wholly, *keep_tpm),
@@ -367,6 +378,16 @@ fn perform(connection: &Connect, step: &Step, notes: &mut Vec<String>) -> Result
         },
         Step::AttachDevices { name, devices, .. } => attach(connection, name, devices),
         Step::DetachDevices { name, devices } => detach(connection, name, devices, UNPLUG_LIMIT),
+        Step::MakeSnapshot(step) => snapshots::make(connection, step),
+        Step::KeepSnapshot { name, snapshot, moved, format, current } => {
+            let moved = moved.as_ref().map(|moved| (moved, format.as_deref().unwrap_or("qcow2")));
+            snapshots::keep(connection, name, snapshot, moved, *current)
+        }
+        Step::ForgetSnapshot { name, snapshot, copies } => snapshots::forget(connection, name, snapshot, copies),
+        Step::RemoveLayer { path } => snapshots::remove(connection, path),
+        Step::CommitLayer { top, into, live: Some((name, disk)) } => {
+            snapshots::commit(connection, name, disk, top, into)
+        }
         other => Err(HostError::Refused(format!("this is no step of libvirt's: {other:?}"))),
     }
 }
@@ -480,6 +501,16 @@ fn make_volume(connection: &Connect, want: &VolumeStep) -> Result<(), HostError>
         )));
     }
     let path = volume.get_path().map_err(failed)?;
+    match over(Path::new(&path), &collect(connection).map_err(failed)?, &super::Live::for_a_run()) {
+        Ok(None) => {}
+        Ok(Some(over)) => {
+            let over = over.display();
+            return Err(HostError::Refused(format!("`{path}` is not grown: `{over}` goes on in it; plan again")));
+        }
+        Err(why) => {
+            return Err(HostError::Refused(format!("`{path}` is not grown: who goes on in it is not known: {why}")));
+        }
+    }
     // QEMU holds the file of a running VM: it has to grow it itself, and tells the guest.
     for domain in connection.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE).map_err(failed)? {
         let Some(xml) = unless_gone(domain.get_xml_desc(0)).map_err(failed)? else { continue };
@@ -492,7 +523,7 @@ fn make_volume(connection: &Connect, want: &VolumeStep) -> Result<(), HostError>
 }
 
 /// A VM of this name that gpuvm did not make is left alone, whatever a plan said.
-fn ours(domain: &Domain, name: &DomainName) -> Result<(), HostError> {
+pub(super) fn ours(domain: &Domain, name: &DomainName) -> Result<(), HostError> {
     let xml = domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE).map_err(|e| said(&e))?;
     if is_marked(&xml) {
         return Ok(());
@@ -513,6 +544,54 @@ fn define(connection: &Connect, name: &DomainName, xml: &str, autostart: bool) -
     };
     let domain = Domain::define_xml(connection, &xml).map_err(failed)?;
     start_at_boot(&domain, autostart)
+}
+
+/// A VM of this name that is there is what an earlier try made.
+fn clone(
+    connection: &Connect,
+    name: &DomainName,
+    from: &DomainName,
+    snapshot: Option<&ResourceName>,
+    edit: &TextEdit,
+) -> Result<(), HostError> {
+    if let Some(there) = lookup(connection, name)? {
+        return ours(&there, name);
+    }
+    let other = lookup(connection, from)?
+        .ok_or_else(|| HostError::Refused(format!("there is no VM `{from}` any more; plan again")))?;
+    ours(&other, from)?;
+    let known = domain(&other).map_err(|e| said(&e))?;
+    let definition = match snapshot {
+        None => Some(known.inactive_xml),
+        Some(of) => known.definition_at(of.as_str()),
+    };
+    let xml = definition.as_deref().and_then(|xml| edit.apply(xml)).ok_or_else(|| {
+        HostError::Refused(format!("the definition of VM `{from}` changed since the plan was made; plan again"))
+    })?;
+    Domain::define_xml(connection, &xml).map(drop).map_err(|e| said(&e))
+}
+
+fn restore(
+    connection: &Connect,
+    name: &DomainName,
+    snapshot: &ResourceName,
+    before: &str,
+    edit: &TextEdit,
+) -> Result<(), HostError> {
+    let there = lookup(connection, name)?
+        .ok_or_else(|| HostError::Refused(format!("there is no VM `{name}` any more; plan again")))?;
+    ours(&there, name)?;
+    let known = domain(&there).map_err(|e| said(&e))?;
+    if known.active || sha256_hex(known.inactive_xml.as_bytes()) != before {
+        return Err(HostError::Refused(format!(
+            "VM `{name}` was started or changed since the plan was made; plan again"
+        )));
+    }
+    let xml = known.definition_at(snapshot.as_str()).and_then(|xml| edit.apply(&xml)).ok_or_else(|| {
+        HostError::Refused(format!("snapshot `{snapshot}` of VM `{name}` changed since the plan was made; plan again"))
+    })?;
+    let whole = whole(&there, name, &xml, &known.inactive_xml)?;
+    Domain::define_xml(connection, &whole).map(drop).map_err(|e| said(&e))
 }
 
 fn edit_domain(connection: &Connect, name: &DomainName, edit: &TextEdit, autostart: bool) -> Result<(), HostError> {

@@ -166,6 +166,9 @@ fn files_of(step: &NetworkSwitch, running: &Running<'_>) -> Result<BTreeMap<Path
     for file in &step.write {
         let bytes = match &file.content {
             Content::Text(text) => text.clone().into_bytes(),
+            Content::Program(_) => {
+                return Err(HostError::Refused(format!("`{}` is no program", file.path.display())));
+            }
             Content::Secret(digest) => running.secrets.get(digest).cloned().ok_or_else(|| {
                 HostError::Refused(format!("the secret for `{}` is not at hand", file.path.display()))
             })?,

@@ -49,6 +49,19 @@ pub fn become_program(program: Program, args: &[String]) -> HostError {
     HostError::File { path, source: error }
 }
 
+/// Runs this program once more on this terminal, and waits until it ends: its exit code, and what it said to standard error.
+pub fn run_myself(args: &[String]) -> Result<(i32, String), HostError> {
+    let path = Path::new("/proc/self/exe");
+    #[allow(clippy::disallowed_methods)] // this is the one place that starts programs
+    let mut child = Command::new(path).args(args).stderr(Stdio::piped()).spawn().map_err(HostError::file(path))?;
+    let mut said = String::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        let _ = stderr.read_to_string(&mut said);
+    }
+    let status = child.wait().map_err(HostError::file(path))?;
+    Ok((number(status), said))
+}
+
 fn number(status: ExitStatus) -> i32 {
     status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(-1)
 }
@@ -70,7 +83,9 @@ pub(super) fn ask(path: &Path, args: &[&str], limit: Duration) -> Result<Output,
     };
     let stdout = collect(child.stdout.take().map(|p| Box::new(p) as _));
     let stderr = collect(child.stderr.take().map(|p| Box::new(p) as _));
-    let (Ok(stdout), Ok(stderr)) = (stdout.recv_timeout(limit), stderr.recv_timeout(limit)) else {
+    let deadline = Instant::now() + limit;
+    let said = |pipe: &mpsc::Receiver<String>| pipe.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+    let (Ok(stdout), Ok(stderr)) = (said(&stdout), said(&stderr)) else {
         let _ = child.kill();
         return Err(HostError::Timeout { what: format!("`{} {}`", path.display(), args.join(" ")), limit });
     };
@@ -156,9 +171,12 @@ mod tests {
 
     #[test]
     fn a_program_that_hangs_is_left_behind() {
-        let short = Duration::from_millis(50);
+        let short = Duration::from_millis(500);
+        let start = Instant::now();
         let result = ask(Path::new("/bin/sleep"), &["60"], short);
         assert!(matches!(result, Err(HostError::Timeout { .. })), "{result:?}");
+        // Both of its pipes are open all the while.
+        assert!((short..short * 2).contains(&start.elapsed()), "{:?}", start.elapsed());
         let result = perform_at(Path::new("/bin/sleep"), &["60"], short, &mut |_| {});
         assert!(matches!(result, Err(HostError::Timeout { .. })), "{result:?}");
     }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{files, program};
+use super::{files, myself, program};
 use crate::host::{HostError, Program};
 
 /// The unit that goes on with a run. It is removed by the run that it starts, before anything else: it cannot loop.
@@ -77,9 +77,7 @@ fn options_before_run(args: impl Iterator<Item = String>) -> Vec<String> {
 
 /// Puts this program into the run's directory: what is installed may change before the run goes on.
 pub fn keep_program(run_dir: &Path) -> Result<(), HostError> {
-    let myself = std::env::current_exe().map_err(HostError::file(Path::new("/proc/self/exe")))?;
-    let bytes = std::fs::read(&myself).map_err(HostError::file(&myself))?;
-    files::write(&run_dir.join("gpuvm"), &bytes, 0o700, 0, 0)
+    files::write(&run_dir.join("gpuvm"), &myself::bytes()?, 0o700, 0, 0)
 }
 
 /// Leaves the run to the next boot and goes down. Returns only where that fails.

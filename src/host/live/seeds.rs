@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::files;
 use super::web::Web;
-use crate::guest::{Guest, KeySource, MOST_KEYS, keys_in};
+use crate::guest::{Again, Guest, KeySource, MOST_KEYS, again, keys_in};
 use crate::host::HostError;
 
 /// Of one person's keys.
@@ -31,6 +31,13 @@ pub(super) fn make(
         return Err(refused(format!("{} keys for one user; at most {MOST_KEYS}", keys.len())));
     }
     files::write(path, &guest.seed(&keys, inputs), 0o600, 0, 0)
+}
+
+/// Makes the seed of a clone from that of the VM that it began as.
+pub(super) fn clone(from: &Path, to: &Path, own: Again<'_>) -> Result<(), HostError> {
+    let image = std::fs::read(from).map_err(HostError::file(from))?;
+    let made = again(&image, own).map_err(|why| refused(format!("`{}`: {why}", from.display())))?;
+    files::write(to, &made, 0o600, 0, 0)
 }
 
 fn of(source: &KeySource, progress: &mut dyn FnMut(&str)) -> Result<Vec<String>, HostError> {

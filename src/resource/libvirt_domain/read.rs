@@ -1,7 +1,7 @@
 //! The managed fields of a definition, whoever wrote it and however libvirt put it in order since.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use roxmltree::{Document, Node};
 
@@ -49,6 +49,23 @@ impl Projection {
     /// Whether a disk is there, itself or under snapshots.
     pub(super) fn has_disk(&self, disk: &Disk) -> bool {
         self.disks.iter().flatten().any(|source| is_disk(source, disk))
+    }
+
+    /// Whether the guest writes to this disk itself, and not to a layer over it.
+    pub(super) fn writes_to(&self, disk: &Disk) -> bool {
+        self.disks.iter().filter_map(|d| d.first()).any(|source| is_disk(source, disk))
+    }
+
+    /// Takes up what its disks go on in, by the first file of each: a definition need not say it.
+    pub fn go_on_in(&mut self, chains: &BTreeMap<PathBuf, Vec<PathBuf>>) {
+        for disk in &mut self.disks {
+            let chain = disk.first().and_then(|first| chains.get(Path::new(first)));
+            for under in chain.into_iter().flatten().map(|p| p.to_string_lossy().into_owned()) {
+                if !disk.contains(&under) {
+                    disk.push(under);
+                }
+            }
+        }
     }
 
     /// Whether an image is in one of its CD-ROM drives.

@@ -44,7 +44,7 @@ impl<'x> Edits<'x> {
     }
 
     /// Takes an element away, with its line where nothing else is on it.
-    fn remove(&mut self, node: Node<'_, '_>) {
+    pub(super) fn remove(&mut self, node: Node<'_, '_>) {
         let range = node.range();
         let indent = self.indent(range.start).len();
         let line = range.start - indent;
@@ -81,7 +81,7 @@ impl<'x> Edits<'x> {
     }
 
     /// Gives an element another text.
-    fn text(&mut self, node: Node<'_, '_>, text: &str) {
+    pub(super) fn text(&mut self, node: Node<'_, '_>, text: &str) {
         let inside = node.children().map(|c| c.range()).reduce(|a, b| a.start..b.end);
         match inside {
             Some(range) => self.replace(range, e(text)),
@@ -93,7 +93,7 @@ impl<'x> Edits<'x> {
     }
 
     /// Gives an attribute that is there another value.
-    fn attribute(&mut self, node: Node<'_, '_>, name: &str, value: &str) {
+    pub(super) fn attribute(&mut self, node: Node<'_, '_>, name: &str, value: &str) {
         if let Some(attribute) = node.attribute_node(name) {
             self.replace(attribute.range_value(), e(value));
         }

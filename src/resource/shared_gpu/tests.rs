@@ -17,7 +17,7 @@ const RUNS: &str = "comfy ollama.service";
 
 /// Counts what changes something, and kills the script there.
 const COUNT: &str = "n=$(($(cat ROOT/count 2> /dev/null || echo 0) + 1))\necho $n > ROOT/count\n\
-    [ $n != \"$(cat ROOT/kill-at 2> /dev/null)\" ] || { /bin/kill -KILL -- -$(cat ROOT/pid); kill -KILL 0; }\n";
+    [ $n != \"$(cat ROOT/kill-at 2> /dev/null)\" ] || { kill -s KILL -- -$(cat ROOT/pid); kill -KILL 0; }\n";
 const SYSTEMCTL: &str = "case $1 in\n\
     is-active) [ ! -e ROOT/mute ] || exit 1; [ -e ROOT/runs/$3 ] && echo active || echo inactive; exit ;;\n\
     esac\nCOUNT\ncase $1 in\n\
