@@ -49,6 +49,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
             Err((message, help)) => desired.findings.push(error("no-device", &place, message, &help)),
         }
     }
+    desired.for_vms.extend(meant.iter().map(|m| m.slot));
     // What others bind is theirs to look after, as long as nothing here is gpuvm's.
     if kept.is_empty() && of_both.is_empty() {
         return;
@@ -97,7 +98,11 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
         let companions = slots.iter().copied().filter(|s| *s != slot).collect();
         let card = vfio_binding::Card::of(facts, slot);
         let needs = hooks.iter().cloned().chain(argument_of(slot, facts));
-        desired.want(&place, needs, vfio_binding::VfioBinding { name, slot, companions, card, vouched });
+        desired.want(
+            &place,
+            needs,
+            vfio_binding::VfioBinding { name, slot, companions, card, vouched, still_for_vms: false },
+        );
     }
 }
 

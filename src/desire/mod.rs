@@ -20,7 +20,7 @@ use crate::facts::HostFacts;
 use crate::manifest::Loaded;
 use crate::plan::{Finding, Key};
 use crate::resource::Wanted;
-use crate::types::PackageName;
+use crate::types::{PackageName, PciSlot};
 
 /// One wanted thing with where it comes from and what has to be there before it.
 #[derive(Debug, Clone)]
@@ -46,6 +46,8 @@ pub struct Desired {
     pub nodes: BTreeMap<Key, Node>,
     /// What is wrong with manifest and host together; an error blocks the plan.
     pub findings: Vec<Finding>,
+    /// The slots that VMs may have, in whichever way.
+    pub for_vms: BTreeSet<PciSlot>,
     /// What is to be taken over as it is, in place of being brought to what is wanted.
     pub adopt: BTreeSet<Key>,
 }

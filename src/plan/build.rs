@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::listed::listed;
 use super::{
     Action, Diff, Entry, Finding, HostLine, Key, PLAN_FORMAT, Plan, Refresh, Severity, Step, name_guests, order,
 };
@@ -11,6 +12,7 @@ use crate::facts::{HostFacts, Iommu};
 use crate::host::{Answer, Probe};
 use crate::resource::libvirt_domain::LibvirtDomain;
 use crate::resource::seed::Seed;
+use crate::resource::vfio_binding::VfioBinding;
 use crate::resource::{Resource, Wanted};
 
 /// What an entry follows from that is gpuvm's and left the manifest.
@@ -53,13 +55,14 @@ pub fn build(desired: &Desired, past: &Past, probe: &dyn Probe, facts: &HostFact
             key: key.clone(),
             from: GONE.to_owned(),
             after: BTreeSet::new(),
-            diff: last.compare_removal(probe, facts).unwrap_or_else(|e| unknown(&e)),
+            diff: leaving(last, desired).compare_removal(probe, facts).unwrap_or_else(|e| unknown(&e)),
         });
     }
     entries.sort_by(|a, b| a.key.cmp(&b.key));
 
     let mut findings = desired.findings.clone();
     admit(&mut findings, &entries, desired);
+    findings.extend(listed(&entries, desired, past, probe));
     let mut order = order(&entries, Wanted::KINDS, &past.pending).unwrap_or_else(|e| {
         findings.push(Finding {
             severity: Severity::Error,
@@ -79,6 +82,17 @@ pub fn build(desired: &Desired, past: &Past, probe: &dyn Probe, facts: &HostFact
         findings,
         entries,
         order,
+    }
+}
+
+/// What left the manifest, with what that still says of it.
+fn leaving(last: &Wanted, desired: &Desired) -> Wanted {
+    match last {
+        Wanted::VfioBinding(binding) => {
+            let still_for_vms = desired.for_vms.contains(&binding.slot);
+            VfioBinding { still_for_vms, ..binding.clone() }.into()
+        }
+        other => other.clone(),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod build;
 mod guests;
+mod listed;
 mod order;
 mod place;
 mod policy;

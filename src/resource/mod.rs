@@ -55,6 +55,10 @@ pub trait Resource: Sized + Clone + Serialize + DeserializeOwned + 'static {
     }
     /// Looks at what is there.
     fn probe(&self, host: &dyn Probe) -> Result<Self::State, HostError>;
+    /// Looks at what there is to take back, which may be more than is compared otherwise.
+    fn probe_removal(&self, host: &dyn Probe) -> Result<Self::State, HostError> {
+        self.probe(host)
+    }
     /// Compares; pure. `last` is what was applied last, where it is ours.
     fn diff(&self, state: &Self::State, last: Option<&Self>, facts: &HostFacts) -> Diff;
     /// It left the manifest and is ours (`self` is what was applied last): how to take it back; pure.
@@ -121,7 +125,7 @@ macro_rules! kinds {
             }
             /// It left the manifest: looks, and says how to take it back.
             pub fn compare_removal(&self, host: &dyn Probe, facts: &HostFacts) -> Result<Diff, HostError> {
-                match self { $(Wanted::$kind(r) => Ok(r.remove(&r.probe(host)?, facts)),)* }
+                match self { $(Wanted::$kind(r) => Ok(r.remove(&r.probe_removal(host)?, facts)),)* }
             }
         }
 

@@ -174,7 +174,7 @@ fn bound_by_id(functions: &[&PciFunction], state: &SharedState, facts: &HostFact
 }
 
 /// The running VM that has a slot, as libvirt tells; `Err` where libvirt could not tell.
-fn user(slot: PciSlot, libvirt: &Libvirt) -> Result<Option<&str>, String> {
+pub(super) fn user(slot: PciSlot, libvirt: &Libvirt) -> Result<Option<&str>, String> {
     let known = match libvirt {
         Answer::Value(known) => known,
         Answer::Absent => return Ok(None),
@@ -253,6 +253,7 @@ impl SharedGpu {
             companions: self.companions.clone(),
             card: self.card.clone(),
             vouched: self.vouched,
+            still_for_vms: false,
         }
     }
 

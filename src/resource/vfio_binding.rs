@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Resource;
 use crate::facts::{HostFacts, InitramfsTool, Iommu, PciFunction};
-use crate::host::{HostError, Probe};
+use crate::host::{Answer, HostError, Probe};
 use crate::plan::Place;
 use crate::plan::{Action, BindTarget, Change, Diff, FieldDiff, FileWrite, Refresh, Risk, SlotBinding, Step, WaitFor};
 use crate::types::{PciId, PciSlot};
@@ -33,6 +33,21 @@ pub struct VfioBinding {
     /// What the manifest itself says of the card, so that it need not be as remembered.
     #[serde(default)]
     pub vouched: Vouched,
+    /// Of one that left the manifest: whether that has the card for VMs all the same, under another name or in another
+    /// way. Its rules go then, and the card stays where it is.
+    #[serde(skip)]
+    pub still_for_vms: bool,
+}
+
+/// What is there.
+#[derive(Debug, Default)]
+pub struct BindingState {
+    /// The text of our rules.
+    rules: Option<String>,
+    /// Who has the card now, or may have it; looked at where it is to be given back.
+    held: Option<String>,
+    /// What of others' binds by id, with its place; likewise.
+    by_id: Vec<(String, String)>,
 }
 
 /// What tells a card from others.
@@ -305,15 +320,19 @@ fn moves_together(foreign: &[&PciFunction]) -> String {
 
 impl Resource for VfioBinding {
     const KIND: &'static str = "vfio-binding";
-    /// The text of our rules, where they are there.
-    type State = Option<String>;
+    type State = BindingState;
 
     fn name(&self) -> String {
         self.name.clone()
     }
 
-    fn probe(&self, host: &dyn Probe) -> Result<Option<String>, HostError> {
-        Ok(host.text(&self.path())?.value())
+    fn probe(&self, host: &dyn Probe) -> Result<BindingState, HostError> {
+        Ok(BindingState { rules: host.text(&self.path())?.value(), ..BindingState::default() })
+    }
+
+    fn probe_removal(&self, host: &dyn Probe) -> Result<BindingState, HostError> {
+        let state = self.probe(host)?;
+        Ok(BindingState { held: held(self.slot, host), by_id: crate::check::by_id(host), ..state })
     }
 
     fn at_boot(&self, host: &dyn Probe) -> Vec<Place> {
@@ -325,7 +344,8 @@ impl Resource for VfioBinding {
         functions.filter(there).map(Place::FunctionAtBoot).collect()
     }
 
-    fn diff(&self, state: &Option<String>, last: Option<&Self>, facts: &HostFacts) -> Diff {
+    fn diff(&self, state: &BindingState, last: Option<&Self>, facts: &HostFacts) -> Diff {
+        let state = &state.rules;
         let functions: Vec<&PciFunction> = facts.slot(self.slot).collect();
         let Some(first) = functions.first() else {
             return Diff::Blocked {
@@ -397,18 +417,108 @@ impl Resource for VfioBinding {
         once_grouped(change.clone(), self.slot, facts).unwrap_or(Diff::Change(change))
     }
 
-    fn remove(&self, state: &Option<String>, facts: &HostFacts) -> Diff {
-        let Some(text) = state else { return Diff::InSync { evidence: "gone".to_owned() } };
-        let mut change = Change::new(Action::Remove, format!("{} goes back to the host at the next boot", self.slot));
-        change.fields.push(FieldDiff::text(self.path().display().to_string(), Some(text), None));
-        change.steps.push(Step::RemoveFile { path: self.path() });
-        change.refreshes.extend([Refresh::Udev, Refresh::Initramfs]);
-        change.risks.insert(Risk::BootConfig);
-        if facts.slot(self.slot).any(|f| f.driver.as_deref() == Some("vfio-pci")) {
-            change.risks.insert(Risk::Reboot);
+    fn remove(&self, state: &BindingState, facts: &HostFacts) -> Diff {
+        let back = self.to_give_back(state, facts);
+        let mut change = Change::new(
+            Action::Remove,
+            match (self.still_for_vms, &back) {
+                (true, _) => format!("{} is kept for VMs in another way", self.slot),
+                (false, Ok(back)) if !back.is_empty() => format!("{} goes back to the host", self.slot),
+                _ => format!("{} is no longer kept for VMs", self.slot),
+            },
+        );
+        if let Some(text) = &state.rules {
+            change.fields.push(FieldDiff::text(self.path().display().to_string(), Some(text), None));
+            change.steps.push(Step::RemoveFile { path: self.path() });
+            change.refreshes.extend([Refresh::Udev, Refresh::Initramfs]);
+            change.risks.insert(Risk::BootConfig);
         }
+        let back = match back {
+            Ok(back) if !back.is_empty() => back,
+            nothing => {
+                let why = nothing.err();
+                if state.rules.is_none() {
+                    return Diff::InSync { evidence: why.unwrap_or_else(|| "gone".to_owned()) };
+                }
+                change.notes.extend(why);
+                return Diff::Change(change);
+            }
+        };
+        for f in &back {
+            let field = format!(".{}", f.address.function);
+            change.fields.push(FieldDiff::new(field, f.driver.clone(), Some("its own driver".to_owned())));
+        }
+        let Some(held) = &state.held else {
+            // As a whole, also where a run was cut off between two functions.
+            let all = facts.slot(self.slot).filter(|f| !f.is_bridge());
+            let functions = all.map(|f| (f.address, f.driver.clone())).collect();
+            change.steps.push(Step::BindSlot(SlotBinding { functions, target: BindTarget::Host }));
+            return Diff::Change(change);
+        };
+        change.risks.insert(Risk::Reboot);
+        let why = format!("it is on vfio-pci still: {held}");
+        if change.steps.is_empty() {
+            return Diff::Waits { on: WaitFor::Reboot, why, promise: change };
+        }
+        change.notes.push(format!("{why}; the next boot gives it back, or gpuvm apply once that is over"));
+        change.complete_after = Some(WaitFor::Reboot);
         Diff::Change(change)
     }
+}
+
+impl VfioBinding {
+    /// The functions that our binding left on vfio-pci and that belong to the host again; or why none of them does.
+    fn to_give_back<'a>(&self, state: &BindingState, facts: &'a HostFacts) -> Result<Vec<&'a PciFunction>, String> {
+        let ours = |f: &&PciFunction| {
+            !f.is_bridge() && [&f.driver, &f.driver_override].iter().any(|d| d.as_deref() == Some("vfio-pci"))
+        };
+        let left: Vec<&PciFunction> = facts.slot(self.slot).filter(ours).collect();
+        if left.is_empty() || self.still_for_vms {
+            return Ok(Vec::new());
+        }
+        let is = Card::of(facts, self.slot);
+        let same = |was: &Card, is: &Card| (was.id, was.subsystem, &was.path) == (is.id, is.subsystem, &is.path);
+        if self.card.as_ref().zip(is.as_ref()).is_some_and(|(was, is)| !same(was, is)) {
+            return Err(format!("{} has another card now, which stays as it is", self.slot));
+        }
+        let boot = |arg: &&String| arg.starts_with("vfio-pci.ids=") || arg.starts_with("vfio_pci.ids=");
+        let boot = facts.kernel.cmdline.iter().filter(boot).map(|arg| ("the kernel's command line", arg));
+        let mut by_id = state.by_id.iter().map(|(file, line)| (file.as_str(), line)).chain(boot);
+        let others = by_id.find(|(_, line)| left.iter().any(|f| crate::check::names_id(line, f.id)));
+        match others {
+            Some((place, line)) => Err(format!("it stays on vfio-pci: `{line}` ({place}) binds it by its id")),
+            None => Ok(left),
+        }
+    }
+}
+
+/// Who has a slot's functions on vfio-pci, or may have them: unbinding one that is held sleeps in the kernel until whoever
+/// it is lets go. `None` is known to be nobody.
+fn held(slot: PciSlot, host: &dyn Probe) -> Option<String> {
+    let running = match super::libvirt::ask(host) {
+        Ok(libvirt) => super::shared_gpu::user(slot, &libvirt).map(|vm| vm.map(str::to_owned)),
+        Err(e) => Err(e.to_string()),
+    };
+    match running {
+        Ok(Some(vm)) => return Some(format!("VM `{vm}` has it until it is shut down")),
+        Ok(None) => {}
+        Err(why) => return Some(format!("whether a VM has it is not known: {why}")),
+    }
+    let users = match host.device_users() {
+        Ok(users) => users,
+        Err(e) => return Some(format!("who has it open is not known: {e}")),
+    };
+    let mut nodes = BTreeSet::new();
+    for function in (0..8).map(|number| slot.function(number)) {
+        let device = format!("/sys/bus/pci/devices/{function}");
+        let group = host.link(format!("{device}/iommu_group").as_ref()).ok().and_then(Answer::value);
+        nodes.extend(group.and_then(|g| Some(PathBuf::from("/dev/vfio").join(g.file_name()?))));
+        let own = host.list(format!("{device}/vfio-dev").as_ref()).ok().and_then(Answer::value);
+        nodes.extend(own.into_iter().flatten().map(|name| PathBuf::from("/dev/vfio/devices").join(name)));
+    }
+    let holder = users.users.iter().find(|u| u.nodes.iter().any(|node| nodes.contains(node)));
+    let holder = holder.map(|u| format!("{} (pid {}) has it open", u.name, u.pid));
+    holder.or_else(|| users.hidden.as_ref().map(|why| format!("not all who may have it open could be seen: {why}")))
 }
 
 /// The hook of initramfs-tools that puts vfio into the initramfs.

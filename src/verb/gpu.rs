@@ -113,6 +113,7 @@ fn bound(moved: &MovedGpu, known: &Virtualisation, look: Look<'_>) -> Diff {
         companions,
         card: Some(moved.card.clone()),
         vouched: Vouched::default(),
+        still_for_vms: false,
     };
     if let Some((why, help)) = binding.forbidden_at_once(look.facts) {
         return blocked(why, help);

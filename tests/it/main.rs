@@ -12,6 +12,7 @@ mod edits;
 mod faults;
 mod foreign;
 mod fuzz;
+mod given_back;
 mod guests;
 mod hardware;
 mod host;
