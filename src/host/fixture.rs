@@ -23,7 +23,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-pub use record_file::{Grouped, RECORD_FORMAT, Record, RecordedGroup, RecordedLibvirt, RecordedQuery, RecordedStat};
+pub use record_file::{
+    Grouped, Played, RECORD_FORMAT, Record, RecordedGroup, RecordedLibvirt, RecordedQuery, RecordedStat,
+};
 
 use super::whole::{self, Attributes};
 use super::{

@@ -350,17 +350,31 @@ fn names_of(pci_ids: &str, devices: &BTreeSet<(String, String)>) -> String {
     pci_ids.lines().filter(wanted).flat_map(|l| [l, "\n"]).collect()
 }
 
+/// Of dpkg's status what is read of it.
+fn fields_of_packages(text: &str) -> String {
+    let whole = ["Package: ", "Status: ", "Version: ", "Architecture: "];
+    let names = ["Depends: ", "Pre-Depends: ", "Provides: "];
+    let one = |line: &str| {
+        if line.is_empty() || whole.iter().any(|w| line.starts_with(w)) {
+            return Some(format!("{line}\n"));
+        }
+        let field = names.iter().find(|n| line.starts_with(**n))?;
+        let name = |of: &str| of.split_whitespace().next().unwrap_or_default().to_owned();
+        let one_of = |list: &str| list.split('|').map(name).collect::<Vec<_>>().join(" | ");
+        let lists: Vec<String> = line.strip_prefix(field)?.split(',').map(one_of).collect();
+        Some(format!("{field}{}\n", lists.join(", ")))
+    };
+    text.lines().filter_map(one).collect()
+}
+
 /// A file as it is written down.
 fn redacted(path: &Path, bytes: &[u8]) -> Vec<u8> {
     if path == Path::new("/etc/machine-id") {
         return format!("{}\n", &sha256_hex(bytes)[..32]).into_bytes();
     }
-    // dpkg's status is large, and four fields of it are read.
+    // dpkg's status is large, and few fields of it are read; of what a package needs, the names.
     if path == Path::new("/var/lib/dpkg/status") {
-        let wanted = ["Package: ", "Status: ", "Version: ", "Architecture: "];
-        let text = String::from_utf8_lossy(bytes);
-        let lines = text.lines().filter(|l| l.is_empty() || wanted.iter().any(|w| l.starts_with(w)));
-        return lines.flat_map(|l| [l, "\n"]).collect::<String>().into_bytes();
+        return fields_of_packages(&String::from_utf8_lossy(bytes)).into_bytes();
     }
     // Serial numbers and UUIDs of cards, in the files that facts read them from.
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
@@ -583,6 +597,16 @@ fn nameless(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_package_the_names_of_what_it_needs_are_written_down() {
+        let status = "Package: b\nStatus: install ok installed\nMaintainer: Alice <alice@corp.test>\nArchitecture: amd64\n\
+                      Provides: mta (= 1), x\nVersion: 2\nPre-Depends: init (>= 1.54~) | other\nDepends: a (>= 1) | b:any,\
+                      \u{20}libc6\nConffiles:\n /etc/b 0123\nDescription: Depends: not\n Depends: not\n\nPackage: c\n";
+        let kept = "Package: b\nStatus: install ok installed\nArchitecture: amd64\nProvides: mta, x\nVersion: 2\n\
+                    Pre-Depends: init | other\nDepends: a | b:any, libc6\n\nPackage: c\n";
+        assert_eq!(redacted(Path::new("/var/lib/dpkg/status"), status.as_bytes()), kept.as_bytes());
+    }
 
     #[test]
     fn what_identifies_becomes_a_stable_stand_in() {

@@ -50,9 +50,10 @@ pub(super) fn compile(
     args.extend(request.iter().map(ToString::to_string));
     args.extend(going.iter().map(|name| format!("{name}-")));
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let said = match probe.query(Program::AptGet, &args)? {
-        Answer::Value(output) => read_simulation(&output),
-        _ => Simulated::NotAsked("apt-get may not be run or is not there".to_owned()),
+    let said = match probe.query(Program::AptGet, &args) {
+        Ok(Answer::Value(output)) => read_simulation(&output),
+        Ok(_) => Simulated::NotAsked("apt-get may not be run or is not there".to_owned()),
+        Err(e) => Simulated::NotAsked(e.to_string()),
     };
     let (install, remove) = match said {
         Simulated::Would { install, remove } => (install, remove),

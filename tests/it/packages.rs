@@ -51,3 +51,39 @@ fn a_package_that_no_source_knows_ends_the_run_before_anything_else_changed() {
     assert!(at("+ file[/etc/apt/sources.list.d/more.list]") < at("+ package"), "{text}");
     assert!(at("+ package") < at("+ file[/etc/issue.net]"), "{text}");
 }
+
+#[test]
+fn what_a_removal_takes_along_is_said_where_it_is_known_and_nothing_is_removed_where_it_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    host(dir.path());
+    fs::write(dir.path().join("host.yaml"), "version: 1\npackages: [{ name: curl, absent: true }]\n").unwrap();
+    let run = |verb: &str| {
+        let args = [verb, "-f", "host.yaml", "--root", "host"];
+        let args = if verb == "apply" { [&args[..], &["--yes"]].concat() } else { args.to_vec() };
+        let output = gpuvm(&args, dir.path());
+        (output.status.code().unwrap(), stdout(&output) + &String::from_utf8(output.stderr).unwrap())
+    };
+    let status = dir.path().join("host/root/var/lib/dpkg/status");
+    let package = |name: &str, more: &str| {
+        let text = fs::read_to_string(&status).unwrap();
+        let new = format!("Package: {name}\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1\n{more}\n");
+        fs::write(&status, text.trim_end().to_owned() + "\n\n" + &new).unwrap();
+    };
+    // A record of before dependencies were written down.
+    package("curl", "");
+    let before = tree(&dir.path().join("host"));
+    let (code, text) = run("plan");
+    assert!(code == 1 && text.contains("which packages depend on curl"), "{text}");
+    assert_eq!(run("apply").0, 1);
+    assert_eq!(tree(&dir.path().join("host")), before);
+    // One that has them.
+    package("fetcher", "Depends: libc6, curl (>= 1)\n");
+    let (code, text) = run("plan");
+    assert!(code == 1 && text.contains("it would remove fetcher"), "{text}");
+    let both = "version: 1\npackages: [{ name: curl, absent: true }, { name: fetcher, absent: true }]\n";
+    fs::write(dir.path().join("host.yaml"), both).unwrap();
+    let (code, text) = run("plan");
+    assert!(code == 2 && text.contains("remove 2"), "{text}");
+    assert_eq!(run("apply").0, 0);
+    assert_eq!(run("plan").0, 0);
+}
