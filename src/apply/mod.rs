@@ -182,13 +182,14 @@ impl Apply<'_> {
                     return Err(ApplyError::Policy(refusal));
                 }
                 // libvirt cannot save them: their power would be cut.
-                for item in &plan.order {
-                    let Item::Reboot { shut_down, .. } = item else { continue };
-                    for name in shut_down {
-                        self.go_on()?;
-                        let key = Key::new("libvirt-domain", name.as_str());
-                        self.step(host, &key, &Step::shut_down(name), &mut written)?;
-                    }
+                let first = plan.order.iter().find_map(|item| match item {
+                    Item::Reboot { shut_down, .. } => Some(shut_down),
+                    _ => None,
+                });
+                for name in first.into_iter().flatten() {
+                    self.go_on()?;
+                    let key = Key::new("libvirt-domain", name.as_str());
+                    self.step(host, &key, &Step::shut_down(name), &mut written)?;
                 }
                 self.go_on()?;
                 self.state.will_boot(self.run, &boot)?;

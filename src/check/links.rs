@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::next_boot::initramfs;
 use super::{Asked, Link, Looked, SecureBoot, Status};
-use crate::facts::{HostFacts, InitramfsTool, Iommu, PciFunction, SECURE_BOOT};
+use crate::facts::{HostFacts, InitramfsTool, Iommu, PciFunction, SECURE_BOOT, turns_iommu_off};
 use crate::gpu::{Framebuffer, Gpu, GpuKind, Holder, HolderKind};
 use crate::types::{PciAddress, PciSlot};
 
@@ -164,11 +164,6 @@ fn firmware(on: &On<'_>) -> Link {
     }
 }
 
-/// Whether a word of the command line turns the IOMMU off.
-pub(super) fn turns_iommu_off(word: &str) -> bool {
-    matches!(word, "intel_iommu=off" | "amd_iommu=off" | "iommu=off" | "iommu.passthrough=off" | "noiommu")
-}
-
 /// Whether it turns interrupt remapping off.
 pub(super) fn turns_remapping_off(word: &str) -> bool {
     matches!(word, "intremap=off" | "nointremap")
@@ -201,7 +196,7 @@ fn command_line(on: &On<'_>) -> Link {
         .seen(FILE, word.clone())
         .fix("boot once without it and look at the groups; a stock kernel ignores it");
     }
-    if let Iommu::Off { why, help } = &on.facts.iommu
+    if let Iommu::Off { why, help, .. } = &on.facts.iommu
         && on.looked.tables.as_ref().is_some_and(|t| !t.is_empty())
     {
         return Link::new("command line", Status::Fail, why.clone()).seen(FILE, words.join(" ")).fix(help.clone());
@@ -255,8 +250,10 @@ fn group(on: &On<'_>) -> Link {
             .seen(format!("{}/iommu_group", device(f)), "absent");
         return match f.id.vendor {
             // CONFIG_INTEL_IOMMU_DEFAULT_ON_INTGPU_OFF: Debian's kernels leave Intel's integrated GPU out.
-            0x8086 => link
-                .fix("put `intel_iommu=on` under kernelArgs, and boot again: some kernels leave Intel's own GPU out"),
+            0x8086 => link.fix(
+                "`use: vfio` puts `intel_iommu=on` on the kernel's command line, for the next boot: some kernels leave \
+                 Intel's own GPU out without it",
+            ),
             _ => link.fix("look for this address in `dmesg`"),
         };
     }

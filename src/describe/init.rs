@@ -129,7 +129,7 @@ fn devices(probe: &dyn Probe, facts: &HostFacts, out: &mut String) {
 fn iommu(facts: &HostFacts) -> String {
     match &facts.iommu {
         Iommu::On { kind, groups } => format!("on ({}, {} groups)", comment(kind), groups.len()),
-        Iommu::Off { why, help } => format!("off. {}\n#   next: {}", comment(why), comment(help)),
+        Iommu::Off { why, help, .. } => format!("off. {}\n#   next: {}", comment(why), comment(help)),
         Iommu::Missing { why, help } => format!("missing. {}\n#   next: {}", comment(why), comment(help)),
         Iommu::Unknown(why) => format!("not known: {}", comment(why)),
     }

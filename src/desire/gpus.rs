@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Desired, Shared};
-use crate::facts::{HostFacts, InitramfsTool, PciFunction};
+use crate::facts::{BootLoader, HostFacts, INTEL_IOMMU_ON, InitramfsTool, PciFunction, turns_iommu_off};
 use crate::gpu::identity::{self, Criterion};
 use crate::manifest::{DeviceEntry, DeviceMatch, DeviceUse, Loaded};
 use crate::plan::{FileWrite, Finding, Key, Refresh, Severity};
+use crate::resource::kernel_arg::{self, KernelArgs};
 use crate::resource::shared_gpu::{self, SharedGpu};
 use crate::resource::start_hook::{self, Meant};
 use crate::resource::vfio_binding::Vouched;
@@ -56,8 +57,12 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
         proof_at_start(&meant, facts, desired);
     }
     let slots: BTreeSet<PciSlot> = kept.iter().map(|(_, _, slot, _)| *slot).chain(existing).collect();
+    let given = kept.iter().map(|(place, _, slot, _)| (place, *slot));
+    let given: Vec<_> = given.chain(of_both.iter().map(|(place, _, slot, _)| (place, *slot))).collect();
+    let from = if kept.is_empty() { "use: shared" } else { "use: vfio" };
+    shared.kernel_args.extend(iommu_on(&given, facts).map(|argument| (argument, from.to_owned())));
+    desired.findings.extend(given.first().and_then(|(place, _)| off_at_boot(place, facts)));
     for module in ["vfio", "vfio_iommu_type1", "vfio_pci"] {
-        let from = if kept.is_empty() { "use: shared" } else { "use: vfio" };
         shared.modules.entry(module.to_owned()).or_insert_with(|| from.to_owned());
     }
     if !of_both.is_empty() {
@@ -91,8 +96,43 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     for (place, name, slot, vouched) in kept {
         let companions = slots.iter().copied().filter(|s| *s != slot).collect();
         let card = vfio_binding::Card::of(facts, slot);
-        desired.want(&place, hooks.clone(), vfio_binding::VfioBinding { name, slot, companions, card, vouched });
+        let needs = hooks.iter().cloned().chain(argument_of(slot, facts));
+        desired.want(&place, needs, vfio_binding::VfioBinding { name, slot, companions, card, vouched });
     }
+}
+
+/// The kernel argument that the IOMMU needs for these slots. What is on because of it is wanted on at the next boot too:
+/// by ours, as long as no other of GRUB's files sets it.
+fn iommu_on(given: &[(&String, PciSlot)], facts: &HostFacts) -> Option<String> {
+    let asked = || {
+        let by_others = kernel_arg::set_by_others(facts).any(|a| a == INTEL_IOMMU_ON);
+        let grub = matches!(facts.boot.loader, BootLoader::Grub { cmdline_default: Some(_), .. });
+        let running = facts.kernel.cmdline.iter().any(|a| a == INTEL_IOMMU_ON);
+        (running && grub && !by_others).then(|| INTEL_IOMMU_ON.to_owned())
+    };
+    given.iter().find_map(|(_, slot)| facts.grouped_by(*slot)).map(str::to_owned).or_else(asked)
+}
+
+/// What a slot needs that is in no IOMMU group for want of an argument.
+fn argument_of(slot: PciSlot, facts: &HostFacts) -> Option<Key> {
+    facts.grouped_by(slot).map(|_| Key::new(KernelArgs::KIND, ""))
+}
+
+/// What of others' turns the IOMMU off at the next boot, while it is on now or is to be turned on.
+fn off_at_boot(place: &str, facts: &HostFacts) -> Option<Finding> {
+    let off = kernel_arg::set_by_others(facts).find(|a| turns_iommu_off(a))?;
+    if facts.kernel.cmdline.contains(off) {
+        return None; // it is off for that, which is said of each slot
+    }
+    let message = format!(
+        "GRUB's files have `{off}`: without the IOMMU, which the next boot turns off, no device can be given to a VM"
+    );
+    Some(error(
+        "iommu-off",
+        place,
+        message,
+        &format!("take `{off}` out of /etc/default/grub and /etc/default/grub.d, and plan again"),
+    ))
 }
 
 /// The GPUs that host and VMs share, with what hands them over.
@@ -115,7 +155,7 @@ fn handed_over(
         let card = vfio_binding::Card::of(facts, slot);
         let (vouched, release) = (vouched(entry), entry.release.clone());
         let modules = Key::new("module", "");
-        let needs = parts.iter().cloned().chain([modules]);
+        let needs = parts.iter().cloned().chain([modules]).chain(argument_of(slot, facts));
         desired.want(&place, needs, SharedGpu { name, slot, companions, card, vouched, release });
     }
 }

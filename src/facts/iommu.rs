@@ -3,9 +3,45 @@
 use std::collections::BTreeMap;
 
 use super::os::{exists, names, text};
-use super::{Iommu, Kernel};
+use super::{HostFacts, Iommu, Kernel, PciFunction};
 use crate::host::{Answer, Probe};
-use crate::types::PciAddress;
+use crate::types::{PciAddress, PciSlot};
+
+/// What makes a kernel use Intel's IOMMU, for its own GPU too (intel_iommu in kernel-parameters.txt).
+pub const INTEL_IOMMU_ON: &str = "intel_iommu=on";
+
+/// Whether a word of the command line turns the IOMMU off. Its values are lists (`intel_iommu=on,sm_on`).
+pub fn turns_iommu_off(word: &str) -> bool {
+    let (name, value) = word.split_once('=').unwrap_or((word, ""));
+    match name {
+        "intel_iommu" | "amd_iommu" | "iommu" => value.split(',').any(|v| v == "off"),
+        _ => word == "noiommu",
+    }
+}
+
+impl Kernel {
+    /// Whether it was told to use Intel's IOMMU.
+    pub fn asks_for_intel_iommu(&self) -> bool {
+        let values = self.cmdline.iter().filter_map(|a| a.strip_prefix("intel_iommu="));
+        values.flat_map(|list| list.split(',')).any(|v| v == "on")
+    }
+}
+
+impl HostFacts {
+    /// The argument that puts the functions of a slot into IOMMU groups at the next boot, where one is known to and the
+    /// kernel was started without it: the IOMMU is off for want of it, or Intel's own GPU is left out
+    /// (CONFIG_INTEL_IOMMU_DEFAULT_ON_INTGPU_OFF, as in Debian's kernels). Which groups those are is not known before.
+    pub fn grouped_by(&self, slot: PciSlot) -> Option<&str> {
+        let own_gpu = |f: &PciFunction| f.is_gpu() && f.id.vendor == 0x8086 && f.parent.is_none() && f.group.is_none();
+        match &self.iommu {
+            Iommu::Off { argument, .. } => argument.as_deref(),
+            Iommu::On { kind, .. } if kind == "intel" && !self.kernel.asks_for_intel_iommu() => {
+                self.slot(slot).any(own_gpu).then_some(INTEL_IOMMU_ON)
+            }
+            _ => None,
+        }
+    }
+}
 
 /// Groups in sysfs mean on; the ACPI tables DMAR (Intel) and IVRS (AMD) mean that the firmware offers one.
 pub(super) fn iommu(probe: &dyn Probe, kernel: &Kernel) -> Iommu {
@@ -37,15 +73,25 @@ pub(super) fn iommu(probe: &dyn Probe, kernel: &Kernel) -> Iommu {
     }
     let table =
         ["DMAR", "IVRS", "IORT", "VIOT"].into_iter().find(|t| exists(probe, &format!("/sys/firmware/acpi/tables/{t}")));
-    let off = kernel.cmdline.iter().find(|a| matches!(a.as_str(), "intel_iommu=off" | "amd_iommu=off" | "iommu=off"));
+    let off = kernel.cmdline.iter().find(|a| turns_iommu_off(a));
     match (table, off) {
         (Some(table), Some(arg)) => Iommu::Off {
             why: format!("`{arg}` on the kernel's command line (the firmware has a {table} table)"),
             help: format!("take `{arg}` out of the boot loader's configuration and boot again"),
+            argument: None,
+        },
+        // CONFIG_INTEL_IOMMU_DEFAULT_ON: kernels without it use Intel's where they are told to. AMD's is used in any case.
+        (Some("DMAR"), None) if !kernel.asks_for_intel_iommu() => Iommu::Off {
+            why: format!("the firmware has a DMAR table, and this kernel uses it with `{INTEL_IOMMU_ON}` only"),
+            help: format!(
+                "a manifest with `use: vfio` or `use: shared` has it put there; so does `{INTEL_IOMMU_ON}` under kernelArgs"
+            ),
+            argument: Some(INTEL_IOMMU_ON.to_owned()),
         },
         (Some(table), None) => Iommu::Off {
             why: format!("the firmware has a {table} table, but the kernel made no groups"),
-            help: "put `intel_iommu=on` under kernelArgs (Intel), or look at `dmesg` for DMAR and AMD-Vi".to_owned(),
+            help: "look at `dmesg` for DMAR (Intel) and AMD-Vi (AMD)".to_owned(),
+            argument: None,
         },
         (None, _) => Iommu::Missing {
             why: "no DMAR, IVRS or IORT table in /sys/firmware/acpi/tables, and no groups".to_owned(),

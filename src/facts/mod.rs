@@ -15,6 +15,7 @@ mod users;
 
 pub use drivers::{DriverFacts, LoadedModule};
 pub use firmware::{SECURE_BOOT, SecureBoot, own_key_enrolled, secure_boot};
+pub use iommu::{INTEL_IOMMU_ON, turns_iommu_off};
 pub use libvirt::{Libvirt, LibvirtFacts};
 pub use packages::packages;
 
@@ -271,6 +272,9 @@ pub enum Iommu {
         why: String,
         /// What to do about it.
         help: String,
+        /// The kernel argument that turns it on at the next boot, where one is known to.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        argument: Option<String>,
     },
     /// The firmware offers none: a reboot does not help.
     Missing {

@@ -9,6 +9,7 @@ mod play;
 mod play_drivers;
 mod play_guests;
 mod play_initramfs;
+mod play_iommu;
 mod play_libvirt;
 mod play_shared;
 mod play_snapshots;
@@ -22,7 +23,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-pub use record_file::{RECORD_FORMAT, Record, RecordedLibvirt, RecordedQuery, RecordedStat};
+pub use record_file::{Grouped, RECORD_FORMAT, Record, RecordedGroup, RecordedLibvirt, RecordedQuery, RecordedStat};
 
 use super::whole::{self, Attributes};
 use super::{

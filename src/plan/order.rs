@@ -1,5 +1,5 @@
 //! The order of a plan: dependencies first, refreshes once and as late as they may be, and below a reboot only what
-//! depends on it. Deterministic: same entries, same order.
+//! depends on it or waits for it. Deterministic: same entries, same order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,10 +32,16 @@ fn planned(entry: &Entry) -> Option<&Change> {
     }
 }
 
-/// Whether an entry holds up what comes after it until the host has booted again.
+/// Whether it is itself done by a boot at the earliest: it waits for one, and has steps for what comes then.
+fn waits_with_steps(entry: &Entry) -> bool {
+    matches!(&entry.diff, Diff::Waits { on: WaitFor::Reboot, promise, .. } if !promise.steps.is_empty())
+}
+
+/// Whether an entry holds up what comes after it until the host has booted again after its own turn.
 fn needs_reboot(entry: &Entry) -> bool {
     match &entry.diff {
         Diff::Change(change) => change.complete_after == Some(WaitFor::Reboot),
+        Diff::Waits { promise, .. } if waits_with_steps(entry) => promise.complete_after == Some(WaitFor::Reboot),
         Diff::Waits { on, .. } => *on == WaitFor::Reboot,
         _ => false,
     }
@@ -48,40 +54,46 @@ pub fn order(entries: &[Entry], kinds: &[&str], pending: &BTreeSet<Refresh>) -> 
     let at: BTreeMap<&Key, usize> = entries.iter().enumerate().map(|(i, e)| (&e.key, i)).collect();
     let sorted = by_dependency(entries, &at, kinds)?;
 
-    // What depends on something that is complete only after the reboot comes after the reboot too.
-    let mut late = vec![false; entries.len()];
+    // After how many boots each has its turn: what depends on something that a boot completes comes after that boot.
+    let mut boots = vec![0; entries.len()];
     for &i in &sorted {
         let entry = &entries[i];
-        let waits_itself =
-            matches!(&entry.diff, Diff::Waits { on: WaitFor::Reboot, promise, .. } if !promise.steps.is_empty());
-        late[i] =
-            waits_itself || entry.after.iter().filter_map(|k| at.get(k)).any(|&d| late[d] || needs_reboot(&entries[d]));
+        let needed =
+            entry.after.iter().filter_map(|k| at.get(k)).map(|&d| boots[d] + usize::from(needs_reboot(&entries[d])));
+        boots[i] = needed.max().unwrap_or(0).max(usize::from(waits_with_steps(entry)));
     }
 
     let mut items = Vec::new();
-    phase(entries, &sorted, |i| !late[i], pending, &mut items);
-    let due: Vec<Key> =
-        sorted.iter().filter(|&&i| needs_reboot(&entries[i])).map(|&i| entries[i].key.clone()).collect();
-    if !due.is_empty() {
+    for boot in 0..=entries.len() {
+        let pending = if boot == 0 { pending } else { &BTreeSet::new() };
+        phase(entries, &sorted, |i| boots[i] == boot, pending, &mut items);
+        // Due for what it completes, and for what waits for it with steps.
+        let due = |i: &usize| {
+            let (entry, turn) = (&entries[*i], boots[*i]);
+            turn == boot && needs_reboot(entry) || turn == boot + 1 && waits_with_steps(entry)
+        };
+        let due: Vec<Key> = sorted.iter().copied().filter(due).map(|i| entries[i].key.clone()).collect();
+        if due.is_empty() {
+            break;
+        }
         items.push(Item::Reboot { due, shut_down: Vec::new(), running: Vec::new() });
     }
-    phase(entries, &sorted, |i| late[i], &BTreeSet::new(), &mut items);
     Ok(items)
 }
 
-/// The planned changes on one side of the reboot, each refresh after the last of them that asks for it. A refresh that
+/// The planned changes between two boots, each refresh after the last of them that asks for it. A refresh that
 /// something depends on (a unit file before its service) is flushed before that thing.
 fn phase(
     entries: &[Entry],
     sorted: &[usize],
-    on_this_side: impl Fn(usize) -> bool,
+    in_it: impl Fn(usize) -> bool,
     pending: &BTreeSet<Refresh>,
     items: &mut Vec<Item>,
 ) {
     let mut due: BTreeMap<Refresh, Vec<Key>> = pending.iter().map(|r| (r.clone(), Vec::new())).collect();
     for &index in sorted {
         let entry = &entries[index];
-        let Some(change) = planned(entry).filter(|_| on_this_side(index)) else { continue };
+        let Some(change) = planned(entry).filter(|_| in_it(index)) else { continue };
         let early: Vec<Refresh> = due
             .iter()
             .filter(|(refresh, keys)| {
@@ -204,6 +216,23 @@ mod tests {
         let start = entry("c", "start", &[&vm]);
         let disk = entry("c", "disk", &[]);
         assert_eq!(shown(&[bind, vm, start, disk]), "a[bind] c[disk] <initramfs> REBOOT b[vm] c[start]");
+    }
+
+    #[test]
+    fn what_waits_for_a_boot_and_is_complete_by_another_has_two() {
+        let argument = with(entry("a", "argument", &[]), &[Refresh::BootLoader], Some(WaitFor::Reboot));
+        let mut bind = with(entry("b", "bind", &[&argument]), &[Refresh::Initramfs], Some(WaitFor::Reboot));
+        if let Diff::Change(promise) = bind.diff {
+            bind.diff = Diff::Waits { on: WaitFor::Reboot, why: String::new(), promise };
+        }
+        let vm = entry("c", "vm", &[&bind]);
+        let items = "a[argument] <boot loader> REBOOT b[bind] <initramfs> REBOOT c[vm]";
+        assert_eq!(shown(&[argument, bind.clone(), vm.clone()]), items);
+        // The argument is written: it waits for the same boot, and the second comes after the binding all the same.
+        let mut written = entry("a", "argument", &[]);
+        written.diff =
+            Diff::Waits { on: WaitFor::Reboot, why: String::new(), promise: Change::new(Action::Change, "") };
+        assert_eq!(shown(&[written, bind, vm]), "REBOOT b[bind] <initramfs> REBOOT c[vm]");
     }
 
     #[test]

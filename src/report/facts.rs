@@ -23,7 +23,7 @@ fn render(facts: &HostFacts, out: &mut String) -> std::fmt::Result {
     writeln!(out, "cpu       {} × {}, {} MiB, {kvm}", facts.cpu.count, facts.cpu.model, facts.cpu.memory.mib())?;
     match &facts.iommu {
         Iommu::On { kind, groups } => writeln!(out, "iommu     on ({kind}), {} groups", groups.len())?,
-        Iommu::Off { why, help } => writeln!(out, "iommu     off: {why}\n          {help}")?,
+        Iommu::Off { why, help, .. } => writeln!(out, "iommu     off: {why}\n          {help}")?,
         Iommu::Missing { why, help } => writeln!(out, "iommu     missing: {why}\n          {help}")?,
         Iommu::Unknown(why) => writeln!(out, "iommu     not known: {why}")?,
     }

@@ -61,7 +61,7 @@ impl KernelArgs {
 }
 
 /// What GRUB's files set without us.
-fn set_by_others(facts: &HostFacts) -> impl Iterator<Item = &String> {
+pub fn set_by_others(facts: &HostFacts) -> impl Iterator<Item = &String> {
     let sets = match &facts.boot.loader {
         BootLoader::Grub { cmdline_default, cmdline, .. } => [cmdline_default.as_ref(), cmdline.as_ref()],
         _ => [None, None],

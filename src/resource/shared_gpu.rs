@@ -11,7 +11,7 @@ use super::Resource;
 use super::libvirt::{Libvirt, ask};
 use super::libvirt_domain::project;
 use super::service::{Service, UnitState};
-use super::vfio_binding::{Card, VfioBinding, Vouched};
+use super::vfio_binding::{Card, VfioBinding, Vouched, once_grouped};
 use crate::facts::{HostFacts, PciFunction};
 use crate::host::{Answer, HostError, Probe};
 use crate::plan::{Action, Change, Diff, FieldDiff, FileWrite, Risk, ServiceAction, Step};
@@ -379,7 +379,7 @@ impl Resource for SharedGpu {
         };
         match written {
             true => Diff::InSync { evidence: whose },
-            false => Diff::Change(change),
+            false => once_grouped(change.clone(), self.slot, facts).unwrap_or(Diff::Change(change)),
         }
     }
 

@@ -153,7 +153,7 @@ impl VfioBinding {
 
     /// Why the slot must not be given away, or `None`.
     fn forbidden(&self, functions: &[&PciFunction], facts: &HostFacts) -> Option<(String, String)> {
-        if let Some(off) = iommu_off(facts) {
+        if let Some(off) = self.iommu_off(facts) {
             return Some(off);
         }
         if facts.boot.initramfs == InitramfsTool::None {
@@ -169,7 +169,32 @@ impl VfioBinding {
     /// Why the slot must not be given away while the host runs, or `None`: as for early binding, but for what that needs.
     pub fn forbidden_now(&self, facts: &HostFacts) -> Option<(String, String)> {
         let functions: Vec<&PciFunction> = facts.slot(self.slot).collect();
-        iommu_off(facts).or_else(|| self.stays(&functions, facts))
+        self.iommu_off(facts).or_else(|| self.stays(&functions, facts))
+    }
+
+    /// The same for a slot that is to be bound at once: what its groups are has to be known.
+    pub fn forbidden_at_once(&self, facts: &HostFacts) -> Option<(String, String)> {
+        let later = facts.grouped_by(self.slot).map(|argument| {
+            (
+                format!("its IOMMU group is known once the host was booted with `{argument}`"),
+                "`use: vfio` or `use: shared` in host.yaml, and gpuvm apply, put that there".to_owned(),
+            )
+        });
+        later.or_else(|| self.forbidden_now(facts))
+    }
+
+    /// Why the slot is in no IOMMU group and stays in none, or `None`.
+    fn iommu_off(&self, facts: &HostFacts) -> Option<(String, String)> {
+        match &facts.iommu {
+            Iommu::On { .. } => None,
+            // The kernel argument is planned with it.
+            Iommu::Off { .. } if facts.grouped_by(self.slot).is_some() => None,
+            Iommu::Off { why, help, .. } => Some((format!("the IOMMU is off: {why}"), help.clone())),
+            Iommu::Missing { why, help } => Some((format!("there is no IOMMU: {why}"), help.clone())),
+            Iommu::Unknown(why) => {
+                Some((format!("it is not known whether the IOMMU is on: {why}"), "run it as root".to_owned()))
+            }
+        }
     }
 
     /// What of the slot and its group belongs to the host.
@@ -192,7 +217,7 @@ impl VfioBinding {
             return blocked(format!("the host needs this slot: {}", critical.join("; ")), "it is never given away");
         }
         let groups: BTreeSet<u32> = functions.iter().filter_map(|f| f.group).collect();
-        if functions.iter().any(|f| f.group.is_none()) {
+        if functions.iter().any(|f| f.group.is_none()) && facts.grouped_by(self.slot).is_none() {
             return blocked("a function has no IOMMU group".to_owned(), "look at dmesg for IOMMU errors");
         }
         let foreign: Vec<&PciFunction> = groups
@@ -236,15 +261,17 @@ pub(super) fn device_path(f: &PciFunction) -> Option<String> {
     Some(path)
 }
 
-fn iommu_off(facts: &HostFacts) -> Option<(String, String)> {
-    match &facts.iommu {
-        Iommu::On { .. } => None,
-        Iommu::Off { why, help } => Some((format!("the IOMMU is off: {why}"), help.clone())),
-        Iommu::Missing { why, help } => Some((format!("there is no IOMMU: {why}"), help.clone())),
-        Iommu::Unknown(why) => {
-            Some((format!("it is not known whether the IOMMU is on: {why}"), "run it as root".to_owned()))
-        }
-    }
+/// What a change becomes that waits for the boot after which the slot has its IOMMU groups: whom it shares them with is
+/// known then, and looked at before anything of it is done.
+pub(super) fn once_grouped(mut promise: Change, slot: PciSlot, facts: &HostFacts) -> Option<Diff> {
+    let argument = facts.grouped_by(slot)?;
+    promise.notes.push(format!(
+        "exact once the IOMMU is on (`{argument}`): what shares its group is known after that boot, and looked at before \
+         anything is bound; where that stays with the host, the run ends there"
+    ));
+    promise.risks.insert(Risk::Reboot);
+    let why = format!("its IOMMU group is known once the host was booted with `{argument}`");
+    Some(Diff::Waits { on: WaitFor::Reboot, why, promise })
 }
 
 /// What to do about neighbours in the group: those that the host does not need may go along.
@@ -343,7 +370,7 @@ impl Resource for VfioBinding {
             change.notes.push("it is the boot display: the screen on it goes dark".to_owned());
         }
         let free = functions.iter().all(|f| f.driver.is_none() || bound(f));
-        if written && !free {
+        if written && !free && facts.grouped_by(self.slot).is_none() {
             change.risks.insert(Risk::Reboot);
             return Diff::Waits {
                 on: WaitFor::Reboot,
@@ -367,7 +394,7 @@ impl Resource for VfioBinding {
                 change.complete_after = Some(WaitFor::Reboot);
             }
         }
-        Diff::Change(change)
+        once_grouped(change.clone(), self.slot, facts).unwrap_or(Diff::Change(change))
     }
 
     fn remove(&self, state: &Option<String>, facts: &HostFacts) -> Diff {

@@ -114,7 +114,7 @@ fn bound(moved: &MovedGpu, known: &Virtualisation, look: Look<'_>) -> Diff {
         card: Some(moved.card.clone()),
         vouched: Vouched::default(),
     };
-    if let Some((why, help)) = binding.forbidden_now(look.facts) {
+    if let Some((why, help)) = binding.forbidden_at_once(look.facts) {
         return blocked(why, help);
     }
     let gpus = gpu::collect(look.probe, look.facts);

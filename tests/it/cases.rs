@@ -1,13 +1,14 @@
 //! Data-only cases: a folder of tests/cases is one. It holds a manifest, the host that it is for (a recorded one in
-//! `base`, or a composed one in `machine.yaml`, with files to lay over it in `overlay/`), a manifest that was applied before (`before.yaml`), and what has to come out: the plan, every file that an apply changes, and what
-//! is left. `UPDATE_CASES=1` writes what came out; read it before you keep it.
+//! `base`, or a composed one in `machine.yaml`, with files to lay over it in `overlay/`; with `iommu-off`, its kernel was not
+//! told to use the IOMMU), a manifest that was applied before (`before.yaml`), and what has to come out: the plan, every
+//! file that an apply changes, and what is left. `UPDATE_CASES=1` writes what came out; read it before you keep it.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::composed::expand;
+use crate::composed::{expand, iommu_off};
 use crate::machine::{copy_tree, gpuvm, repository, stdout, tree};
 
 pub fn cases() -> Vec<PathBuf> {
@@ -31,6 +32,9 @@ pub fn host(case: &Path, work: &Path) -> PathBuf {
     }
     if case.join("overlay").is_dir() {
         copy_tree(&case.join("overlay"), &root);
+    }
+    if case.join("iommu-off").is_file() {
+        iommu_off(&root);
     }
     root
 }

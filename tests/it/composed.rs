@@ -184,7 +184,7 @@ pub fn expand(machine: &Machine, dir: &Path) {
     })
     .unwrap();
     let mut mounts = String::from("20 1 0:5 / /proc rw - proc proc rw\n");
-    devices(machine, &tree, &mut mounts);
+    let later = devices(machine, &tree, &mut mounts);
     tree.file("/proc/self/mountinfo", mounts);
     for (path, content) in &machine.files {
         tree.file(path, content);
@@ -205,7 +205,7 @@ pub fn expand(machine: &Machine, dir: &Path) {
             serde_json::json!({ "program": "apt-get", "args": args, "output": { "status": 0, "stdout": stdout } }),
         );
     }
-    let record = serde_json::json!({
+    let mut record = serde_json::json!({
         "format": 1,
         "queries": queries,
         "repositories": machine.repositories,
@@ -214,7 +214,44 @@ pub fn expand(machine: &Machine, dir: &Path) {
         "denied": denied,
         "deviceUsers": users(machine),
     });
+    if !later.is_empty() {
+        record["grouped"] = grouped(later.into_iter().map(|(n, functions)| (n, functions, String::new())));
+    }
     fs::write(dir.join("gpuvm-record.json"), serde_json::to_string_pretty(&record).unwrap()).unwrap();
+}
+
+/// What a record has of groups that come with `intel_iommu=on`: number, functions, reserved regions.
+fn grouped(groups: impl Iterator<Item = (u32, Vec<String>, String)>) -> serde_json::Value {
+    let group = |(number, functions, reserved): (u32, Vec<String>, String)| {
+        (number.to_string(), serde_json::json!({ "functions": functions, "reserved": reserved }))
+    };
+    let groups: serde_json::Map<_, _> = groups.map(group).collect();
+    serde_json::json!({ "argument": "intel_iommu=on", "unit": "dmar0", "groups": groups })
+}
+
+/// Turns the IOMMU of a recorded host off, as a kernel does that uses Intel's where it is told to only: its groups are
+/// what comes once it is told.
+pub fn iommu_off(host: &Path) {
+    let root = host.join("root");
+    let (groups, devices) = (root.join("sys/kernel/iommu_groups"), root.join("sys/bus/pci/devices"));
+    let mut all = Vec::new();
+    let names = |dir: &Path| -> Vec<String> {
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    for number in names(&groups) {
+        let functions = names(&groups.join(&number).join("devices"));
+        for function in &functions {
+            fs::remove_file(devices.join(function).join("iommu_group")).unwrap();
+        }
+        let reserved = fs::read_to_string(groups.join(&number).join("reserved_regions")).unwrap_or_default();
+        fs::remove_dir_all(groups.join(&number)).unwrap();
+        all.push((number.parse().unwrap(), functions, reserved));
+    }
+    fs::remove_dir_all(root.join("sys/class/iommu")).unwrap();
+    let file = host.join("gpuvm-record.json");
+    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    record["grouped"] = grouped(all.into_iter());
+    fs::write(file, serde_json::to_string_pretty(&record).unwrap()).unwrap();
 }
 
 fn users(machine: &Machine) -> serde_json::Value {
@@ -251,8 +288,9 @@ fn libvirt(machine: &Machine) -> serde_json::Value {
     serde_json::json!({ "known": { "version": 11_003_000, "domains": machine.vms.iter().map(domain).collect::<Vec<_>>() } })
 }
 
-/// Every line of `devices`.
-fn devices(machine: &Machine, tree: &Tree<'_>, mounts: &mut String) {
+/// Every line of `devices`; returns the groups that come with `intel_iommu=on` alone.
+fn devices(machine: &Machine, tree: &Tree<'_>, mounts: &mut String) -> BTreeMap<u32, Vec<String>> {
+    let mut later: BTreeMap<u32, Vec<String>> = BTreeMap::new();
     let mut above: Vec<String> = Vec::new();
     let mut next: u64 = 0x40_0000_0000;
     let mut minor = 0;
@@ -307,7 +345,10 @@ fn devices(machine: &Machine, tree: &Tree<'_>, mounts: &mut String) {
                 tree.link(&link, &format!("/sys/module/{module}"));
             }
         }
-        if group != "-" && machine.iommu != "none" {
+        // +N: what the kernel makes only with `intel_iommu=on`.
+        if let Some(number) = group.strip_prefix('+') {
+            later.entry(number.trim_start_matches('g').parse().unwrap()).or_default().push(address.clone());
+        } else if group != "-" && machine.iommu != "none" {
             let number: u32 = group.trim_start_matches('g').parse().unwrap();
             let groups = format!("/sys/kernel/iommu_groups/{number}");
             tree.link(&format!("{groups}/devices/{address}"), &at);
@@ -362,11 +403,22 @@ fn devices(machine: &Machine, tree: &Tree<'_>, mounts: &mut String) {
             tree.file(&format!("{at}/net/{name}/operstate"), format!("{state}\n"));
             tree.link(&format!("/sys/class/net/{name}"), &format!("{at}/net/{name}"));
         }
+        // NAME@SUBSYSTEM – with the kernel's multipath a controller is linked below its subsystem, and the disk lies there.
+        let of_subsystem = word("nvme").map(|nvme| {
+            let (name, number) = nvme.split_once('@').unwrap();
+            let subsystem = format!("/sys/devices/virtual/nvme-subsystem/nvme-subsys{number}");
+            tree.file(&format!("{at}/nvme/{name}/subsysnqn"), format!("nqn.2014.08.org.nvmexpress:{number}\n"));
+            tree.link(&format!("{subsystem}/{name}"), &format!("{at}/nvme/{name}"));
+            if !tree.root.join(&format!("/sys/class/nvme-subsystem/nvme-subsys{number}")[1..]).is_symlink() {
+                tree.link(&format!("/sys/class/nvme-subsystem/nvme-subsys{number}"), &subsystem);
+            }
+            subsystem
+        });
         // NAME:USE – a mount point, `md0` or another holder with its own mount, `zfs`, or nothing.
         if let Some(block) = word("block") {
             minor += 1;
             let (name, used) = block.split_once(':').unwrap_or((block, ""));
-            let disk = format!("{at}/block/{name}");
+            let disk = of_subsystem.map_or(format!("{at}/block/{name}"), |subsystem| format!("{subsystem}/{name}"));
             tree.file(&format!("{disk}/dev"), format!("259:{minor}\n"));
             tree.dir(&format!("{disk}/holders"));
             tree.link(&format!("/sys/class/block/{name}"), &disk);
@@ -397,4 +449,5 @@ fn devices(machine: &Machine, tree: &Tree<'_>, mounts: &mut String) {
             set("serial_number", serial);
         }
     }
+    later
 }

@@ -13,12 +13,16 @@ pub struct Host {
 }
 
 impl Host {
-    /// The recorded host after an apply of a manifest.
-    pub fn made(manifest: &str) -> Self {
+    /// The recorded host with a manifest that was not applied yet.
+    pub fn bare(manifest: &str) -> Self {
         let dir = fast_folder();
         copy_tree(&repository().join("examples/hosts/twin-debian13"), &dir.path().join("host"));
         fs::write(dir.path().join("host.yaml"), manifest).unwrap();
-        let host = Self { dir };
+        Self { dir }
+    }
+    /// The recorded host after an apply of a manifest.
+    pub fn made(manifest: &str) -> Self {
+        let host = Self::bare(manifest);
         host.says("apply --yes --reboot", 0);
         host
     }

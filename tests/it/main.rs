@@ -18,6 +18,7 @@ mod host;
 mod hostile;
 mod hosts;
 mod init;
+mod iommu;
 mod ip;
 mod layers;
 mod machine;

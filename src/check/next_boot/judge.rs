@@ -83,7 +83,7 @@ fn command_line(next: &NextBoot, facts: &HostFacts) -> Link {
             .seen(source.clone(), word)
             .fix(format!("take `{word}` out of the boot loader's configuration, then update-grub"))
     };
-    if let Some(word) = find(&super::super::links::turns_iommu_off) {
+    if let Some(word) = find(&crate::facts::turns_iommu_off) {
         return fail(word, format!("`{word}` turns the IOMMU off"));
     }
     if let Some(word) = find(&super::super::links::turns_remapping_off) {
