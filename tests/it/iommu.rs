@@ -33,7 +33,7 @@ fn the_argument_is_planned_and_the_binding_waits_for_the_groups() {
     for part in [
         "+ kernel-arg intel_iommu=on [reboot] [boot-config] from use: vfio",
         "exact once the IOMMU is on (`intel_iommu=on`)",
-        "6 changes, 2 reboots, nothing removed",
+        "8 changes, 2 reboots, nothing removed",
     ] {
         assert!(plan.contains(part), "{part}: {plan}");
     }
