@@ -439,7 +439,8 @@ fn a_clone_is_a_vm_of_its_own() {
     // Taken into the manifest, it stays as it is.
     let taken = Host::copy(host.dir.path());
     taken.says("adopt libvirt-domain/copy --save --yes", 0);
-    assert_eq!(taken.says("plan", 0).lines().count(), 1);
+    let plan = taken.says("plan", 0);
+    assert!(plan.starts_with("labhost: nothing to do"), "{plan}");
     assert!(taken.owns_disk("default/copy-1.qcow2"));
     host.flat("vm delete copy --yes", 0);
     assert!(!host.at(POOL).join("copy-0.qcow2").exists(), "its disks are its own, and go with it");
