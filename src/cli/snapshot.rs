@@ -140,7 +140,7 @@ pub(super) fn run(args: &SnapshotArgs, talk: Talk<'_>) -> miette::Result<u8> {
             let consent = Consent { yes: delete.yes, ..Consent::default() };
             perform(delete.root.as_deref(), consent, talk, |machine| {
                 let (asked, _) = look(machine, &delete.vm)?;
-                let seen = asked.names.iter().any(|n| n == delete.name.as_str());
+                let seen = asked.left || asked.names.iter().any(|n| n == delete.name.as_str());
                 Ok(Verb::DeleteSnapshot { name: delete.vm.clone(), snapshot: delete.name.clone(), seen })
             })
         }

@@ -30,7 +30,7 @@ enum TemplateCommand {
     /// The templates of this host.
     List(ListArgs),
     /// Make a VM from a template, as `gpuvm create` does: its entry in the manifest, its plan, and that carried out.
-    Use(UseArgs),
+    Use(Box<UseArgs>),
     /// Copy a template to a file, and print the manifest's entry for it.
     Export(ExportArgs),
 }

@@ -597,6 +597,7 @@ fn nameless(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::{Domain, VmSnapshot};
 
     #[test]
     fn of_a_package_the_names_of_what_it_needs_are_written_down() {
@@ -650,6 +651,38 @@ mod tests {
         let lease = b"ADDRESS=10.0.2.15\nCLIENTID=ff0a1b2c3d0002canary\nHOSTNAME=canary\n";
         let text = String::from_utf8(redacted(Path::new("/run/systemd/netif/leases/2"), lease)).unwrap();
         assert_eq!(text, "ADDRESS=10.0.2.15\nCLIENTID=ff0a1b2c3d\n");
+    }
+
+    #[test]
+    fn a_snapshot_is_written_down_without_what_others_wrote_into_it() {
+        let one = |description: &str, mark: &str| {
+            let of = |name: &str| {
+                format!(
+                    "<{name} type='kvm'>\n    <name>vm</name>\n    <metadata>{mark}<x xmlns='urn:x'>canary</x></metadata>\n    \
+                     <title>canary</title>\n    <devices>\n      <disk type='file' device='disk'>\n        \
+                     <source file='/srv/vm-0.qcow2'/>\n        <target dev='vda'/>\n      </disk>\n      \
+                     <graphics type='vnc' passwd='canary'/>\n    </devices>\n  </{name}>"
+                )
+            };
+            let xml = format!(
+                "<domainsnapshot>\n  <name>s</name>\n  <description>{description}</description>\n  \
+                 <creationTime>7</creationTime>\n  {}\n  {}\n  <cookie>canary</cookie>\n</domainsnapshot>\n",
+                of("domain"),
+                of("inactiveDomain")
+            );
+            let snapshots = vec![VmSnapshot { name: "s".to_owned(), current: true, xml }];
+            let domain = Domain { name: "vm".to_owned(), snapshots, ..Domain::default() };
+            public(&Virtualisation { domains: vec![domain], ..Virtualisation::default() }).domains.remove(0)
+        };
+        let ours = one("made by gpuvm (1): nvram", "<gpuvm:vm xmlns:gpuvm='urn:gpuvm:vm:1'/>");
+        let text = &ours.snapshots[0].xml;
+        assert!(!text.contains("canary") && text.contains("made by gpuvm (1): nvram"), "{text}");
+        let read = crate::resource::snapshots::snapshots(&ours).unwrap().remove(0);
+        assert!(read.ours && read.created == 7);
+        assert_eq!(read.files().collect::<Vec<_>>(), [Path::new("/srv/vm-0.qcow2")]);
+        assert_eq!(ours.snapshots[0].definitions().len(), 2);
+        let theirs = one("canary", "");
+        assert!(!theirs.snapshots[0].xml.contains("canary"), "{}", theirs.snapshots[0].xml);
     }
 
     #[test]

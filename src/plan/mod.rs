@@ -275,7 +275,7 @@ impl WaitFor {
             WaitFor::Libvirt => "libvirt",
             WaitFor::Reboot => "reboot",
             WaitFor::GuestRestart => "guest restart",
-            WaitFor::Snapshot => "snapshot",
+            WaitFor::Snapshot => "a snapshot of now",
         }
     }
 }

@@ -120,7 +120,7 @@ pub enum Verb {
         name: DomainName,
         /// The snapshot.
         snapshot: ResourceName,
-        /// It was there when that was asked.
+        /// It was there when that was asked, or what a run that failed left of one.
         seen: bool,
     },
     /// A VM has a GPU, now where that can be, else from its next start on.

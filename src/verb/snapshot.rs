@@ -232,6 +232,8 @@ pub struct Asked {
     pub files: Vec<PathBuf>,
     /// The snapshots that there are.
     pub names: Vec<String>,
+    /// Layers that no snapshot needs any more are still there: a run that took one away failed, or was closed.
+    pub left: bool,
 }
 
 /// Looks; empty where nothing is known of the VM, which its plan then says.
@@ -244,6 +246,7 @@ pub fn asked(name: &DomainName, known: Arc<Virtualisation>, probe: &dyn Probe) -
         layer: subject.next_layer().unwrap_or(1),
         files: subject.drives.iter().filter(|d| d.writable).filter_map(|d| d.file.clone()).collect(),
         names: subject.all.iter().map(|s| s.name.clone()).collect(),
+        left: subject.bases().iter().any(|base| subject.layers(base, None).is_ok_and(|l| !l.settle().is_empty())),
     }
 }
 
@@ -556,7 +559,8 @@ impl Subject<'_> {
     }
 }
 
-/// A snapshot is gone, and what it alone needed is merged or dropped. `seen`: it was there when that was asked.
+/// A snapshot is gone, and what it alone needed is merged or dropped. `seen`: it was there when that was asked,
+/// or what a run that failed left of one.
 pub(super) fn delete(
     name: &DomainName,
     snapshot: &ResourceName,
@@ -609,11 +613,40 @@ impl Subject<'_> {
             };
             moves.extend(of_disk.into_iter().map(|one| (base.clone(), one)));
         }
+        self.confined(&moves)?;
         self.carried_out(&moves, snapshot, &mut change)?;
         if change.steps.is_empty() {
             return Ok(Diff::InSync { evidence: "it is gone".to_owned() });
         }
         Ok(Diff::Change(change))
+    }
+
+    /// libvirt's AppArmor profile of a running VM denies writing to what was behind a disk when the profile was made, and
+    /// it is made anew after each merge; a rule that lets QEMU at the file does not undo that (virt-aa-helper.c, vah_add_path).
+    fn confined(&self, moves: &[(PathBuf, Move)]) -> Result<(), Box<Diff>> {
+        let into =
+            moves.iter().filter_map(|(_, one)| if let Move::Commit { into, .. } = one { Some(into) } else { None });
+        let into: Vec<&PathBuf> = into.collect();
+        if !self.domain.active || into.is_empty() {
+            return Ok(());
+        }
+        let profile = format!("/etc/apparmor.d/libvirt/libvirt-{}.files", self.domain.uuid);
+        let rules = match self.probe.text(Path::new(&profile)).map_err(|e| unknown(e.to_string()))? {
+            Answer::Value(rules) => rules,
+            Answer::Absent => return Ok(()),
+            Answer::Denied => return Err(unknown(format!("only root may read `{profile}`: run gpuvm as root"))),
+        };
+        let denied = |file: &PathBuf| rules.lines().any(|l| l.trim() == format!("deny \"{}\" w,", file.display()));
+        let first = into.iter().find(|file| denied(file)).or_else(|| into.get(1));
+        first.map_or(Ok(()), |file| {
+            Err(blocked(
+                format!(
+                    "it runs, and AppArmor lets its QEMU only read `{}`, which the merge writes to",
+                    file.display()
+                ),
+                format!("shut it down first: gpuvm vm stop {}", self.name),
+            ))
+        })
     }
 
     /// The file that the running VM writes to of a disk, with the disk's name.
