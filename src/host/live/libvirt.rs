@@ -1008,6 +1008,7 @@ mod tests {
             }),
             slots: vec![],
             seed: None,
+            login: None,
             extras: vec![],
             smbios: Default::default(),
             additions: vec![],
