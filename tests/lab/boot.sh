@@ -167,7 +167,7 @@ fi
 
 # Without simulated cards, the QEMU does that runs nested guests with KVM.
 qroot=qroot
-[ ${#functions[@]} -gt 0 ] || qroot=qroot-nested
+[ ${#functions[@]} -gt 0 ] || qroot="qroot-nested"
 # Mounts live in a namespace of their own: nothing of the machine's is left bound inside the chroot.
 in_qroot() {
   # shellcheck disable=SC2016

@@ -3,7 +3,7 @@
 # cloud-init, QEMU's guest agent and ssh, a UEFI boot loader, its root the last partition, and nobody who can log in.
 #needs baked
 root=$LAB/cloud-root image=$LAB/cloud-image.raw mount=$LAB/mnt
-esp_start=2048 esp_size=262144 root_size=4194304 # sectors
+esp_start=2048 esp_size=262144 sectors=4194304 # sectors
 
 loop='' mounted=''
 tidy() {
@@ -19,10 +19,10 @@ mmdebstrap --quiet --variant=minbase --components=main --include="$packages" tri
 kernel=$(basename "$(find "$root/lib/modules" -mindepth 1 -maxdepth 1 | sort -V | tail -n 1)")
 
 rm -f "$image"
-truncate -s $(((ROOT_START + root_size + 2048) * 512)) "$image"
+truncate -s $(((ROOT_START + sectors + 2048) * 512)) "$image"
 printf 'label: gpt\nstart=%s,size=%s,type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\nstart=%s,size=%s,type=0FC63DAF-8483-4772-8E79-3D69D8477DE4\n' \
-  "$esp_start" "$esp_size" "$ROOT_START" "$root_size" | sfdisk -q "$image"
-loop=$(losetup -f --show -o $((ROOT_START * 512)) --sizelimit $((root_size * 512)) "$image")
+  "$esp_start" "$esp_size" "$ROOT_START" "$sectors" | sfdisk -q "$image"
+loop=$(losetup -f --show -o $((ROOT_START * 512)) --sizelimit $((sectors * 512)) "$image")
 mkfs.ext4 -q -L root "$loop"
 mkdir -p "$mount"
 mount "$loop" "$mount"

@@ -29,6 +29,7 @@ step "apt-get update"
 guest apt-get update -qq
 record before
 apply_across_reboot 1500
+[ "$BACK" -le "${ANSWERS_S:-120}" ] || fail "the host answered on ssh $BACK s after the reboot"
 
 step "the host after the run"
 for function in "$FIRST.0:nvidia" "$FIRST.1:snd_hda_intel" "$SECOND.0:vfio-pci" "$SECOND.1:vfio-pci"; do
