@@ -10,7 +10,7 @@ use crate::facts::HostFacts;
 use crate::manifest::{self, DiskEntry, Loaded, Manifest, NicEntry, StartWhen, VmEntry, VmState};
 use crate::plan::{Finding, Key, Severity};
 use crate::resource::libvirt_domain::{
-    Accel, Arch, Disk, Firmware, Kernel, LibvirtDomain, Near, Nic, NicOn, PassedSlot, Pins,
+    Accel, Arch, Disk, DiskOptions, Firmware, Kernel, LibvirtDomain, Near, Nic, NicOn, PassedSlot, Pins, Topology,
 };
 use crate::resource::{Resource, libvirt_network::LibvirtNetwork, pool::Pool, shared_gpu::SharedGpu, volume::Volume};
 use crate::types::{DomainName, MacAddress, ResourceName, cpu_list_text, sha256_hex};
@@ -190,6 +190,7 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
     let domain = LibvirtDomain {
         name: name.clone(),
         cpus: vm.cpus.count.0,
+        topology: vm.cpus.topology().map(|[sockets, cores, threads]| Topology { sockets, cores, threads }),
         pins: pins(&vm.cpus),
         near: near(vm, &slots, facts),
         memory: vm.memory.size,
@@ -229,9 +230,9 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
     }
 }
 
-/// The pool of a VM's seed: that of its first disk.
+/// The pool of a VM's seed: that of its first disk in one.
 fn pool_of_seed(m: &Manifest, vm: &VmEntry) -> Option<(ResourceName, PathBuf, bool)> {
-    match vm.disks.first() {
+    match vm.disks.iter().find(|d| d.path.is_none()) {
         Some(disk) => pool_of(m, disk),
         None => default_pool(m),
     }
@@ -278,7 +279,12 @@ fn disks(
     let place = format!("vms.{name}");
     let mut all = Vec::new();
     for (n, entry) in vm.disks.iter().enumerate() {
-        let Some((pool, path, existing)) = pool_of(m, entry) else { continue };
+        if let Some(path) = &entry.path {
+            let path = PathBuf::from(path.as_str());
+            all.push(Disk { pool: None, volume: String::new(), block: true, path, options: options(entry) });
+            continue;
+        }
+        let (Some((pool, path, existing)), Some(size)) = (pool_of(m, entry), entry.size) else { continue };
         let volume = format!("{name}-{n}.qcow2");
         let wanted = Pool { name: pool.clone(), path: path.clone(), existing };
         let pool_key = desired.want(&place, [packages.clone()], wanted);
@@ -288,7 +294,7 @@ fn disks(
         let wanted = Volume {
             pool: pool.clone(),
             name: volume.clone(),
-            size: entry.size,
+            size,
             vm: Some(name.clone()),
             take_over: entry.take_over,
             made: false,
@@ -298,9 +304,31 @@ fn disks(
         let needs = [packages.clone(), pool_key.clone()].into_iter().chain(image_key);
         let volume_key = desired.want(&place, needs, wanted);
         after.extend([pool_key, volume_key]);
-        all.push(Disk { path: path.join(&volume), pool, volume });
+        all.push(Disk { path: path.join(&volume), pool: Some(pool), volume, block: false, options: options(entry) });
     }
     all
+}
+
+/// What the manifest says of a disk beside what it is.
+fn options(entry: &DiskEntry) -> DiskOptions {
+    use manifest::{DiskBus as Bus, DiskCache as Cache, DiskDiscard as Discard};
+    let bus = entry.bus.map(|bus| match bus {
+        Bus::Virtio => "virtio",
+        Bus::Scsi => "scsi",
+        Bus::Sata => "sata",
+    });
+    let cache = entry.cache.map(|cache| match cache {
+        Cache::None => "none",
+        Cache::Writeback => "writeback",
+        Cache::Writethrough => "writethrough",
+        Cache::Directsync => "directsync",
+    });
+    let discard = entry.discard.map(|discard| match discard {
+        Discard::Unmap => "unmap",
+        Discard::Ignore => "ignore",
+    });
+    let [bus, cache, discard] = [bus, cache, discard].map(|word| word.map(str::to_owned));
+    DiskOptions { bus, cache, discard }
 }
 
 /// The slots of a VM's GPUs and devices. One that is not found has its finding already.

@@ -990,13 +990,16 @@ mod tests {
         assert_eq!(settle(&volume(1, 64), None, &facts).len(), 1);
         settle(&LibvirtNetwork { name: "default".parse().unwrap() }, None, &facts);
         let disk = |n: usize| Disk {
-            pool: pool.name.clone(),
+            pool: Some(pool.name.clone()),
             volume: format!("gpuvm-test-{n}.qcow2"),
+            block: false,
             path: dir.join(format!("gpuvm-test-{n}.qcow2")),
+            options: Default::default(),
         };
         let first = LibvirtDomain {
             name: "gpuvm-test".parse().unwrap(),
             cpus: 1,
+            topology: None,
             pins: None,
             near: None,
             memory: ByteSize::from_mib(128),
