@@ -752,3 +752,52 @@ fn secure_boot_of_ours_is_edited_like_any_other() {
     let more = LibvirtDomain { cpus: 8, ..secure.clone() };
     assert!(edited(&more, Some(&secure), &write::new(&secure)).contains(">8</vcpu>"));
 }
+
+/// Every part that the writer has, alone and together.
+#[test]
+fn a_definition_is_what_libvirts_own_schema_says() {
+    let hostile =
+        Kernel { kernel: "/boot/a'b<c>&\"d".into(), initrd: Some("/i".into()), cmdline: Some("a='b'".into()) };
+    let options = |bus: &str| DiskOptions {
+        bus: Some(bus.to_owned()),
+        cache: Some("directsync".to_owned()),
+        discard: Some("ignore".to_owned()),
+    };
+    let device = Disk {
+        pool: None,
+        volume: String::new(),
+        block: true,
+        path: "/dev/disk/by-id/nvme-eui.0025".into(),
+        options: DiskOptions::default(),
+    };
+    let mut disks: Vec<Disk> = ["virtio", "scsi", "sata"]
+        .iter()
+        .enumerate()
+        .map(|(n, bus)| Disk { options: options(bus), ..disk(n) })
+        .collect();
+    disks.push(device);
+    let all = LibvirtDomain {
+        topology: Some(Topology { sockets: 1, cores: 2, threads: 2 }),
+        pins: Some(Pins { cpus: BTreeMap::from([(0, "2-3".to_owned())]), emulator: Some("0".to_owned()) }),
+        near: Some(Near { node: 0, cpus: "0-7".to_owned() }),
+        huge_pages: Some(ByteSize::from_gib(1)),
+        disks,
+        slots: vec![slot("0000:02:00", &[0, 1]), slot("0001:81:1f", &[3])],
+        seed: Some("/srv/seed.iso".into()),
+        smbios: BTreeMap::from([("serial".to_owned(), "a<b".to_owned()), ("product".to_owned(), "c".to_owned())]),
+        boot: Some(hostile),
+        firmware: Firmware::UefiSecure,
+        ..with_extras()
+    };
+    let spice = LibvirtDomain { extras: vec![Extra::Display(Display::Spice)], ..vm() };
+    let network = Nic { on: NicOn::Network("default".parse().unwrap()), ..nic("br0", 2) };
+    let bios = LibvirtDomain { firmware: Firmware::Bios, accel: Accel::Tcg, nic: Some(network), ..vm() };
+    let arm = LibvirtDomain { arch: Arch::Aarch64, seed: Some("/srv/seed.iso".into()), ..with_extras() };
+    for wanted in [vm(), all.clone(), spice, bios, arm] {
+        crate::validators::libvirt("domain", &write::new(&wanted));
+    }
+    // What an edit puts in stands where it may.
+    let plain = write::new(&LibvirtDomain { disks: vec![disk(0)], slots: vec![], ..vm() });
+    let edited = edited(&LibvirtDomain { firmware: Firmware::Uefi, huge_pages: None, ..all }, Some(&vm()), &plain);
+    crate::validators::libvirt("domain", &edited);
+}
