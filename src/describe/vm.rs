@@ -129,7 +129,7 @@ pub(super) fn vm(
 fn disks(name: &DomainName, is: &Projection, m: &Manifest, known: &Virtualisation) -> (Vec<DiskEntry>, Vec<String>) {
     let default = m.libvirt.as_ref().and_then(|l| l.pool.clone()).unwrap_or_else(|| IMAGES.into());
     let pools: Vec<(Option<&ResourceName>, &str, &Path)> = std::iter::once((None, "default", default.as_path()))
-        .chain(m.storage.iter().map(|(n, s)| (Some(n), n.as_str(), s.dir.as_path())))
+        .chain(m.storage.iter().filter_map(|(n, s)| Some((Some(n), n.as_str(), s.dir.as_deref()?))))
         .collect();
     // Under a snapshot it is the same disk.
     let sources: Vec<&String> = is.disks.iter().flatten().collect();

@@ -8,7 +8,8 @@ use super::gpus::{proof, resolve};
 use super::{Desired, Shared, guests, images, parts, sockets};
 use crate::facts::HostFacts;
 use crate::manifest::{self, DiskEntry, Loaded, Manifest, NicEntry, StartWhen, VmEntry, VmState};
-use crate::plan::{Finding, Key, Severity};
+use crate::plan::{BlockStore, Finding, Key, Severity};
+use crate::resource::block_volume::BlockVolume;
 use crate::resource::libvirt_domain::{
     Accel, Arch, Disk, DiskOptions, Firmware, Kernel, LibvirtDomain, Near, Nic, NicOn, PassedSlot, Pins, Topology,
 };
@@ -109,10 +110,24 @@ fn readiness(m: &Manifest, facts: &HostFacts, desired: &mut Desired, shared: &mu
     ready
 }
 
+/// Where a disk is, if that is storage of blocks.
+fn store_of<'a>(m: &Manifest, disk: &'a DiskEntry) -> Option<(&'a ResourceName, BlockStore)> {
+    let name = disk.pool.as_ref()?;
+    let entry = m.storage.get(name)?;
+    let thin = |pool: &manifest::LvmThinPool| {
+        let (group, pool) = pool.as_str().split_once('/')?;
+        Some(BlockStore::LvmThin { group: group.to_owned(), pool: pool.to_owned() })
+    };
+    let thick = |group: &manifest::LvmGroup| BlockStore::Lvm { group: group.to_string() };
+    let zfs = |dataset: &manifest::ZfsDataset| BlockStore::Zfs { dataset: dataset.to_string() };
+    let store = entry.lvm.as_ref().map(thick).or_else(|| entry.zfs.as_ref().map(zfs));
+    store.or_else(|| thin(entry.lvm_thin.as_ref()?)).map(|store| (name, store))
+}
+
 /// Where a disk's pool is, and whether a person made that directory.
 fn pool_of(m: &Manifest, disk: &DiskEntry) -> Option<(ResourceName, PathBuf, bool)> {
     match &disk.pool {
-        Some(name) => m.storage.get(name).map(|s| (name.clone(), s.dir.clone(), true)),
+        Some(name) => m.storage.get(name).and_then(|s| Some((name.clone(), s.dir.clone()?, true))),
         None => default_pool(m),
     }
 }
@@ -132,8 +147,9 @@ fn storage(m: &Manifest, desired: &mut Desired) {
             ));
             continue;
         }
-        let pool = Pool { name: name.clone(), path: entry.dir.clone(), existing: true };
-        desired.want(&place, [packages.clone()], pool);
+        if let Some(path) = entry.dir.clone() {
+            desired.want(&place, [packages.clone()], Pool { name: name.clone(), path, existing: true });
+        }
     }
     if let Some(path) = m.libvirt.as_ref().and_then(|l| l.pool.clone())
         && let Ok(name) = DEFAULT.parse()
@@ -142,7 +158,7 @@ fn storage(m: &Manifest, desired: &mut Desired) {
     }
     let mut seen: Vec<(&Path, &str)> = Vec::new();
     let default = m.libvirt.as_ref().and_then(|l| l.pool.as_deref()).unwrap_or(Path::new(IMAGES));
-    let all = m.storage.iter().map(|(n, s)| (s.dir.as_path(), n.as_str()));
+    let all = m.storage.iter().filter_map(|(n, s)| Some((s.dir.as_deref()?, n.as_str())));
     for (path, name) in [(default, DEFAULT)].into_iter().chain(all) {
         match seen.iter().find(|(p, _)| p.components().eq(path.components())) {
             Some((_, other)) => desired.findings.push(finding(
@@ -232,7 +248,7 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
 
 /// The pool of a VM's seed: that of its first disk in one.
 fn pool_of_seed(m: &Manifest, vm: &VmEntry) -> Option<(ResourceName, PathBuf, bool)> {
-    match vm.disks.iter().find(|d| d.path.is_none()) {
+    match vm.disks.iter().find(|d| d.path.is_none() && store_of(m, d).is_none()) {
         Some(disk) => pool_of(m, disk),
         None => default_pool(m),
     }
@@ -284,11 +300,37 @@ fn disks(
             all.push(Disk { pool: None, volume: String::new(), block: true, path, options: options(entry) });
             continue;
         }
-        let (Some((pool, path, existing)), Some(size)) = (pool_of(m, entry), entry.size) else { continue };
+        let Some(size) = entry.size else { continue };
+        let image = vm.image.as_ref().filter(|_| n == 0);
+        if let Some((storage, store)) = store_of(m, entry) {
+            let volume = format!("{name}-{n}");
+            // An image is kept as a file, in the pool of disks that name none.
+            let image = image.and_then(|image| {
+                let (pool, path, existing) = default_pool(m)?;
+                let wanted = Pool { name: pool.clone(), path: path.clone(), existing };
+                let key = desired.want(&place, [packages.clone()], wanted);
+                images::want(m, facts, desired, &place, image, (&pool, &path, &key))
+            });
+            let (image, image_key) = image.unzip();
+            let path = store.device(&volume);
+            let wanted = BlockVolume {
+                storage: storage.clone(),
+                store,
+                name: volume.clone(),
+                size,
+                vm: name.clone(),
+                take_over: entry.take_over,
+                image,
+            };
+            let needs = [packages.clone()].into_iter().chain(image_key);
+            after.push(desired.want(&place, needs, wanted));
+            all.push(Disk { pool: Some(storage.clone()), volume, block: true, path, options: options(entry) });
+            continue;
+        }
+        let Some((pool, path, existing)) = pool_of(m, entry) else { continue };
         let volume = format!("{name}-{n}.qcow2");
         let wanted = Pool { name: pool.clone(), path: path.clone(), existing };
         let pool_key = desired.want(&place, [packages.clone()], wanted);
-        let image = vm.image.as_ref().filter(|_| n == 0);
         let image = image.and_then(|i| images::want(m, facts, desired, &place, i, (&pool, &path, &pool_key)));
         let (image, image_key) = image.unzip();
         let wanted = Volume {

@@ -23,8 +23,9 @@ pub use drivers::{
 pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, parse_as, read, reload};
 pub use schema::schema;
 pub use short::{
-    AptWord, CpuCount, CpuSet, CudaVersion, FilePath, Fingerprint, Ip, IpWithPrefix, KernelArg, ModuleName,
-    NvidiaBranch, NvidiaVersion, Sha256Hex, Sha512Hex, SlotOrFunction, SshKey, UserName, WebAddress, WordError,
+    AptWord, CpuCount, CpuSet, CudaVersion, FilePath, Fingerprint, Ip, IpWithPrefix, KernelArg, LvmGroup, LvmThinPool,
+    ModuleName, NvidiaBranch, NvidiaVersion, Sha256Hex, Sha512Hex, SlotOrFunction, SshKey, UserName, WebAddress,
+    WordError, ZfsDataset,
 };
 
 use crate::types::{
@@ -323,12 +324,22 @@ pub struct NetworkEntry {
     pub libvirt: ResourceName,
 }
 
-/// Storage for disks.
+/// Storage for disks that a person made: used, never made, formatted or taken away. Exactly one field is given.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StorageEntry {
     /// A directory.
-    pub dir: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// A volume group of LVM's; each disk is a logical volume `VM-N` in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lvm: Option<LvmGroup>,
+    /// A thin pool of LVM's (`vg0/vms`); each disk is a thin volume `VM-N` of its group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lvm_thin: Option<LvmThinPool>,
+    /// A dataset of ZFS's (`tank/vms`); each disk is a volume `VM-N` below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zfs: Option<ZfsDataset>,
 }
 
 /// A disk image. One whose own name is not that of a built-in one says where it comes from: `from`, `url` or `path`.

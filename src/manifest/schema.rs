@@ -32,6 +32,8 @@ pub fn schema() -> Value {
     let cpus = &mut definitions["Cpus"];
     cpus.as_object_mut().map(|cpus| cpus.remove("required"));
     cpus["anyOf"] = ["count", "sockets", "cores", "threads"].map(|name| json!({ "required": [name] })).into();
+    definitions["StorageEntry"]["oneOf"] =
+        ["dir", "lvm", "lvmThin", "zfs"].map(|name| json!({ "required": [name] })).into();
     definitions["DiskEntry"]["oneOf"] = ["size", "path"].map(|name| json!({ "required": [name] })).into();
     for (name, short) in SHORT_FORMS {
         let mut mapping = definitions[name].take();

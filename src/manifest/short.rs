@@ -132,6 +132,32 @@ impl SshKey {
     }
 }
 
+/// A name of LVM's (lvm(8), "Valid names").
+fn of_lvm(name: &str) -> bool {
+    !matches!(name, "" | "." | "..")
+        && name.len() < 128
+        && !name.starts_with('-')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "+_.-".contains(c))
+}
+word!(
+    /// A volume group.
+    LvmGroup, "a volume group of LVM's: letters, digits and `+_.-`", "^[A-Za-z0-9+_.][A-Za-z0-9+_.-]*$", "vg0",
+    of_lvm
+);
+word!(
+    /// A thin pool in its volume group.
+    LvmThinPool, "a thin pool with its volume group: `vg0/vms`",
+    "^[A-Za-z0-9+_.][A-Za-z0-9+_.-]*/[A-Za-z0-9+_.][A-Za-z0-9+_.-]*$", "vg0/vms",
+    |t| t.split_once('/').is_some_and(|(group, pool)| of_lvm(group) && of_lvm(pool))
+);
+word!(
+    /// A dataset (zfs(8), "ZFS File System Hierarchy").
+    ZfsDataset, "a dataset of ZFS's: `tank/vms`", "^[A-Za-z][A-Za-z0-9_.:-]*(/[A-Za-z0-9_.:-]+)*$", "tank/vms",
+    |t| t.len() < 200 && t.starts_with(|c: char| c.is_ascii_alphabetic())
+        && t.split('/').all(|part| !matches!(part, "" | "." | "..")
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "_.:-".contains(c)))
+);
+
 word!(
     /// A branch of NVIDIA's driver.
     NvidiaBranch, "a branch of NVIDIA's driver: three digits", "^[0-9]{3}$", "580",

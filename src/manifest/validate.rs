@@ -264,7 +264,24 @@ impl<'a> Checks<'a> {
             self.absolute(pool, &["libvirt", "pool"]);
         }
         for (name, storage) in &manifest.storage {
-            self.absolute(&storage.dir, &["storage", name.as_str(), "dir"]);
+            if let Some(dir) = &storage.dir {
+                self.absolute(dir, &["storage", name.as_str(), "dir"]);
+            }
+            let place = self.at(&["storage", name.as_str()]);
+            let given = ["dir", "lvm", "lvmThin", "zfs"].into_iter().filter_map(|f| place.get(f));
+            match &given.collect::<Vec<_>>()[..] {
+                [] => {
+                    let help = "give one of `dir`, `lvm`, `lvmThin` and `zfs`";
+                    let message = format!("storage `{name}` says not where it is");
+                    self.wrong(&place, place.key_span(), message, "where?", Some(help.into()));
+                }
+                [_] => {}
+                [first, again, ..] => {
+                    let message = format!("storage `{name}` is in two places");
+                    let again = (again, again.key_span(), "another");
+                    self.twice((first.key_span(), "one"), again, message, Some("keep one of them"));
+                }
+            }
         }
         for (name, vm) in &manifest.vms {
             let Some(boot) = &vm.boot else { continue };

@@ -644,7 +644,7 @@ impl LibvirtDomain {
 
     /// A pool of its disks is not started: which volumes there are is not known yet.
     fn unready_pool(&self, known: &Virtualisation) -> Option<ResourceName> {
-        let mut pools = self.disks.iter().filter_map(|d| d.pool.as_ref());
+        let mut pools = self.disks.iter().filter(|d| !d.block).filter_map(|d| d.pool.as_ref());
         pools.find(|pool| known.pool(pool.as_str()).is_some_and(|p| !p.active)).cloned()
     }
 }

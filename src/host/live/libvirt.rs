@@ -531,6 +531,26 @@ fn make_volume(connection: &Connect, want: &VolumeStep) -> Result<(), HostError>
     volume.resize(want.size.bytes(), 0).map(drop).map_err(failed)
 }
 
+/// A block device has grown: the VM that runs with it is told. Without libvirt, or without such a VM, nothing is to do.
+pub(super) fn device_grew(path: &Path, bytes: u64) -> Result<(), HostError> {
+    if !loaded() {
+        return Ok(());
+    }
+    let path = path.to_string_lossy().into_owned();
+    in_time("telling a VM that its disk grew", CHANGE_LIMIT, move || {
+        let failed = |e: Error| said(&e);
+        let mut connection = Connect::open(Some(SYSTEM)).map_err(failed)?;
+        for domain in connection.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE).map_err(failed)? {
+            let Some(xml) = unless_gone(domain.get_xml_desc(0)).map_err(failed)? else { continue };
+            if project(&xml).is_ok_and(|is| is.disks.iter().any(|d| d.first() == Some(&path))) {
+                domain.block_resize(&path, bytes, sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES).map_err(failed)?;
+            }
+        }
+        let _ = connection.close();
+        Ok(())
+    })
+}
+
 /// A VM of this name that gpuvm did not make is left alone, whatever a plan said.
 pub(super) fn ours(domain: &Domain, name: &DomainName) -> Result<(), HostError> {
     let xml = domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE).map_err(|e| said(&e))?;

@@ -179,7 +179,7 @@ impl DiskOptions {
 
 /// Whether a source, as [`sources`] writes it, is this disk.
 pub(super) fn is_disk(source: &str, disk: &Disk) -> bool {
-    let by_pool = disk.pool.as_ref().map(|pool| volume(pool.as_str(), &disk.volume));
+    let by_pool = disk.pool.as_ref().filter(|_| !disk.block).map(|pool| volume(pool.as_str(), &disk.volume));
     source == disk.path.to_string_lossy() || by_pool.as_deref() == Some(source)
 }
 
