@@ -29,6 +29,8 @@ enum TemplateCommand {
     Save(SaveArgs),
     /// The templates of this host.
     List(ListArgs),
+    /// Delete a template: shown and asked about first. One that disks go on in stays.
+    Delete(DeleteArgs),
     /// Make a VM from a template, as `gpuvm create` does: its entry in the manifest, its plan, and that carried out.
     Use(Box<UseArgs>),
     /// Copy a template to a file, and print the manifest's entry for it.
@@ -54,6 +56,18 @@ struct ListArgs {
     /// What is printed.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
+    /// A recorded host in place of this machine.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct DeleteArgs {
+    /// The template.
+    name: ResourceName,
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -105,6 +119,12 @@ pub(super) fn run(args: &TemplateArgs, talk: Talk<'_>) -> miette::Result<u8> {
             })
         }
         TemplateCommand::List(list) => self::list(list),
+        TemplateCommand::Delete(delete) => {
+            find(all(delete.root.as_deref())?, &delete.name)?;
+            perform(delete.root.as_deref(), Consent { yes: delete.yes, ..Consent::default() }, talk, |_| {
+                Ok(Verb::DeleteTemplate { template: delete.name.clone() })
+            })
+        }
         TemplateCommand::Use(of) => {
             let template = find(all(of.vm.root())?, &of.template)?;
             let file = (template.file.display().to_string(), template.kept.sha256.clone());

@@ -9,7 +9,7 @@ use crate::desire::{IMAGES, slot_of};
 use crate::facts::{HostFacts, Known, LinkKind};
 use crate::host::{Domain, Virtualisation};
 use crate::manifest::{
-    Accel, BridgeSection, CpuCount, Cpus, DeviceUse, DirectBoot, DiskEntry, Firmware, Manifest, Memory, NetworkEntry,
+    Accel, BridgeSection, CpuCount, DeviceUse, DirectBoot, DiskEntry, Firmware, Manifest, Memory, NetworkEntry,
     NicEntry, StartWhen, Uplink, VmEntry,
 };
 use crate::resource::libvirt_domain::{Projection, is_marked, project};
@@ -99,7 +99,7 @@ pub(super) fn vm(
     }
     let boot = boot(&is, &mut rest);
     let entry = VmEntry {
-        cpus: Cpus { count: CpuCount(is.cpus), pin: None, emulator: None },
+        cpus: CpuCount(is.cpus).into(),
         memory: Memory { size: is.memory, pages },
         image: None,
         disks,
@@ -129,7 +129,7 @@ pub(super) fn vm(
 fn disks(name: &DomainName, is: &Projection, m: &Manifest, known: &Virtualisation) -> (Vec<DiskEntry>, Vec<String>) {
     let default = m.libvirt.as_ref().and_then(|l| l.pool.clone()).unwrap_or_else(|| IMAGES.into());
     let pools: Vec<(Option<&ResourceName>, &str, &Path)> = std::iter::once((None, "default", default.as_path()))
-        .chain(m.storage.iter().map(|(n, s)| (Some(n), n.as_str(), s.dir.as_path())))
+        .chain(m.storage.iter().filter_map(|(n, s)| Some((Some(n), n.as_str(), s.dir.as_deref()?))))
         .collect();
     // Under a snapshot it is the same disk.
     let sources: Vec<&String> = is.disks.iter().flatten().collect();
@@ -143,7 +143,7 @@ fn disks(name: &DomainName, is: &Projection, m: &Manifest, known: &Virtualisatio
             let found = pool.volumes.iter().find(|v| v.name == volume && v.format == "qcow2")?;
             let size = found.size();
             let fits = sources.contains(&&path) && size >= ByteSize::from_mib(1) && size.bytes().is_multiple_of(1024);
-            fits.then(|| (path, DiskEntry { size, pool: entry.cloned(), take_over: false }))
+            fits.then(|| (path, DiskEntry { pool: entry.cloned(), ..size.into() }))
         })
     };
     while let Some((path, disk)) = find(disks.len()) {
@@ -278,8 +278,8 @@ pub(super) fn lines(entry: &VmEntry, rest: &[String]) -> Vec<String> {
     let list = |names: &[ResourceName]| names.iter().map(|n| scalar(n.as_str())).collect::<Vec<_>>().join(", ");
     if !entry.disks.is_empty() {
         let disk = |d: &DiskEntry| match &d.pool {
-            Some(pool) => format!("{{ size: {}, pool: {} }}", d.size, scalar(pool.as_str())),
-            None => d.size.to_string(),
+            Some(pool) => format!("{{ size: {}, pool: {} }}", d.size.unwrap_or_default(), scalar(pool.as_str())),
+            None => d.size.unwrap_or_default().to_string(),
         };
         lines.push(format!("disks: [{}]", entry.disks.iter().map(disk).collect::<Vec<_>>().join(", ")));
     }

@@ -28,8 +28,8 @@ pub use policy::{Day, Policy, Refusal, Refused, Rule, TimeError, TimeOfDay, Wind
 pub use saved::{SavedManifest, SavedPlan, SavedPlanError};
 pub use select::{ImageTask, NoSuchKind, Selection, Selector};
 pub use step::{
-    AptPackage, BindTarget, Content, CopyVolumeStep, FetchStep, FileCopy, FileEdit, FileWrite, NetworkSwitch, Proof,
-    ServiceAction, SlotBinding, SnapshotStep, Step, TextEdit, VolumeStep,
+    AptPackage, BindTarget, BlockStore, BlockVolumeStep, Content, CopyVolumeStep, FetchStep, FileCopy, FileEdit,
+    FileWrite, NetworkSwitch, Proof, ServiceAction, SlotBinding, SnapshotStep, Step, TextEdit, VolumeStep,
 };
 
 /// The JSON Schema (draft-07) of what `gpuvm plan --output json` writes.

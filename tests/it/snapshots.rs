@@ -526,6 +526,16 @@ fn a_template_is_an_image_that_nothing_prunes_and_vms_are_made_from() {
     assert!(host.says("plan", 0).contains("nothing to do"));
     assert!(host.says("vm template list", 0).starts_with("golden   "), "it is still a template");
     assert!(host.flat("vm template use none desk2 --user a --key gh:a", 1).contains("there is: golden"));
+    // It goes by its own word, and not from under a disk.
+    let said = host.flat("vm template delete golden --yes", 1);
+    assert!(said.contains("desk-0.qcow2` goes on in it"), "{said}");
+    host.flat("vm delete desk --yes", 0);
+    let images = || fs::read_dir(host.at(POOL).join("gpuvm-images")).unwrap().count();
+    assert_eq!(images(), 2, "the template and the word on it");
+    let said = host.flat("vm template delete golden --yes", 0);
+    assert!(said.contains("it is nowhere else") && said.contains("there is no template golden"), "{said}");
+    assert_eq!((images(), host.says("vm template list", 0).as_str()), (0, "no template\n"));
+    assert!(host.flat("vm template delete golden --yes", 1).contains("there is no template `golden`"));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{Accel, Arch, Disk, Extra, Firmware, LibvirtDomain, Nic, NicOn, PassedSlot, Pins};
+use super::{Accel, Arch, Disk, Extra, Firmware, LibvirtDomain, Nic, NicOn, PassedSlot, Pins, Topology};
 use crate::types::{ByteSize, PciAddress, xml_escape as e};
 
 /// The name space of gpuvm's mark in a definition's metadata.
@@ -33,21 +33,61 @@ pub(super) fn pins(pins: &Pins) -> String {
     format!("<cputune>{}\n  </cputune>", cpus.chain(emulator).collect::<String>())
 }
 
-/// The name of the n-th virtio disk, as the kernel's driver counts: vda … vdz, vdaa …
-pub(super) fn disk_name(n: usize) -> String {
+/// The name of the n-th disk of a bus, as the kernel's drivers count: vda … vdz, vdaa …, and sda … on any other bus.
+pub(super) fn disk_name(bus: &str, n: usize) -> String {
     let letter = |n: usize| char::from(b'a' + (n % 26) as u8);
+    let prefix = if bus == "virtio" { "vd" } else { "sd" };
     match n.checked_sub(26) {
-        None => format!("vd{}", letter(n)),
-        Some(more) => format!("vd{}{}", letter(more / 26), letter(more)),
+        None => format!("{prefix}{}", letter(n)),
+        Some(more) => format!("{prefix}{}{}", letter(more / 26), letter(more)),
     }
 }
 
+/// The first name that no other disk has, and takes it.
+pub(super) fn free_name(bus: &str, taken: &mut Vec<String>) -> Option<String> {
+    let name = (0..702).map(|n| disk_name(bus, n)).find(|name| !taken.contains(name))?;
+    taken.push(name.clone());
+    Some(name)
+}
+
 pub(super) fn disk(disk: &Disk, target: &str) -> String {
+    let options = &disk.options;
+    let (kind, format, source) = if disk.block { ("block", "raw", "dev") } else { ("file", "qcow2", "file") };
+    // The host's page cache before a device that only the guest has is memory for nothing.
+    let cache = options.cache.as_deref().or(disk.block.then_some("none"));
+    let native = disk.block && matches!(cache, Some("none" | "directsync"));
+    let cache = cache.map_or(String::new(), |c| format!(" cache='{}'", e(c)));
+    let io = if native { " io='native'" } else { "" };
     format!(
-        "<disk type='file' device='disk'>\n      <driver name='qemu' type='qcow2' discard='unmap'/>\n      \
-         <source file='{}'/>\n      <target dev='{target}' bus='virtio'/>\n    </disk>",
-        e(&disk.path.to_string_lossy())
+        "<disk type='{kind}' device='disk'>\n      <driver name='qemu' type='{format}'{cache}{io} discard='{}'/>\n      \
+         <source {source}='{}'/>\n      <target dev='{target}' bus='{}'/>\n    </disk>",
+        e(options.discard.as_deref().unwrap_or("unmap")),
+        e(&disk.path.to_string_lossy()),
+        e(options.bus())
     )
+}
+
+/// What disks on `scsi` hang on. Where none is said, libvirt takes a model that few guests have a driver for.
+pub(super) const SCSI: &str = "<controller type='scsi' index='0' model='virtio-scsi'/>";
+
+/// How the guest sees its processors.
+pub(super) fn topology(t: &Topology) -> String {
+    format!("<topology sockets='{}' cores='{}' threads='{}'/>", t.sockets, t.cores, t.threads)
+}
+
+/// Ports that a new VM has to spare: a GPU has up to four functions, and libvirt plugs each into a port of its own.
+const SPARE_PORTS: usize = 4;
+
+/// How many ports libvirt gives to what a new definition has of its own: it takes the ones that are there first, and adds
+/// one to spare itself only where a definition names none (pci-hotplug in libvirt's documentation).
+fn own_ports(vm: &LibvirtDomain) -> usize {
+    let virtio = vm.disks.iter().filter(|d| d.options.bus() == "virtio").count();
+    let scsi = usize::from(vm.disks.iter().any(|d| d.options.bus() == "scsi") || vm.arch == Arch::Aarch64);
+    let folders = vm.extras.iter().filter(|e| matches!(e, Extra::Folder { .. })).count();
+    let display = usize::from(vm.extras.iter().any(|e| matches!(e, Extra::Display(_))));
+    // The guest agent's channel, the memory balloon, the source of randomness, the USB controller.
+    const ALWAYS: usize = 4;
+    virtio + scsi + folders + display + usize::from(vm.nic.is_some()) + ALWAYS
 }
 
 /// The bus of CD-ROM drives on a machine.
@@ -201,20 +241,27 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
         writeln!(x, "    <smm state='on'/>")?;
     }
     writeln!(x, "  </features>")?;
-    writeln!(x, "  <cpu mode='{}'/>", cpu_mode(vm.accel))?;
+    match &vm.topology {
+        None => writeln!(x, "  <cpu mode='{}'/>", cpu_mode(vm.accel))?,
+        Some(t) => writeln!(x, "  <cpu mode='{}'>\n    {}\n  </cpu>", cpu_mode(vm.accel), topology(t))?,
+    }
     writeln!(x, "  <clock offset='utc'/>")?;
     for (event, what) in [("poweroff", "destroy"), ("reboot", "restart"), ("crash", "destroy")] {
         writeln!(x, "  <on_{event}>{what}</on_{event}>")?;
     }
     writeln!(x, "  <devices>")?;
-    if !vm.slots.is_empty() {
-        writeln!(x, "    <controller type='pci' index='0' model='pcie-root'/>")?;
-    }
-    for bus in (1u32..).take(vm.slots.len()) {
+    writeln!(x, "    <controller type='pci' index='0' model='pcie-root'/>")?;
+    for bus in (1u32..).take(vm.slots.len() + own_ports(vm) + SPARE_PORTS) {
         writeln!(x, "    {}", root_port(bus))?;
     }
-    for (n, one) in vm.disks.iter().enumerate() {
-        writeln!(x, "    {}", disk(one, &disk_name(n)))?;
+    if vm.disks.iter().any(|d| d.options.bus() == "scsi") {
+        writeln!(x, "    {SCSI}")?;
+    }
+    let mut taken: Vec<String> = vm.seed.iter().map(|_| "sda".to_owned()).collect();
+    for one in &vm.disks {
+        // A definition of more disks than there are names has been refused.
+        let Some(target) = free_name(one.options.bus(), &mut taken) else { break };
+        writeln!(x, "    {}", disk(one, &target))?;
     }
     if let Some(seed) = &vm.seed {
         writeln!(x, "    {}", cdrom(seed, "sda", cdrom_bus(vm.arch)))?;

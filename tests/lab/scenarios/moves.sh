@@ -121,10 +121,17 @@ expect_status 0 guest gpuvm vm start tiny
 expect_status 0 vm_console tiny 900
 expect_text GUEST-READY
 expect_no_text "0x10de 0x2684"
-# Its machine has no port to spare for a card of two functions: stored, and said.
-expect_status 3 guest gpuvm gpu attach tiny "$SECOND" --yes
-expect_text "no free PCI Express port" "from its next start on"
+# Its machine has ports to spare: both functions come as one card, live, and go as one.
+expect_status 0 guest gpuvm gpu attach tiny "$SECOND" --yes
 expect_drivers "$VFIO"
+for n in 1 2 3; do
+  expect_status 0 vm_console tiny 900
+  ! grep -q "0x10de 0x2684" "$LAST" || break
+done
+expect_text "0x10de 0x2684" "0x10de 0x22ba"
 expect_status 0 guest gpuvm vm info tiny
 expect_status 0 guest gpuvm gpu detach tiny "$SECOND" --yes
-whole
+expect_drivers "$HOST"
+expect_status 0 vm_console tiny 900
+expect_no_text "0x10de 0x2684"
+expect_status 0 guest gpuvm vm stop tiny --force --timeout 60
