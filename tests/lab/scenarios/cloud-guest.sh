@@ -29,6 +29,7 @@ vms:
     image: lab
     cpus: 1
     memory: 1GiB
+    firmware: bios   # UEFI ends the emulated processor: see README.md
     disks: [6GiB]
     user: { name: alice, sshKeys: ["file:/root/.ssh/id_ed25519.pub"] }
     network: { name: br0, address: 10.0.2.50/24, gateway: 10.0.2.2 }
