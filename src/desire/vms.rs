@@ -215,6 +215,7 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
         disks,
         nic,
         slots,
+        login: seed.is_some().then(|| vm.user.as_ref().map(|user| user.name.to_string())).flatten(),
         seed,
         extras: if vm.absent { Vec::new() } else { parts::extras(vm) },
         smbios: vm.smbios.as_ref().map(manifest::Smbios::entries).unwrap_or_default(),

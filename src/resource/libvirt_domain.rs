@@ -68,6 +68,10 @@ pub struct LibvirtDomain {
     /// The image with what its guest is told at its first boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<PathBuf>,
+    /// The user that its seed makes, who gets in by ssh. It is put into the mark when the VM is made, so that `vm ssh`
+    /// knows it whoever asks, and stays as it is: a guest takes its seed up once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<String>,
     /// Parts that are one element each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extras: Vec<Extra>,

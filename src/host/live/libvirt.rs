@@ -1059,6 +1059,7 @@ mod tests {
             }),
             slots: vec![],
             seed: None,
+            login: None,
             extras: vec![],
             smbios: Default::default(),
             additions: vec![],

@@ -15,6 +15,8 @@ use crate::types::{ByteSize, MacAddress, PciAddress, PciSlot, cpu_list, cpu_list
 pub struct Projection {
     /// Whether gpuvm's mark is in it.
     pub marked: bool,
+    /// The user that the mark names, who gets into the guest.
+    pub login: Option<String>,
     /// `kvm` or `qemu`.
     pub accel: String,
     /// Virtual processors at most.
@@ -330,7 +332,8 @@ pub fn project(xml: &str) -> Result<Projection, String> {
     }
     let memory = child(root, "memory").ok_or("it has no <memory>")?;
     let os = child(root, "os").ok_or("it has no <os>")?;
-    let marks = child(root, "metadata");
+    let mark = child(root, "metadata")
+        .and_then(|m| m.children().find(|c| c.is_element() && c.tag_name().namespace() == Some(MARK)));
     let page = child(root, "memoryBacking")
         .and_then(|m| child(m, "hugepages"))
         .map(|h| child(h, "page").and_then(|p| size(p, p.attribute("size")?)).unwrap_or_default());
@@ -338,7 +341,8 @@ pub fn project(xml: &str) -> Result<Projection, String> {
     let disks: Vec<_> = devices(&doc, "disk").into_iter().filter(|d| !media(d)).collect();
     let cdroms = devices(&doc, "disk").into_iter().filter(|d| d.attribute("device") == Some("cdrom"));
     Ok(Projection {
-        marked: marks.is_some_and(|m| m.children().any(|c| c.is_element() && c.tag_name().namespace() == Some(MARK))),
+        marked: mark.is_some(),
+        login: mark.and_then(|m| m.attribute("user")).map(str::to_owned),
         accel: root.attribute("type").unwrap_or_default().to_owned(),
         cpus: text(child(root, "vcpu")).map_or(Some(1), |t| t.parse().ok()).ok_or("its <vcpu> is no number")?,
         topology: child(root, "cpu").and_then(topology),

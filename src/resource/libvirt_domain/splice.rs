@@ -177,13 +177,13 @@ pub fn with_mark(xml: &str, present: bool) -> Option<String> {
     let mut edits = Edits { xml, all: Vec::new() };
     match (present, metadata) {
         (true, _) if !marks.is_empty() => {}
-        (true, Some(metadata)) => edits.insert_into(metadata, "", &[write::mark()]),
+        (true, Some(metadata)) => edits.insert_into(metadata, "", &[write::mark(None)]),
         (true, None) => {
             // Where libvirt itself writes it: behind what names the VM.
             let names = ["description", "title", "genid", "uuid", "name"];
             let before = names.into_iter().find_map(|name| child(root, name))?;
             let indent = edits.indent(before.range().start);
-            let whole = format!("<metadata>\n{indent}  {}\n{indent}</metadata>", write::mark());
+            let whole = format!("<metadata>\n{indent}  {}\n{indent}</metadata>", write::mark(None));
             edits.insert_after(before, &[whole]);
         }
         (false, _) => marks.into_iter().for_each(|mark| edits.remove(mark)),

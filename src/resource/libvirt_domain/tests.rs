@@ -19,6 +19,7 @@ fn vm() -> LibvirtDomain {
         nic: Some(nic("br0", 1)),
         slots: vec![slot("0000:02:00", &[0, 1])],
         seed: None,
+        login: None,
         extras: Vec::new(),
         smbios: BTreeMap::new(),
         additions: Vec::new(),
@@ -623,6 +624,18 @@ fn secure_boot_and_a_persons_own_elements_are_for_new_ones() {
     let state = DomainState::from(Answer::Value(Arc::new(known)));
     let Diff::Blocked { why, .. } = vm().diff(&state, Some(&wanted), &facts()) else { panic!("another firmware") };
     assert!(why.contains("`uefi-secure`") && why.contains("`uefi`"), "{why}");
+}
+
+#[test]
+fn who_gets_in_is_in_the_mark_and_nothing_else_follows_from_it() {
+    let wanted = LibvirtDomain { login: Some("alice".to_owned()), ..vm() };
+    let xml = write::new(&wanted);
+    let read = project(&xml).unwrap();
+    assert_eq!((read.marked, read.login.as_deref()), (true, Some("alice")));
+    assert_eq!(project(&write::new(&vm())).unwrap().login, None);
+    // A guest takes its seed up once: another user in the manifest is no other definition.
+    let other = LibvirtDomain { login: Some("bob".to_owned()), ..vm() };
+    assert_eq!(edited(&other, Some(&wanted), &xml), xml);
 }
 
 #[test]

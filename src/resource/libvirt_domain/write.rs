@@ -9,9 +9,10 @@ use crate::types::{ByteSize, PciAddress, xml_escape as e};
 /// The name space of gpuvm's mark in a definition's metadata.
 pub const MARK: &str = "urn:gpuvm:vm:1";
 
-/// gpuvm's mark.
-pub(super) fn mark() -> String {
-    format!("<gpuvm:vm xmlns:gpuvm='{MARK}'/>")
+/// gpuvm's mark, with the user who gets into the guest.
+pub(super) fn mark(login: Option<&str>) -> String {
+    let user = login.map(|login| format!(" user='{}'", e(login))).unwrap_or_default();
+    format!("<gpuvm:vm xmlns:gpuvm='{MARK}'{user}/>")
 }
 
 /// The CPU that goes with an accelerator.
@@ -206,7 +207,7 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
     };
     writeln!(x, "<domain type='{}'>", vm.accel.name())?;
     writeln!(x, "  <name>{}</name>", e(vm.name.as_str()))?;
-    writeln!(x, "  <metadata>\n    {}\n  </metadata>", mark())?;
+    writeln!(x, "  <metadata>\n    {}\n  </metadata>", mark(vm.login.as_deref()))?;
     writeln!(x, "  <memory unit='KiB'>{}</memory>", vm.memory.kib())?;
     let shared = vm.extras.iter().any(|e| matches!(e, Extra::Folder { .. }));
     if vm.huge_pages.is_some() || shared {
