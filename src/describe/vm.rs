@@ -110,6 +110,8 @@ pub(super) fn vm(
         gpus,
         devices,
         firmware: if is.uefi { Firmware::Uefi } else { Firmware::Bios },
+        guest: None,
+        media: Vec::new(),
         tpm: false,
         display: crate::manifest::Display::None,
         usb: Vec::new(),
@@ -119,6 +121,7 @@ pub(super) fn vm(
         boot,
         accel,
         start: if domain.autostart { StartWhen::Boot } else { StartWhen::Manual },
+        start_after: Vec::new(),
         state: None,
         absent: false,
     };

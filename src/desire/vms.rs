@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::gpus::{proof, resolve};
-use super::{Desired, Shared, guests, images, parts, sockets};
+use super::{Desired, Shared, guests, images, parts, sockets, starts};
 use crate::facts::HostFacts;
 use crate::manifest::{self, DiskEntry, Loaded, Manifest, NicEntry, StartWhen, VmEntry, VmState};
 use crate::plan::{BlockStore, Finding, Key, Severity};
@@ -186,6 +186,7 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
     let mut slots = Vec::new();
     if !vm.absent {
         after.push(Key::new("module", ""));
+        after.extend(vm.start_after.iter().map(|other| Key::new("libvirt-domain", other.as_str())));
         disks = self::disks(m, facts, desired, name, vm, &mut after);
         slots = self::slots(m, facts, desired, &place, vm, &mut after);
         if guests::has_seed(vm)
@@ -219,7 +220,13 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
         extras: if vm.absent { Vec::new() } else { parts::extras(vm) },
         smbios: vm.smbios.as_ref().map(manifest::Smbios::entries).unwrap_or_default(),
         additions: parts::additions(manifest, desired, &place, vm),
+        windows: vm.is_windows(),
+        media: match vm.absent {
+            true => Vec::new(),
+            false => vm.media.iter().map(|path| path.as_str().into()).collect(),
+        },
         firmware: match vm.firmware {
+            _ if vm.is_windows() => Firmware::UefiSecure,
             manifest::Firmware::Uefi => Firmware::Uefi,
             manifest::Firmware::UefiSecure => Firmware::UefiSecure,
             manifest::Firmware::Bios => Firmware::Bios,
@@ -235,15 +242,36 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
             manifest::Accel::Auto | manifest::Accel::Kvm => Accel::Kvm,
         },
         arch: if facts.os.arch == "arm64" { Arch::Aarch64 } else { Arch::X86_64 },
-        autostart: vm.start == StartWhen::Boot,
+        autostart: vm.start == StartWhen::Boot && vm.start_after.is_empty(),
         start_when_made: vm.start == StartWhen::Boot,
         running: vm.state.map(|s| s == VmState::Running),
         absent: vm.absent,
         start_owed: false,
     };
     let key = desired.want(&place, after, domain);
+    starts::desire(name, vm, &key, desired);
+    if vm.is_windows() && !vm.absent {
+        windows(facts, desired, &place, vm);
+    }
     if let Some((_, path, _)) = pool_of_seed(m, vm).filter(|_| vm.absent && guests::has_seed(vm)) {
         guests::want_gone(desired, name, &path, key);
+    }
+}
+
+/// What Windows 11 needs beside its parts.
+fn windows(facts: &HostFacts, desired: &mut Desired, place: &str, vm: &VmEntry) {
+    let mut find = |severity, message: &str, help: &str| {
+        desired.findings.push(finding(severity, "windows", place, message.to_owned(), help));
+    };
+    if facts.os.arch == "arm64" {
+        find(Severity::Error, "Windows 11 is for hosts on amd64 in this version", "run it on another host");
+    }
+    if vm.display == manifest::Display::None && vm.gpus.is_empty() {
+        find(
+            Severity::Warning,
+            "nobody can see its guest: Windows has no console on a serial line",
+            "write `display: vnc`",
+        );
     }
 }
 
@@ -302,6 +330,12 @@ fn disks(
             continue;
         }
         let Some(size) = entry.size else { continue };
+        let options = |entry: &DiskEntry| {
+            let said = options(entry);
+            // What a new Windows has a driver for.
+            let usual = vm.is_windows().then(|| "sata".to_owned());
+            DiskOptions { bus: said.bus.clone().or(usual), ..said }
+        };
         let image = vm.image.as_ref().filter(|_| n == 0);
         if let Some((storage, store)) = store_of(m, entry) {
             let volume = format!("{name}-{n}");

@@ -403,6 +403,13 @@ pub struct VmEntry {
     /// Other devices by their names in `devices`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<ResourceName>,
+    /// What its guest is, where its machine has to be made for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestSystem>,
+    /// Images of CD-ROMs on the host, read-only in drives of their own, such as an installer's and one with drivers: used,
+    /// never fetched. A VM that is made with some boots from them where its disk has nothing to boot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub media: Vec<FilePath>,
     /// What the VM boots with.
     #[serde(default)]
     pub firmware: Firmware,
@@ -434,6 +441,10 @@ pub struct VmEntry {
     /// When it starts.
     #[serde(default)]
     pub start: StartWhen,
+    /// VMs that have to run first: an apply starts them in this order, and with `start: boot` so does the host, by a unit of
+    /// gpuvm's, for libvirt itself starts VMs in no order. What a person starts by hand waits for nobody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub start_after: Vec<DomainName>,
     /// Whether it has to run; where left out, one that a person stopped stays stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<VmState>,
@@ -728,6 +739,26 @@ pub struct NicEntry {
     /// Name servers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<Ip>,
+}
+
+/// A guest that its machine has to be made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum GuestSystem {
+    /// Windows 11: secure boot, a TPM, what Windows knows of running in a VM, the host's local time; disks on SATA and an
+    /// Intel card, which it has drivers for, where nothing else is said.
+    #[serde(rename = "windows-11")]
+    Windows11,
+}
+
+impl VmEntry {
+    /// Whether its guest is Windows.
+    pub fn is_windows(&self) -> bool {
+        self.guest == Some(GuestSystem::Windows11)
+    }
+    /// Whether it has a TPM, by its own word or its guest's.
+    pub fn has_tpm(&self) -> bool {
+        self.tpm || self.is_windows()
+    }
 }
 
 /// What a VM boots with.

@@ -635,6 +635,8 @@ impl<'a> Checks<'a> {
             self.image(vm, &place);
             self.guest(vm, &place);
             self.parts(vm, &place);
+            self.windows(vm, &place);
+            self.start_after(name.as_str(), vm, &place);
             if let (Some(nic), Some(at)) = (&vm.network, place.get("network")) {
                 if let Some(networks) = &networks {
                     let word = at.get("name").unwrap_or_else(|| at.clone());
@@ -758,6 +760,51 @@ impl<'a> Checks<'a> {
             let first = (pages_at.span(), "the size of its pages");
             let again = (&size_at, size_at.span(), "not a whole number of pages");
             self.twice(first, again, format!("{size} of memory is not a multiple of {pages}"), None);
+        }
+    }
+
+    /// What cannot be with Windows 11.
+    fn windows(&mut self, vm: &VmEntry, place: &Place<'a>) {
+        if !vm.is_windows() {
+            return;
+        }
+        if let Some(at) = place.get("firmware").filter(|_| vm.firmware != super::Firmware::UefiSecure) {
+            let help = "write `firmware: uefi-secure`, or leave it out";
+            self.value(&at, "Windows 11 wants secure boot".to_owned(), "not with this", Some(help));
+        }
+        for field in ["user", "cloudInit", "ubuntu"] {
+            if let Some(at) = place.get(field) {
+                let help = "take it out; a file for unattended setup goes on a CD-ROM in `media`";
+                let message = format!("`{field}` is for guests with cloud-init, which Windows has not");
+                self.wrong(&at, at.key_span(), message, "not in Windows", Some(help.to_owned()));
+            }
+        }
+    }
+
+    /// The VMs that have to run first are there, and none waits for itself.
+    fn start_after(&mut self, name: &str, vm: &VmEntry, place: &Place<'a>) {
+        let manifest = self.manifest;
+        let names = self.names("vms");
+        let items = place.get("startAfter").map(|list| list.items()).unwrap_or_default();
+        for (other, at) in vm.start_after.iter().zip(items) {
+            let other = other.as_str();
+            self.known(&at, other, &names, "VM", "vms");
+            if manifest.vms.get(other).is_some_and(|vm| vm.absent) {
+                let message = format!("VM `{name}` would wait for `{other}`, which is to be taken away");
+                self.value(&at, message, "`absent: true` there", Some("take it out of this list"));
+                continue;
+            }
+            // Whether the way from there leads back here.
+            let (mut seen, mut open) = (HashSet::new(), vec![other]);
+            while let Some(one) = open.pop() {
+                if seen.insert(one) {
+                    open.extend(manifest.vms.get(one).iter().flat_map(|vm| &vm.start_after).map(|n| n.as_str()));
+                }
+            }
+            if seen.contains(name) {
+                let message = format!("VM `{name}` would wait for itself, by way of `{other}`");
+                self.value(&at, message, "leads back here", Some("take one of them out of its list"));
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use super::volume::FromImage;
 use crate::facts::HostFacts;
 use crate::host::{Answer, HostError, Output, Probe, Program};
 use crate::image::Cached;
-use crate::plan::{Action, BlockStore, BlockVolumeStep, Change, Diff, FieldDiff, Step};
+use crate::plan::{Action, BlockStore, BlockVolumeStep, Change, Diff, FieldDiff, Step, WaitFor};
 use crate::types::{ByteSize, DomainName, ResourceName};
 
 /// A VM's disk in storage of blocks.
@@ -203,6 +203,8 @@ pub struct State {
     place: Result<Answer<Option<Place>>, String>,
     /// What is kept of the image that it begins as.
     image: Option<Cached>,
+    /// Whether libvirt answers.
+    libvirt: bool,
     /// Its VM has it in its definition already.
     had: bool,
     /// Another VM has it.
@@ -310,7 +312,8 @@ impl Resource for BlockVolume {
             .map(|d| d.name.as_str())
             .collect();
         let other = who.iter().find(|name| **name != self.vm.as_str()).map(|name| (*name).to_owned());
-        Ok(State { place, image, had: who.contains(&self.vm.as_str()), other })
+        let libvirt = known.is_some();
+        Ok(State { place, image, libvirt, had: who.contains(&self.vm.as_str()), other })
     }
 
     fn diff(&self, state: &State, last: Option<&Self>, _: &HostFacts) -> Diff {
@@ -349,6 +352,14 @@ impl Resource for BlockVolume {
                 return blocked(why, help);
             }
             let mut change = self.making();
+            // An image lies in a pool of libvirt's first.
+            if self.image.is_some() && state.image.is_none() && !state.libvirt {
+                return Diff::Waits {
+                    on: WaitFor::Libvirt,
+                    why: "its image is kept in a pool of libvirt's, which is not there yet".to_owned(),
+                    promise: change,
+                };
+            }
             if let Some(refused) = self.room(place, self.whole(place.extent), &mut change) {
                 return refused;
             }
@@ -450,7 +461,7 @@ mod tests {
             BlockStore::Lvm { group } => lvm(VGS, text, group, None).unwrap(),
             BlockStore::LvmThin { group, pool } => lvm(VGS, text, group, Some(pool)).unwrap(),
         };
-        State { place: Ok(Answer::Value(place)), image: None, had: false, other: None }
+        State { place: Ok(Answer::Value(place)), image: None, libvirt: true, had: false, other: None }
     }
     fn diff(wanted: &BlockVolume, text: &str) -> Diff {
         wanted.diff(&at(wanted, text), None, &facts())
@@ -466,6 +477,11 @@ mod tests {
     fn a_volume_is_made_once_and_grown_and_nothing_else() {
         let Diff::Change(change) = diff(&thin(), &lvs("")) else { panic!("it is made") };
         assert!(matches!(&change.steps[..], [Step::BlockVolume(step)] if !step.grow), "{:?}", change.steps);
+        let image = FromImage { name: "debian-13".parse().unwrap(), pointer: "/i/debian-13.json".into() };
+        let from = BlockVolume { image: Some(image), ..thin() };
+        assert!(matches!(diff(&from, &lvs("")), Diff::Change(_)), "the image comes in the same round");
+        let early = State { libvirt: false, ..at(&from, &lvs("")) };
+        assert!(matches!(from.diff(&early, None, &facts()), Diff::Waits { .. }));
         let made = |gib, tags| lvs(&row("desk-0", gib, "Vwi-a-tz--", "vms", tags));
         assert!(matches!(diff(&thin(), &made(8, "gpuvm.vm:desk")), Diff::InSync { .. }));
         let Diff::Change(change) = diff(&thin(), &made(4, "gpuvm.vm:desk")) else { panic!("it grows") };

@@ -81,6 +81,12 @@ pub struct LibvirtDomain {
     /// A person's own elements, each with the place that it goes to; put in when it is made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub additions: Vec<Addition>,
+    /// Its machine is made for Windows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub windows: bool,
+    /// Images of CD-ROMs in its drives, beside the seed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub media: Vec<PathBuf>,
     /// What it boots with.
     pub firmware: Firmware,
     /// A kernel of the host's that it boots.
@@ -422,6 +428,13 @@ impl LibvirtDomain {
         for path in self.seed_to_drop(last).filter(|s| is.has_cdrom(s)) {
             field("seed", Some(seed(path)), None);
         }
+        let medium = |path: &Path| format!("medium {}", path.display());
+        for path in self.media.iter().filter(|m| !is.has_cdrom(m)) {
+            field(&medium(path), None, Some("attached".to_owned()));
+        }
+        for path in self.media_to_drop(last).filter(|m| is.has_cdrom(m)) {
+            field(&medium(path), Some("attached".to_owned()), None);
+        }
         for extra in &self.extras {
             field(&extra.key(), is.extras.get(&extra.key()).cloned(), Some(extra.value()));
         }
@@ -462,6 +475,10 @@ impl LibvirtDomain {
     /// The seed that was ours and is no longer wanted.
     fn seed_to_drop<'a>(&'a self, last: Option<&'a Self>) -> impl Iterator<Item = &'a PathBuf> {
         last.and_then(|l| l.seed.as_ref()).into_iter().filter(|s| self.seed.as_ref() != Some(s))
+    }
+    /// CD-ROMs that were ours and are no longer wanted.
+    fn media_to_drop<'a>(&'a self, last: Option<&'a Self>) -> impl Iterator<Item = &'a PathBuf> {
+        last.into_iter().flat_map(|l| &l.media).filter(|m| !self.media.contains(m))
     }
     /// The card that was ours and is no longer wanted, or has another address now.
     fn nic_to_drop<'a>(&'a self, last: Option<&'a Self>) -> Option<&'a Nic> {
@@ -508,6 +525,13 @@ impl LibvirtDomain {
                     self.firmware.name()
                 ),
                 help: format!("its system was installed for the former: write `firmware: {}`", last.firmware.name()),
+            };
+        }
+        if let Some(last) = last.filter(|l| l.windows != self.windows) {
+            let was = if last.windows { "for Windows" } else { "for any guest" };
+            return Diff::Blocked {
+                why: format!("its machine was made {was}, and the manifest says otherwise"),
+                help: "correct `guest`, or make a new VM: its system was installed on that machine".to_owned(),
             };
         }
         if let Some(disk) = self.disks_to_drop(last).find(|d| is.has_disk(d) && !is.writes_to(d)) {
@@ -671,6 +695,8 @@ pub struct DomainState {
     missing: Vec<PathBuf>,
     /// Folders of the host that it is to have and that are not there.
     no_folders: Vec<PathBuf>,
+    /// Images of CD-ROMs that are not there.
+    no_media: Vec<PathBuf>,
     /// Devices of the host's that it is to have as disks.
     given: Vec<(PathBuf, given::Given)>,
     /// What its disks go on in, as the files themselves say: libvirt's definition need not.
@@ -679,7 +705,14 @@ pub struct DomainState {
 
 impl From<Libvirt> for DomainState {
     fn from(libvirt: Libvirt) -> Self {
-        Self { libvirt, missing: Vec::new(), no_folders: Vec::new(), given: Vec::new(), chains: BTreeMap::new() }
+        Self {
+            libvirt,
+            missing: Vec::new(),
+            no_folders: Vec::new(),
+            no_media: Vec::new(),
+            given: Vec::new(),
+            chains: BTreeMap::new(),
+        }
     }
 }
 
@@ -730,6 +763,11 @@ impl Resource for LibvirtDomain {
                 state.no_folders.push(path.clone());
             }
         }
+        for path in self.media.iter().filter(|_| !self.absent) {
+            if host.stat(path)? == Answer::Absent {
+                state.no_media.push(path.clone());
+            }
+        }
         for disk in self.disks.iter().filter(|d| d.pool.is_none() && !self.absent) {
             let known = match &state.libvirt {
                 Answer::Value(known) => Some(&**known),
@@ -761,6 +799,12 @@ impl Resource for LibvirtDomain {
             return Diff::Blocked {
                 why: format!("its folder `{}` is not there", path.display()),
                 help: "make it first: folders are shared, never made".to_owned(),
+            };
+        }
+        if let (Diff::Change(_) | Diff::Waits { .. }, Some(path)) = (&diff, state.no_media.first()) {
+            return Diff::Blocked {
+                why: format!("its medium `{}` is not there", path.display()),
+                help: "put it there first: media are used, never fetched".to_owned(),
             };
         }
         match (&diff, state.missing.first()) {

@@ -258,6 +258,19 @@ fn each_rule_names_the_thing_and_its_place() {
             ),
             "8:41 vms.b.disks[0]: `/dev/disk/by-id/a` is a disk of VMs `a` and `b`",
         ),
+        (vm("    guest: windows-11\n    firmware: bios\n"), "8:15 vms.a.firmware: Windows 11 wants secure boot"),
+        (
+            vm("    guest: windows-11\n    user: { name: b, sshKeys: ['gh:b'] }\n"),
+            "8:5 vms.a.user: `user` is for guests with cloud-init, which Windows has not",
+        ),
+        (vm("    startAfter: [b]\n"), "7:18 vms.a.startAfter[0]: unknown VM `b`"),
+        (
+            vm(
+                "    startAfter: [b]\n  b: { cpus: 1, memory: 1GiB, startAfter: [c] }\n  c: { cpus: 1, memory: 1GiB, absent: true }\n",
+            ),
+            "8:44 vms.b.startAfter[0]: VM `b` would wait for `c`, which is to be taken away",
+        ),
+        (vm("    startAfter: [a]\n"), "7:18 vms.a.startAfter[0]: VM `a` would wait for itself, by way of `a`"),
         (memory("{ size: 1GiB, pages: 4MiB }"), "2:51 vms.a.memory.pages: there are no huge pages of 4MiB"),
         (
             memory("{ size: 1536MiB, pages: 1GiB }"),

@@ -1063,6 +1063,8 @@ mod tests {
             extras: vec![],
             smbios: Default::default(),
             additions: vec![],
+            windows: false,
+            media: vec![],
             firmware: Firmware::Uefi,
             boot: None,
             accel: Accel::Tcg,

@@ -518,11 +518,18 @@ fn disks(
             edits.remove(*node);
         }
     }
-    for seed in vm.seed.iter().filter(|s| !is.has_cdrom(s)) {
+    for gone in vm.media_to_drop(last) {
+        let path = gone.to_string_lossy();
+        for node in there.iter().filter(|d| sources(**d).first().is_some_and(|s| *s == path)) {
+            edits.remove(*node);
+        }
+    }
+    for image in vm.seed.iter().chain(&vm.media).filter(|s| !is.has_cdrom(s)) {
         // The drive that a former seed leaves is taken away in the same edit; another name is as good as its.
-        let free = (b'a'..=b'z').map(|c| format!("sd{}", char::from(c))).find(|name| !taken.contains(name));
-        let target = free.ok_or_else(|| refused("it has no name for a CD-ROM drive left", "take disks out"))?;
-        new.push(write::cdrom(seed, &target, write::cdrom_bus(vm.arch)));
+        let bus = write::cdrom_bus(vm.arch);
+        let target = write::free_name(bus, &mut taken)
+            .ok_or_else(|| refused("it has no name for a CD-ROM drive left", "take disks out"))?;
+        new.push(write::cdrom(image, &target, bus));
     }
     if !new.is_empty() {
         edits.insert_into(child(doc.root_element(), "devices").ok_or_else(|| no_devices(vm))?, "disk", &new);
@@ -592,10 +599,10 @@ fn nics(
             }
         }
         None => match gone {
-            Some(gone) => edits.replace(gone.range(), write::interface(want)),
+            Some(gone) => edits.replace(gone.range(), write::interface(want, vm.windows)),
             None => {
                 let devices = child(doc.root_element(), "devices").ok_or_else(|| no_devices(vm))?;
-                edits.insert_into(devices, "interface", &[write::interface(want)]);
+                edits.insert_into(devices, "interface", &[write::interface(want, vm.windows)]);
             }
         },
     }

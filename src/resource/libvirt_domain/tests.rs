@@ -23,6 +23,8 @@ fn vm() -> LibvirtDomain {
         extras: Vec::new(),
         smbios: BTreeMap::new(),
         additions: Vec::new(),
+        windows: false,
+        media: Vec::new(),
         firmware: Firmware::Uefi,
         boot: None,
         accel: Accel::Kvm,
@@ -806,11 +808,55 @@ fn a_definition_is_what_libvirts_own_schema_says() {
     let network = Nic { on: NicOn::Network("default".parse().unwrap()), ..nic("br0", 2) };
     let bios = LibvirtDomain { firmware: Firmware::Bios, accel: Accel::Tcg, nic: Some(network), ..vm() };
     let arm = LibvirtDomain { arch: Arch::Aarch64, seed: Some("/srv/seed.iso".into()), ..with_extras() };
-    for wanted in [vm(), all.clone(), spice, bios, arm] {
+    let windows = LibvirtDomain {
+        windows: true,
+        firmware: Firmware::UefiSecure,
+        media: vec!["/srv/a&b.iso".into(), "/srv/c.iso".into()],
+        ..with_extras()
+    };
+    for wanted in [vm(), all.clone(), spice, bios, arm, windows] {
         crate::validators::libvirt("domain", &write::new(&wanted));
     }
     // What an edit puts in stands where it may.
     let plain = write::new(&LibvirtDomain { disks: vec![disk(0)], slots: vec![], ..vm() });
     let edited = edited(&LibvirtDomain { firmware: Firmware::Uefi, huge_pages: None, ..all }, Some(&vm()), &plain);
     crate::validators::libvirt("domain", &edited);
+}
+
+#[test]
+fn a_machine_for_windows_is_made_so_and_stays_so() {
+    let media: Vec<PathBuf> = vec!["/srv/win11.iso".into(), "/srv/virtio-win.iso".into()];
+    let wanted =
+        LibvirtDomain { windows: true, media, firmware: Firmware::UefiSecure, extras: vec![Extra::Tpm], ..vm() };
+    let xml = write::new(&wanted);
+    for part in [
+        "<hyperv mode='custom'>",
+        "offset='localtime'",
+        "hypervclock",
+        "<boot dev='cdrom'/>",
+        "e1000e",
+        "secure-boot",
+        "<tpm ",
+    ] {
+        assert!(xml.contains(part), "{part}: {xml}");
+    }
+    assert_eq!(wanted.differences(None, &project(&xml).unwrap()), []);
+    let emulated = write::new(&LibvirtDomain { accel: Accel::Tcg, ..wanted.clone() });
+    assert!(!emulated.contains("hyperv"), "of KVM only: {emulated}");
+    assert!(!write::new(&vm()).contains("<boot dev"), "libvirt's own order");
+    // Setup is over.
+    let done = LibvirtDomain { media: vec!["/srv/virtio-win.iso".into()], ..wanted.clone() };
+    let after = edited(&done, Some(&wanted), &xml);
+    assert!(!after.contains("win11.iso") && after.contains("virtio-win.iso"), "{after}");
+    let back = edited(&wanted, Some(&done), &after);
+    assert!(back.contains("/srv/win11.iso"), "{back}");
+    let known = || known(&xml, None);
+    let state = || DomainState::from(Answer::Value(Arc::new(known())));
+    let other = LibvirtDomain { windows: false, ..wanted.clone() };
+    assert!(matches!(other.diff(&state(), Some(&wanted), &facts()), Diff::Blocked { .. }));
+    let gone = DomainState { no_media: vec!["/srv/win11.iso".into()], ..state() };
+    assert!(matches!(wanted.diff(&gone, Some(&wanted), &facts()), Diff::InSync { .. }), "nothing is to be done");
+    let more = LibvirtDomain { cpus: 8, ..wanted.clone() };
+    let Diff::Blocked { why, .. } = more.diff(&gone, Some(&wanted), &facts()) else { panic!("it would not start") };
+    assert!(why.contains("win11.iso"), "{why}");
 }

@@ -75,6 +75,30 @@ pub(super) fn topology(t: &Topology) -> String {
     format!("<topology sockets='{}' cores='{}' threads='{}'/>", t.sockets, t.cores, t.threads)
 }
 
+/// What Windows knows of running in a VM (formatdomain, "Hypervisor features"; docs/system/i386/hyperv in QEMU: `stimer` needs
+/// `synic` and `time`, `tlbflush` and `ipi` need `vpindex`).
+const HYPERV: &str = "<hyperv mode='custom'>
+      <relaxed state='on'/>
+      <vapic state='on'/>
+      <spinlocks state='on' retries='8191'/>
+      <vpindex state='on'/>
+      <runtime state='on'/>
+      <synic state='on'/>
+      <stimer state='on'/>
+      <reset state='on'/>
+      <frequencies state='on'/>
+      <tlbflush state='on'/>
+      <ipi state='on'/>
+    </hyperv>";
+
+/// Windows takes the machine's clock for local time, and its own one from the hypervisor.
+const WINDOWS_CLOCK: &str = "<clock offset='localtime'>
+    <timer name='rtc' tickpolicy='catchup'/>
+    <timer name='pit' tickpolicy='delay'/>
+    <timer name='hpet' present='no'/>
+    <timer name='hypervclock' present='yes'/>
+  </clock>";
+
 /// Ports that a new VM has to spare: a GPU has up to four functions, and libvirt plugs each into a port of its own.
 const SPARE_PORTS: usize = 4;
 
@@ -115,10 +139,12 @@ pub(super) fn nic_source(on: &NicOn) -> (&'static str, String) {
     }
 }
 
-pub(super) fn interface(nic: &Nic) -> String {
+pub(super) fn interface(nic: &Nic, windows: bool) -> String {
     let (kind, source) = nic_source(&nic.on);
+    // What a new Windows has a driver for.
+    let model = if windows { "e1000e" } else { "virtio" };
     format!(
-        "<interface type='{kind}'>\n      <mac address='{}'/>\n      {source}\n      <model type='virtio'/>\n    </interface>",
+        "<interface type='{kind}'>\n      <mac address='{}'/>\n      {source}\n      <model type='{model}'/>\n    </interface>",
         nic.mac
     )
 }
@@ -231,6 +257,10 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
             writeln!(x, "    <cmdline>{}</cmdline>", e(cmdline))?;
         }
     }
+    if !vm.media.is_empty() {
+        // The firmware tries what is named here and nothing else.
+        writeln!(x, "    <boot dev='hd'/>\n    <boot dev='cdrom'/>")?;
+    }
     writeln!(x, "  </os>")?;
     writeln!(x, "  <features>\n    <acpi/>")?;
     if vm.arch == Arch::X86_64 {
@@ -240,12 +270,19 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
         // Without it, the guest could write to the firmware's own keys.
         writeln!(x, "    <smm state='on'/>")?;
     }
+    if vm.windows && vm.accel == Accel::Kvm {
+        writeln!(x, "    {HYPERV}")?;
+    }
     writeln!(x, "  </features>")?;
     match &vm.topology {
         None => writeln!(x, "  <cpu mode='{}'/>", cpu_mode(vm.accel))?,
         Some(t) => writeln!(x, "  <cpu mode='{}'>\n    {}\n  </cpu>", cpu_mode(vm.accel), topology(t))?,
     }
-    writeln!(x, "  <clock offset='utc'/>")?;
+    match (vm.windows, vm.accel) {
+        (false, _) => writeln!(x, "  <clock offset='utc'/>")?,
+        (true, Accel::Tcg) => writeln!(x, "  <clock offset='localtime'/>")?,
+        (true, Accel::Kvm) => writeln!(x, "  {WINDOWS_CLOCK}")?,
+    }
     for (event, what) in [("poweroff", "destroy"), ("reboot", "restart"), ("crash", "destroy")] {
         writeln!(x, "  <on_{event}>{what}</on_{event}>")?;
     }
@@ -266,8 +303,12 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
     if let Some(seed) = &vm.seed {
         writeln!(x, "    {}", cdrom(seed, "sda", cdrom_bus(vm.arch)))?;
     }
+    for image in &vm.media {
+        let Some(target) = free_name(cdrom_bus(vm.arch), &mut taken) else { break };
+        writeln!(x, "    {}", cdrom(image, &target, cdrom_bus(vm.arch)))?;
+    }
     if let Some(nic) = &vm.nic {
-        writeln!(x, "    {}", interface(nic))?;
+        writeln!(x, "    {}", interface(nic, vm.windows))?;
     }
     writeln!(x, "    <serial type='pty'/>\n    <console type='pty'/>")?;
     writeln!(
