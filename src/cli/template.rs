@@ -128,7 +128,8 @@ pub(super) fn run(args: &TemplateArgs, talk: Talk<'_>) -> miette::Result<u8> {
         TemplateCommand::Use(of) => {
             let template = find(all(of.vm.root())?, &of.template)?;
             let file = (template.file.display().to_string(), template.kept.sha256.clone());
-            create(&of.vm, Begins { image: &template.name, file: Some(file) }, false, None, talk)
+            let bios = matches!(template.kept.origin, Origin::Disk { bios: true, .. });
+            create(&of.vm, Begins { image: &template.name, file: Some(file), bios }, false, None, talk)
         }
         TemplateCommand::Export(export) => self::export(export),
     }
@@ -183,6 +184,7 @@ fn list(args: &ListArgs) -> miette::Result<u8> {
     let all = all(args.root.as_deref())?;
     let line = |t: &Template| {
         let of = match &t.kept.origin {
+            Origin::Disk { vm, bios: true, .. } => format!("from VM {vm}, starts by BIOS"),
             Origin::Disk { vm, .. } => format!("from VM {vm}"),
             other => other.place(),
         };

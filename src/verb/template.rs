@@ -9,7 +9,7 @@ use crate::image::{Cached, FOLDER, Origin, pointer};
 use crate::plan::{Action, Change, Diff, FetchStep, Finding, Key, Risk, Severity, Step};
 use crate::resource::chains::all_over;
 use crate::resource::image::{is_template, used};
-use crate::resource::libvirt_domain::Drive;
+use crate::resource::libvirt_domain::{Drive, project};
 use crate::types::{DomainName, ResourceName};
 
 /// The kind of a template in plans.
@@ -115,7 +115,8 @@ fn saving(
             "have a pool for its folder: `storage` in host.yaml".to_owned(),
         );
     };
-    let origin = Origin::Disk { vm: name.to_string(), path: file.clone(), kind: format.clone() };
+    let bios = project(&subject.domain.inactive_xml).is_ok_and(|is| !is.uefi);
+    let origin = Origin::Disk { vm: name.to_string(), path: file.clone(), kind: format.clone(), bios };
     match look.probe.text(&pointer(&directory, template.as_str()))? {
         Answer::Absent => {}
         Answer::Denied => {

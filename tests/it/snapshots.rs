@@ -595,3 +595,19 @@ fn what_others_wrote_into_a_vm_is_in_no_output() {
     let first = |name: &str| host.domain(name)["inactiveXml"].as_str().unwrap().contains("canary-first");
     assert!(first("tiny") && first("copy") && first("more"), "they lost none of it");
 }
+
+#[test]
+fn what_starts_by_bios_does_so_in_the_vms_of_its_template_too() {
+    let host = Host::made(&MANIFEST.replace("start: manual", "start: manual, firmware: bios"));
+    host.libvirt(|known| {
+        let tiny = &mut known["domains"][0];
+        (tiny["active"], tiny["liveXml"]) = (false.into(), serde_json::Value::Null);
+    });
+    host.guest_writes("a=1");
+    host.flat("vm template save tiny golden --yes", 0);
+    assert!(host.says("vm template list", 0).contains("starts by BIOS"));
+    host.flat("vm template use golden desk --user alice --key gh:alice --disk 5GiB --no-start --yes", 0);
+    let manifest = fs::read_to_string(host.at("host.yaml")).unwrap();
+    assert!(manifest.contains("    firmware: bios\n"), "{manifest}");
+    assert!(!host.domain("desk")["inactiveXml"].as_str().unwrap().contains("firmware='efi'"));
+}
