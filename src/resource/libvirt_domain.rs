@@ -768,12 +768,16 @@ impl Resource for LibvirtDomain {
                 state.no_media.push(path.clone());
             }
         }
-        for disk in self.disks.iter().filter(|d| d.pool.is_none() && !self.absent) {
+        for disk in self.disks.iter().filter(|d| d.block && !self.absent) {
             let known = match &state.libvirt {
                 Answer::Value(known) => Some(&**known),
                 _ => None,
             };
-            state.given.push((disk.path.clone(), given::look(&disk.path, &self.name, known, host)));
+            let given = given::look(&disk.path, &self.name, known, host);
+            // A volume that is not there yet is made; one that is may be mounted, or another VM's by another name.
+            if disk.pool.is_none() || !given.is_missing() {
+                state.given.push((disk.path.clone(), given));
+            }
         }
         if let Answer::Value(known) = &state.libvirt
             && let Some(domain) = known.domain(self.name.as_str())
