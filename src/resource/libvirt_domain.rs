@@ -137,6 +137,10 @@ pub struct Topology {
     pub cores: u32,
     /// Threads of each core.
     pub threads: u32,
+    /// AMD's processors tell a guest of threads by a feature that QEMU leaves out of them unless it is asked for. Put in when
+    /// the VM is made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub topoext: bool,
 }
 
 impl Topology {
