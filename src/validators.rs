@@ -62,3 +62,25 @@ pub(crate) fn netplan(network_config: &str) {
         accepts("netplan", &["generate", "--root-dir", root.path().to_str().unwrap()], network_config);
     }
 }
+
+/// A command line of LVM's that changes nothing, for its group is not there. LVM says the same of words that it does not
+/// take and of a kernel without device-mapper, so what it says of the words is looked for.
+#[allow(clippy::disallowed_methods)] // tests start programs of others themselves
+pub(crate) fn lvm(program: &str, args: &[&str]) {
+    if !installed(program) {
+        return;
+    }
+    let output = Command::new(program).args(args).env("LVM_SUPPRESS_FD_WARNINGS", "1").output().unwrap();
+    let said = (String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr)).to_lowercase();
+    let refusals = [
+        "supported only",
+        "unrecogni",
+        "not permitted",
+        "invalid argument",
+        "incorrect syntax",
+        "may not be used",
+        "no command",
+    ];
+    let refused = refusals.iter().find(|words| said.contains(**words));
+    assert_eq!(refused, None, "{program} {}: {said}", args.join(" "));
+}

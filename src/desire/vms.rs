@@ -207,7 +207,10 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
     let domain = LibvirtDomain {
         name: name.clone(),
         cpus: vm.cpus.count.0,
-        topology: vm.cpus.topology().map(|[sockets, cores, threads]| Topology { sockets, cores, threads }),
+        topology: vm.cpus.topology().map(|[sockets, cores, threads]| {
+            let topoext = threads > 1 && facts.cpu.virtualisation.as_deref() == Some("svm");
+            Topology { sockets, cores, threads, topoext }
+        }),
         pins: pins(&vm.cpus),
         near: near(vm, &slots, facts),
         memory: vm.memory.size,

@@ -137,6 +137,10 @@ pub struct Topology {
     pub cores: u32,
     /// Threads of each core.
     pub threads: u32,
+    /// AMD's processors tell a guest of threads by a feature that QEMU leaves out of them unless it is asked for. Put in when
+    /// the VM is made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub topoext: bool,
 }
 
 impl Topology {
@@ -768,12 +772,16 @@ impl Resource for LibvirtDomain {
                 state.no_media.push(path.clone());
             }
         }
-        for disk in self.disks.iter().filter(|d| d.pool.is_none() && !self.absent) {
+        for disk in self.disks.iter().filter(|d| d.block && !self.absent) {
             let known = match &state.libvirt {
                 Answer::Value(known) => Some(&**known),
                 _ => None,
             };
-            state.given.push((disk.path.clone(), given::look(&disk.path, &self.name, known, host)));
+            let given = given::look(&disk.path, &self.name, known, host);
+            // A volume that is not there yet is made; one that is may be mounted, or another VM's by another name.
+            if disk.pool.is_none() || !given.is_missing() {
+                state.given.push((disk.path.clone(), given));
+            }
         }
         if let Answer::Value(known) = &state.libvirt
             && let Some(domain) = known.domain(self.name.as_str())

@@ -82,9 +82,14 @@ fn perform(
 fn make_args(step: &BlockVolumeStep, bytes: u64) -> (Program, Vec<String>) {
     let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
     let begun = step.image.is_some();
-    let thick = |group: &str, size: [String; 2], thin: Option<&str>| {
+    let of_lvm = |group: &str, size: [String; 2], thin: Option<&str>| {
         // What a former volume left where this one lies is no file system of the new one's.
-        let mut args = words(&["--yes", "--wipesignatures", "y", "--zero", "y", "--addtag"]);
+        let mut args = words(&["--yes", "--wipesignatures", "y"]);
+        if thin.is_none() {
+            // A thin volume has nothing of others' in it, and LVM refuses the word there.
+            args.extend(words(&["--zero", "y"]));
+        }
+        args.push("--addtag".to_owned());
         args.push(format!("{OF_VM}{}", step.vm));
         if let Some(image) = &step.image_name {
             args.extend(["--addtag".to_owned(), format!("{OF_IMAGE}{image}")]);
@@ -98,9 +103,9 @@ fn make_args(step: &BlockVolumeStep, bytes: u64) -> (Program, Vec<String>) {
         (Program::Lvcreate, args)
     };
     match &step.store {
-        BlockStore::Lvm { group } => thick(group, ["--size".to_owned(), format!("{bytes}b")], None),
+        BlockStore::Lvm { group } => of_lvm(group, ["--size".to_owned(), format!("{bytes}b")], None),
         BlockStore::LvmThin { group, pool } => {
-            thick(group, ["--virtualsize".to_owned(), format!("{bytes}b")], Some(pool))
+            of_lvm(group, ["--virtualsize".to_owned(), format!("{bytes}b")], Some(pool))
         }
         BlockStore::Zfs { .. } => {
             let mut args = words(&["create", "-V", &bytes.to_string(), "-o"]);
@@ -178,6 +183,7 @@ fn free(device: &Path) -> Result<(), HostError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resource::block_volume::{LVS, VGS};
     use crate::types::ByteSize;
 
     fn step(store: BlockStore, image: bool) -> BlockVolumeStep {
@@ -201,13 +207,13 @@ mod tests {
         let thin = step(BlockStore::LvmThin { group: group(), pool: "vms".to_owned() }, true);
         assert_eq!(
             line(make_args(&thin, 1 << 30)),
-            "lvcreate --yes --wipesignatures y --zero y --addtag gpuvm.vm:desk --addtag gpuvm.image:debian-13 \
+            "lvcreate --yes --wipesignatures y --addtag gpuvm.vm:desk --addtag gpuvm.image:debian-13 \
              --addtag gpuvm.begun --virtualsize 1073741824b --thinpool vms --name desk-0 vg0"
         );
         assert_eq!(line(done_args(&thin)), "lvchange --deltag gpuvm.begun vg0/desk-0");
         let thick = step(BlockStore::Lvm { group: group() }, false);
         let args = line(make_args(&thick, 1 << 30));
-        assert!(args.ends_with("--addtag gpuvm.vm:desk --size 1073741824b --name desk-0 vg0"), "{args}");
+        assert!(args.ends_with("--zero y --addtag gpuvm.vm:desk --size 1073741824b --name desk-0 vg0"), "{args}");
         assert_eq!(line(grow_args(&thick, 2 << 30)), "lvextend --yes --size 2147483648b vg0/desk-0");
         let zvol = step(BlockStore::Zfs { dataset: "tank/vms".to_owned() }, true);
         assert_eq!(
@@ -216,6 +222,24 @@ mod tests {
         );
         assert_eq!(line(done_args(&zvol)), "zfs set gpuvm:state=made tank/vms/desk-0");
         assert_eq!(line(grow_args(&zvol, 2 << 30)), "zfs set volsize=2147483648 tank/vms/desk-0");
+    }
+
+    /// LVM reads its command line before it looks for the group, which is nowhere.
+    #[test]
+    fn lvm_itself_takes_the_words() {
+        let group = || "gpuvm-nowhere".to_owned();
+        for store in
+            [BlockStore::Lvm { group: group() }, BlockStore::LvmThin { group: group(), pool: "vms".to_owned() }]
+        {
+            let step = step(store, true);
+            for (program, args) in [make_args(&step, 1 << 30), done_args(&step), grow_args(&step, 1 << 30)] {
+                let args: Vec<&str> = args.iter().map(String::as_str).collect();
+                crate::validators::lvm(program.name(), &args);
+            }
+        }
+        for (program, args) in [("lvs", &LVS[..]), ("vgs", &VGS[..])] {
+            crate::validators::lvm(program, args);
+        }
     }
 
     #[test]

@@ -139,6 +139,11 @@ fn other(
 }
 
 impl Given {
+    /// Nothing has this name.
+    pub(super) fn is_missing(&self) -> bool {
+        !self.there && self.unknown.is_none()
+    }
+
     /// Why the VM cannot have it. `had`: it has had it before, so that what is on it may be its guest's doing.
     pub(super) fn refused(&self, had: bool) -> Option<Diff> {
         let path = self.path.display();
@@ -234,6 +239,7 @@ mod tests {
         assert_eq!(why(&seen(&|_| {}, None), false), "");
         let gone = seen(&|root| std::fs::remove_file(root.join(&PATH[1..])).unwrap(), None);
         assert!(why(&gone, true).ends_with("is not there"), "{}", why(&gone, true));
+        assert!(gone.is_missing() && !seen(&|_| {}, None).is_missing());
         let used = [
             (with("proc/self/mountinfo", "22 1 8:17 / /srv rw - ext4 /dev/x rw\n"), "`sdb1` is mounted at /srv"),
             (with("proc/self/mountinfo", "22 1 0:40 / /data rw - btrfs /dev/sdb rw\n"), "`sdb` is mounted at /data"),

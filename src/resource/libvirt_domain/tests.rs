@@ -688,13 +688,18 @@ fn a_disk_on_another_bus_needs_a_driver_in_the_guest_and_waits_for_its_start() {
 
 #[test]
 fn the_guest_sees_its_processors_as_the_manifest_says() {
-    let topology = |sockets, cores, threads| Some(Topology { sockets, cores, threads });
+    let topology = |sockets, cores, threads| Some(Topology { sockets, cores, threads, topoext: false });
     let with = |topology| LibvirtDomain { topology, ..vm() };
     let xml = write::new(&with(topology(1, 2, 2)));
     assert!(xml.contains("<topology sockets='1' cores='2' threads='2'/>"), "{xml}");
     let (gone, new) = edit(|vm| *vm = with(topology(1, 2, 2)));
     assert_eq!(gone, ["<cpu mode='host-passthrough' check='none' migratable='on'/>"]);
     assert_eq!(new[1..], ["<topology sockets='1' cores='2' threads='2'/>", "</cpu>"]);
+    let amd = with(topology(1, 2, 2).map(|t| Topology { topoext: true, ..t }));
+    let feature = "<feature policy='require' name='topoext'/>";
+    assert!(write::new(&amd).contains(feature) && !xml.contains(feature));
+    assert_eq!(amd.differences(None, &project(&write::new(&amd)).unwrap()), []);
+    assert!(!write::new(&LibvirtDomain { accel: Accel::Tcg, ..amd }).contains(feature), "of KVM only");
     let last = with(topology(1, 2, 2));
     let more = LibvirtDomain { cpus: 8, topology: topology(2, 2, 2), ..vm() };
     let after = edited(&more, Some(&last), &xml);
@@ -792,7 +797,7 @@ fn a_definition_is_what_libvirts_own_schema_says() {
         .collect();
     disks.push(device);
     let all = LibvirtDomain {
-        topology: Some(Topology { sockets: 1, cores: 2, threads: 2 }),
+        topology: Some(Topology { sockets: 1, cores: 2, threads: 2, topoext: true }),
         pins: Some(Pins { cpus: BTreeMap::from([(0, "2-3".to_owned())]), emulator: Some("0".to_owned()) }),
         near: Some(Near { node: 0, cpus: "0-7".to_owned() }),
         huge_pages: Some(ByteSize::from_gib(1)),

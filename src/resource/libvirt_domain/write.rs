@@ -276,7 +276,11 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
     writeln!(x, "  </features>")?;
     match &vm.topology {
         None => writeln!(x, "  <cpu mode='{}'/>", cpu_mode(vm.accel))?,
-        Some(t) => writeln!(x, "  <cpu mode='{}'>\n    {}\n  </cpu>", cpu_mode(vm.accel), topology(t))?,
+        Some(t) => {
+            let topoext = t.topoext && vm.accel == Accel::Kvm;
+            let feature = if topoext { "\n    <feature policy='require' name='topoext'/>" } else { "" };
+            writeln!(x, "  <cpu mode='{}'>\n    {}{feature}\n  </cpu>", cpu_mode(vm.accel), topology(t))?;
+        }
     }
     match (vm.windows, vm.accel) {
         (false, _) => writeln!(x, "  <clock offset='utc'/>")?,
