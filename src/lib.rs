@@ -28,6 +28,8 @@
 //! nothing but `apply` changes a host, and nothing but `cli` opens the live one.
 
 pub mod types;
+#[cfg(test)]
+mod validators;
 
 pub mod fail_point;
 

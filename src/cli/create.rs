@@ -117,12 +117,12 @@ pub(super) fn run(args: &CreateArgs, talk: Talk<'_>) -> miette::Result<u8> {
         What::Ubuntu(args) => {
             let image = format!("ubuntu-{}", args.release);
             built_in(&image)?;
-            create(&args.vm, Begins { image: &image, file: None }, args.desktop, args.nvidia.clone(), talk)
+            create(&args.vm, Begins { image: &image, file: None, bios: false }, args.desktop, args.nvidia.clone(), talk)
         }
         What::Debian(args) => {
             let image = format!("debian-{}", args.release);
             built_in(&image)?;
-            create(&args.vm, Begins { image: &image, file: None }, false, None, talk)
+            create(&args.vm, Begins { image: &image, file: None, bios: false }, false, None, talk)
         }
     }
 }
@@ -131,6 +131,8 @@ pub(super) fn run(args: &CreateArgs, talk: Talk<'_>) -> miette::Result<u8> {
 pub(super) struct Begins<'a> {
     pub image: &'a str,
     pub file: Option<(String, String)>,
+    /// Whether that is started by BIOS.
+    pub bios: bool,
 }
 
 impl VmArgs {
@@ -261,6 +263,7 @@ fn told(
         name: args.name.clone(),
         image: begins.image.parse().into_diagnostic()?,
         image_file: begins.file,
+        bios: begins.bios,
         cpus: match args.cpus {
             Some(cpus) => cpus,
             None if asks => offered("processors", "2", |n: &u32| match n {

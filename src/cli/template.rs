@@ -29,6 +29,8 @@ enum TemplateCommand {
     Save(SaveArgs),
     /// The templates of this host.
     List(ListArgs),
+    /// Delete a template: shown and asked about first. One that disks go on in stays.
+    Delete(DeleteArgs),
     /// Make a VM from a template, as `gpuvm create` does: its entry in the manifest, its plan, and that carried out.
     Use(Box<UseArgs>),
     /// Copy a template to a file, and print the manifest's entry for it.
@@ -54,6 +56,18 @@ struct ListArgs {
     /// What is printed.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
+    /// A recorded host in place of this machine.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct DeleteArgs {
+    /// The template.
+    name: ResourceName,
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -105,10 +119,17 @@ pub(super) fn run(args: &TemplateArgs, talk: Talk<'_>) -> miette::Result<u8> {
             })
         }
         TemplateCommand::List(list) => self::list(list),
+        TemplateCommand::Delete(delete) => {
+            find(all(delete.root.as_deref())?, &delete.name)?;
+            perform(delete.root.as_deref(), Consent { yes: delete.yes, ..Consent::default() }, talk, |_| {
+                Ok(Verb::DeleteTemplate { template: delete.name.clone() })
+            })
+        }
         TemplateCommand::Use(of) => {
             let template = find(all(of.vm.root())?, &of.template)?;
             let file = (template.file.display().to_string(), template.kept.sha256.clone());
-            create(&of.vm, Begins { image: &template.name, file: Some(file) }, false, None, talk)
+            let bios = matches!(template.kept.origin, Origin::Disk { bios: true, .. });
+            create(&of.vm, Begins { image: &template.name, file: Some(file), bios }, false, None, talk)
         }
         TemplateCommand::Export(export) => self::export(export),
     }
@@ -163,6 +184,7 @@ fn list(args: &ListArgs) -> miette::Result<u8> {
     let all = all(args.root.as_deref())?;
     let line = |t: &Template| {
         let of = match &t.kept.origin {
+            Origin::Disk { vm, bios: true, .. } => format!("from VM {vm}, starts by BIOS"),
             Origin::Disk { vm, .. } => format!("from VM {vm}"),
             other => other.place(),
         };

@@ -16,6 +16,7 @@ use crate::check::{self, Asked, Looked, Status};
 use crate::facts::{self, HostFacts};
 use crate::gpu;
 use crate::host::{Answer, Domain, Probe, Program, Snapshot, Virtualisation, live};
+use crate::manifest::UserName;
 use crate::plan::{Past, Step};
 use crate::report::{self, Off};
 use crate::resource::shared_gpu::shared_now;
@@ -101,7 +102,7 @@ pub struct ConsoleArgs {
 pub struct SshArgs {
     /// The VM.
     name: DomainName,
-    /// The user in the guest; ssh's own choice where none is said.
+    /// The user in the guest; where none is said, the one that the manifest gave it, or else ssh's own choice.
     #[arg(short = 'l', long, value_name = "USER")]
     user: Option<String>,
     /// Refused: a guest of a recorded host does not run anywhere.
@@ -425,8 +426,10 @@ pub(super) fn ssh(args: &SshArgs) -> miette::Result<u8> {
         // A VM's key is that VM's, whatever address it has today; a VM made anew has a new one.
         words.extend(["-o".to_owned(), format!("HostKeyAlias=gpuvm-{}-{}", vm.name, vm.uuid)]);
         words.extend(["-o".to_owned(), "StrictHostKeyChecking=accept-new".to_owned()]);
-        if let Some(user) = &args.user {
-            words.extend(["-l".to_owned(), user.clone()]);
+        // What a definition says may be anyone's: only what could be a user is passed on.
+        let declared = || vm.user.clone().filter(|user| user.parse::<UserName>().is_ok());
+        if let Some(user) = args.user.clone().or_else(declared) {
+            words.extend(["-l".to_owned(), user]);
         }
         words.extend(["--".to_owned(), at.to_string()]);
         words.extend(args.command.iter().cloned());

@@ -41,6 +41,8 @@ pub struct NewVm {
     pub start: bool,
     /// Where the image is a file of the host's: that, and its sha256 in hex.
     pub image_file: Option<(String, String)>,
+    /// It starts by BIOS.
+    pub bios: bool,
 }
 
 /// The entry alone, and the manifest's text with it.
@@ -61,6 +63,9 @@ pub fn new_vm(new: &NewVm, loaded: &Loaded) -> Result<(String, String), Refused>
             Some(pool) => format!("disks: [{{ pool: {}, size: {} }}]", scalar(pool.as_str()), new.disk),
         },
     ];
+    if new.bios {
+        lines.push("firmware: bios".to_owned());
+    }
     let keys = new.keys.iter().map(|k| quoted(k.as_str())).collect::<Vec<_>>().join(", ");
     lines.push(format!("user: {{ name: {}, sshKeys: [{keys}] }}", scalar(new.user.as_str())));
     let bridge = m.bridge.as_ref().map(|b| b.name.to_string());

@@ -9,7 +9,7 @@ use crate::desire::{IMAGES, slot_of};
 use crate::facts::{HostFacts, Known, LinkKind};
 use crate::host::{Domain, Virtualisation};
 use crate::manifest::{
-    Accel, BridgeSection, CpuCount, Cpus, DeviceUse, DirectBoot, DiskEntry, Firmware, GivenDevice, Manifest, Memory,
+    Accel, BridgeSection, CpuCount, DeviceUse, DirectBoot, DiskEntry, Firmware, GivenDevice, Manifest, Memory,
     NetworkEntry, NicEntry, StartWhen, Uplink, VmEntry,
 };
 use crate::resource::libvirt_domain::{Projection, is_marked, project};
@@ -99,7 +99,7 @@ pub(super) fn vm(
     }
     let boot = boot(&is, &mut rest);
     let entry = VmEntry {
-        cpus: Cpus { count: CpuCount(is.cpus), pin: None, emulator: None },
+        cpus: CpuCount(is.cpus).into(),
         memory: Memory { size: is.memory, pages },
         image: None,
         disks,
@@ -110,6 +110,8 @@ pub(super) fn vm(
         gpus,
         devices: devices.into_iter().map(GivenDevice::from).collect(),
         firmware: if is.uefi { Firmware::Uefi } else { Firmware::Bios },
+        guest: None,
+        media: Vec::new(),
         tpm: false,
         display: crate::manifest::Display::None,
         usb: Vec::new(),
@@ -119,6 +121,7 @@ pub(super) fn vm(
         boot,
         accel,
         start: if domain.autostart { StartWhen::Boot } else { StartWhen::Manual },
+        start_after: Vec::new(),
         state: None,
         absent: false,
     };
@@ -129,7 +132,7 @@ pub(super) fn vm(
 fn disks(name: &DomainName, is: &Projection, m: &Manifest, known: &Virtualisation) -> (Vec<DiskEntry>, Vec<String>) {
     let default = m.libvirt.as_ref().and_then(|l| l.pool.clone()).unwrap_or_else(|| IMAGES.into());
     let pools: Vec<(Option<&ResourceName>, &str, &Path)> = std::iter::once((None, "default", default.as_path()))
-        .chain(m.storage.iter().map(|(n, s)| (Some(n), n.as_str(), s.dir.as_path())))
+        .chain(m.storage.iter().filter_map(|(n, s)| Some((Some(n), n.as_str(), s.dir.as_deref()?))))
         .collect();
     // Under a snapshot it is the same disk.
     let sources: Vec<&String> = is.disks.iter().flatten().collect();
@@ -143,7 +146,7 @@ fn disks(name: &DomainName, is: &Projection, m: &Manifest, known: &Virtualisatio
             let found = pool.volumes.iter().find(|v| v.name == volume && v.format == "qcow2")?;
             let size = found.size();
             let fits = sources.contains(&&path) && size >= ByteSize::from_mib(1) && size.bytes().is_multiple_of(1024);
-            fits.then(|| (path, DiskEntry { size, pool: entry.cloned(), take_over: false }))
+            fits.then(|| (path, DiskEntry { pool: entry.cloned(), ..size.into() }))
         })
     };
     while let Some((path, disk)) = find(disks.len()) {
@@ -279,8 +282,8 @@ pub(super) fn lines(entry: &VmEntry, rest: &[String]) -> Vec<String> {
     let gpus: Vec<GivenDevice> = entry.gpus.iter().cloned().map(GivenDevice::from).collect();
     if !entry.disks.is_empty() {
         let disk = |d: &DiskEntry| match &d.pool {
-            Some(pool) => format!("{{ size: {}, pool: {} }}", d.size, scalar(pool.as_str())),
-            None => d.size.to_string(),
+            Some(pool) => format!("{{ size: {}, pool: {} }}", d.size.unwrap_or_default(), scalar(pool.as_str())),
+            None => d.size.unwrap_or_default().to_string(),
         };
         lines.push(format!("disks: [{}]", entry.disks.iter().map(disk).collect::<Vec<_>>().join(", ")));
     }

@@ -12,6 +12,7 @@ mod nvidia;
 mod parts;
 mod program;
 mod sockets;
+mod starts;
 mod virtual_functions;
 mod vms;
 

@@ -12,7 +12,7 @@ use crate::types::xml_fragment;
 /// What the parts of all VMs need of the host.
 pub(super) fn packages(m: &Manifest, facts: &HostFacts, shared: &mut Shared) {
     let any = |of: fn(&VmEntry) -> bool| m.vms.values().any(|vm| !vm.absent && of(vm));
-    if any(|vm| vm.tpm) {
+    if any(VmEntry::has_tpm) {
         want_package(shared, "swtpm-tools", "vms");
     }
     if any(|vm| vm.display == manifest::Display::Spice) {
@@ -35,7 +35,7 @@ fn number(version: &str) -> f64 {
 /// The parts of a VM.
 pub(super) fn extras(vm: &VmEntry) -> Vec<Extra> {
     let mut all = Vec::new();
-    if vm.tpm {
+    if vm.has_tpm() {
         all.push(Extra::Tpm);
     }
     match vm.display {

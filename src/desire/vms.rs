@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::gpus::{proof, resolve};
-use super::{Desired, Shared, guests, images, parts, sockets, virtual_functions};
+use super::{Desired, Shared, guests, images, parts, sockets, starts, virtual_functions};
 use crate::facts::HostFacts;
 use crate::manifest::{self, DiskEntry, Loaded, Manifest, NicEntry, StartWhen, VmEntry, VmState};
-use crate::plan::{Finding, Key, Severity};
+use crate::plan::{BlockStore, Finding, Key, Severity};
+use crate::resource::block_volume::BlockVolume;
 use crate::resource::libvirt_domain::{
-    Accel, Arch, Disk, Firmware, Kernel, LibvirtDomain, Near, Nic, NicOn, PassedSlot, Pins,
+    Accel, Arch, Disk, DiskOptions, Firmware, Kernel, LibvirtDomain, Near, Nic, NicOn, PassedSlot, Pins, Topology,
 };
 use crate::resource::{
     Resource, libvirt_network::LibvirtNetwork, pool::Pool, shared_gpu::SharedGpu, virtual_functions::VirtualFunctions,
@@ -112,10 +113,24 @@ fn readiness(m: &Manifest, facts: &HostFacts, desired: &mut Desired, shared: &mu
     ready
 }
 
+/// Where a disk is, if that is storage of blocks.
+fn store_of<'a>(m: &Manifest, disk: &'a DiskEntry) -> Option<(&'a ResourceName, BlockStore)> {
+    let name = disk.pool.as_ref()?;
+    let entry = m.storage.get(name)?;
+    let thin = |pool: &manifest::LvmThinPool| {
+        let (group, pool) = pool.as_str().split_once('/')?;
+        Some(BlockStore::LvmThin { group: group.to_owned(), pool: pool.to_owned() })
+    };
+    let thick = |group: &manifest::LvmGroup| BlockStore::Lvm { group: group.to_string() };
+    let zfs = |dataset: &manifest::ZfsDataset| BlockStore::Zfs { dataset: dataset.to_string() };
+    let store = entry.lvm.as_ref().map(thick).or_else(|| entry.zfs.as_ref().map(zfs));
+    store.or_else(|| thin(entry.lvm_thin.as_ref()?)).map(|store| (name, store))
+}
+
 /// Where a disk's pool is, and whether a person made that directory.
 fn pool_of(m: &Manifest, disk: &DiskEntry) -> Option<(ResourceName, PathBuf, bool)> {
     match &disk.pool {
-        Some(name) => m.storage.get(name).map(|s| (name.clone(), s.dir.clone(), true)),
+        Some(name) => m.storage.get(name).and_then(|s| Some((name.clone(), s.dir.clone()?, true))),
         None => default_pool(m),
     }
 }
@@ -135,8 +150,9 @@ fn storage(m: &Manifest, desired: &mut Desired) {
             ));
             continue;
         }
-        let pool = Pool { name: name.clone(), path: entry.dir.clone(), existing: true };
-        desired.want(&place, [packages.clone()], pool);
+        if let Some(path) = entry.dir.clone() {
+            desired.want(&place, [packages.clone()], Pool { name: name.clone(), path, existing: true });
+        }
     }
     if let Some(path) = m.libvirt.as_ref().and_then(|l| l.pool.clone())
         && let Ok(name) = DEFAULT.parse()
@@ -145,7 +161,7 @@ fn storage(m: &Manifest, desired: &mut Desired) {
     }
     let mut seen: Vec<(&Path, &str)> = Vec::new();
     let default = m.libvirt.as_ref().and_then(|l| l.pool.as_deref()).unwrap_or(Path::new(IMAGES));
-    let all = m.storage.iter().map(|(n, s)| (s.dir.as_path(), n.as_str()));
+    let all = m.storage.iter().filter_map(|(n, s)| Some((s.dir.as_deref()?, n.as_str())));
     for (path, name) in [(default, DEFAULT)].into_iter().chain(all) {
         match seen.iter().find(|(p, _)| p.components().eq(path.components())) {
             Some((_, other)) => desired.findings.push(finding(
@@ -173,6 +189,7 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
     let mut slots = Vec::new();
     if !vm.absent {
         after.push(Key::new("module", ""));
+        after.extend(vm.start_after.iter().map(|other| Key::new("libvirt-domain", other.as_str())));
         disks = self::disks(m, facts, desired, name, vm, &mut after);
         slots = self::slots(m, facts, desired, &place, vm, &mut after);
         if guests::has_seed(vm)
@@ -193,6 +210,7 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
     let domain = LibvirtDomain {
         name: name.clone(),
         cpus: vm.cpus.count.0,
+        topology: vm.cpus.topology().map(|[sockets, cores, threads]| Topology { sockets, cores, threads }),
         pins: pins(&vm.cpus),
         near: near(vm, &slots, facts),
         memory: vm.memory.size,
@@ -200,11 +218,18 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
         disks,
         nic,
         slots,
+        login: seed.is_some().then(|| vm.user.as_ref().map(|user| user.name.to_string())).flatten(),
         seed,
         extras: if vm.absent { Vec::new() } else { parts::extras(vm) },
         smbios: vm.smbios.as_ref().map(manifest::Smbios::entries).unwrap_or_default(),
         additions: parts::additions(manifest, desired, &place, vm),
+        windows: vm.is_windows(),
+        media: match vm.absent {
+            true => Vec::new(),
+            false => vm.media.iter().map(|path| path.as_str().into()).collect(),
+        },
         firmware: match vm.firmware {
+            _ if vm.is_windows() => Firmware::UefiSecure,
             manifest::Firmware::Uefi => Firmware::Uefi,
             manifest::Firmware::UefiSecure => Firmware::UefiSecure,
             manifest::Firmware::Bios => Firmware::Bios,
@@ -220,21 +245,42 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
             manifest::Accel::Auto | manifest::Accel::Kvm => Accel::Kvm,
         },
         arch: if facts.os.arch == "arm64" { Arch::Aarch64 } else { Arch::X86_64 },
-        autostart: vm.start == StartWhen::Boot,
+        autostart: vm.start == StartWhen::Boot && vm.start_after.is_empty(),
         start_when_made: vm.start == StartWhen::Boot,
         running: vm.state.map(|s| s == VmState::Running),
         absent: vm.absent,
         start_owed: false,
     };
     let key = desired.want(&place, after, domain);
+    starts::desire(name, vm, &key, desired);
+    if vm.is_windows() && !vm.absent {
+        windows(facts, desired, &place, vm);
+    }
     if let Some((_, path, _)) = pool_of_seed(m, vm).filter(|_| vm.absent && guests::has_seed(vm)) {
         guests::want_gone(desired, name, &path, key);
     }
 }
 
-/// The pool of a VM's seed: that of its first disk.
+/// What Windows 11 needs beside its parts.
+fn windows(facts: &HostFacts, desired: &mut Desired, place: &str, vm: &VmEntry) {
+    let mut find = |severity, message: &str, help: &str| {
+        desired.findings.push(finding(severity, "windows", place, message.to_owned(), help));
+    };
+    if facts.os.arch == "arm64" {
+        find(Severity::Error, "Windows 11 is for hosts on amd64 in this version", "run it on another host");
+    }
+    if vm.display == manifest::Display::None && vm.gpus.is_empty() {
+        find(
+            Severity::Warning,
+            "nobody can see its guest: Windows has no console on a serial line",
+            "write `display: vnc`",
+        );
+    }
+}
+
+/// The pool of a VM's seed: that of its first disk in one.
 fn pool_of_seed(m: &Manifest, vm: &VmEntry) -> Option<(ResourceName, PathBuf, bool)> {
-    match vm.disks.first() {
+    match vm.disks.iter().find(|d| d.path.is_none() && store_of(m, d).is_none()) {
         Some(disk) => pool_of(m, disk),
         None => default_pool(m),
     }
@@ -281,17 +327,54 @@ fn disks(
     let place = format!("vms.{name}");
     let mut all = Vec::new();
     for (n, entry) in vm.disks.iter().enumerate() {
+        if let Some(path) = &entry.path {
+            let path = PathBuf::from(path.as_str());
+            all.push(Disk { pool: None, volume: String::new(), block: true, path, options: options(entry) });
+            continue;
+        }
+        let Some(size) = entry.size else { continue };
+        let options = |entry: &DiskEntry| {
+            let said = options(entry);
+            // What a new Windows has a driver for.
+            let usual = vm.is_windows().then(|| "sata".to_owned());
+            DiskOptions { bus: said.bus.clone().or(usual), ..said }
+        };
+        let image = vm.image.as_ref().filter(|_| n == 0);
+        if let Some((storage, store)) = store_of(m, entry) {
+            let volume = format!("{name}-{n}");
+            // An image is kept as a file, in the pool of disks that name none.
+            let image = image.and_then(|image| {
+                let (pool, path, existing) = default_pool(m)?;
+                let wanted = Pool { name: pool.clone(), path: path.clone(), existing };
+                let key = desired.want(&place, [packages.clone()], wanted);
+                images::want(m, facts, desired, &place, image, (&pool, &path, &key))
+            });
+            let (image, image_key) = image.unzip();
+            let path = store.device(&volume);
+            let wanted = BlockVolume {
+                storage: storage.clone(),
+                store,
+                name: volume.clone(),
+                size,
+                vm: name.clone(),
+                take_over: entry.take_over,
+                image,
+            };
+            let needs = [packages.clone()].into_iter().chain(image_key);
+            after.push(desired.want(&place, needs, wanted));
+            all.push(Disk { pool: Some(storage.clone()), volume, block: true, path, options: options(entry) });
+            continue;
+        }
         let Some((pool, path, existing)) = pool_of(m, entry) else { continue };
         let volume = format!("{name}-{n}.qcow2");
         let wanted = Pool { name: pool.clone(), path: path.clone(), existing };
         let pool_key = desired.want(&place, [packages.clone()], wanted);
-        let image = vm.image.as_ref().filter(|_| n == 0);
         let image = image.and_then(|i| images::want(m, facts, desired, &place, i, (&pool, &path, &pool_key)));
         let (image, image_key) = image.unzip();
         let wanted = Volume {
             pool: pool.clone(),
             name: volume.clone(),
-            size: entry.size,
+            size,
             vm: Some(name.clone()),
             take_over: entry.take_over,
             made: false,
@@ -301,9 +384,31 @@ fn disks(
         let needs = [packages.clone(), pool_key.clone()].into_iter().chain(image_key);
         let volume_key = desired.want(&place, needs, wanted);
         after.extend([pool_key, volume_key]);
-        all.push(Disk { path: path.join(&volume), pool, volume });
+        all.push(Disk { path: path.join(&volume), pool: Some(pool), volume, block: false, options: options(entry) });
     }
     all
+}
+
+/// What the manifest says of a disk beside what it is.
+fn options(entry: &DiskEntry) -> DiskOptions {
+    use manifest::{DiskBus as Bus, DiskCache as Cache, DiskDiscard as Discard};
+    let bus = entry.bus.map(|bus| match bus {
+        Bus::Virtio => "virtio",
+        Bus::Scsi => "scsi",
+        Bus::Sata => "sata",
+    });
+    let cache = entry.cache.map(|cache| match cache {
+        Cache::None => "none",
+        Cache::Writeback => "writeback",
+        Cache::Writethrough => "writethrough",
+        Cache::Directsync => "directsync",
+    });
+    let discard = entry.discard.map(|discard| match discard {
+        Discard::Unmap => "unmap",
+        Discard::Ignore => "ignore",
+    });
+    let [bus, cache, discard] = [bus, cache, discard].map(|word| word.map(str::to_owned));
+    DiskOptions { bus, cache, discard }
 }
 
 /// The slots of a VM's GPUs and devices. One that is not found has its finding already.

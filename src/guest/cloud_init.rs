@@ -92,7 +92,7 @@ impl Guest {
                     "name": user.name,
                     "groups": ["adm", "sudo"],
                     "shell": "/bin/bash",
-                    "sudo": ["ALL=(ALL) NOPASSWD:ALL"],
+                    "sudo": "ALL=(ALL) NOPASSWD:ALL",
                     "lock_passwd": true,
                     "ssh_authorized_keys": keys,
                 }]),
@@ -176,6 +176,7 @@ fn merge(into: &mut Map<String, Value>, more: &Map<String, Value>) {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::validators;
 
     pub(crate) fn guest() -> Guest {
         Guest {
@@ -244,6 +245,24 @@ pub(crate) mod tests {
         assert_eq!(config["ethernets"]["lan"]["dhcp4"], true);
         assert_eq!(Guest { nic: None, ..guest() }.network_config(), None);
         assert_eq!(read(&guest().meta_data())["instance-id"], "web-1");
+    }
+
+    #[test]
+    fn the_documents_are_what_their_readers_say() {
+        let dhcp = GuestNic { addresses: vec![], gateway: None, nameservers: vec![], ..guest().nic.unwrap() };
+        let six = GuestNic {
+            addresses: vec!["2001:db8::5/64".to_owned()],
+            gateway: Some("2001:db8::1".parse().unwrap()),
+            ..guest().nic.unwrap()
+        };
+        for nic in [guest().nic.unwrap(), dhcp, six] {
+            validators::netplan(&Guest { nic: Some(nic), ..guest() }.network_config().unwrap());
+        }
+        let bare =
+            Guest { user: None, packages: vec![], files: vec![], commands: vec![], user_data: Map::new(), ..guest() };
+        for guest in [guest(), bare] {
+            validators::cloud_init(&guest.user_data(&["ssh-ed25519 AAAA alice".to_owned()]));
+        }
     }
 
     #[test]

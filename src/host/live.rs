@@ -4,6 +4,7 @@
 //! (the link's speed, configuration space) are read by `facts::pci` only where the device is awake, so that none wakes.
 
 mod apt;
+mod block_volumes;
 mod console;
 mod device_users;
 mod files;
@@ -222,6 +223,7 @@ impl Host for Live {
             Step::Refresh { refresh } => self.refresh(refresh, progress),
             Step::Reboot => runner::reboot(running.run_dir, progress),
             Step::Adopt => Ok(()),
+            Step::BlockVolume(volume) => block_volumes::make(volume, self, progress),
             Step::Fetch(fetch) => images::fetch(fetch, progress),
             Step::RemoveImage { path } => images::remove(path, self),
             Step::Seed { path, inputs } => {

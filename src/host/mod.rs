@@ -110,6 +110,14 @@ pub enum Program {
     Ip,
     /// ldconfig(8)
     Ldconfig,
+    /// lvchange(8)
+    Lvchange,
+    /// lvcreate(8)
+    Lvcreate,
+    /// lvextend(8)
+    Lvextend,
+    /// lvs(8)
+    Lvs,
     /// modprobe(8)
     Modprobe,
     /// netplan(8)
@@ -132,6 +140,10 @@ pub enum Program {
     UpdateGrub,
     /// update-initramfs(8)
     UpdateInitramfs,
+    /// vgs(8)
+    Vgs,
+    /// zfs(8)
+    Zfs,
 }
 
 impl Program {
@@ -145,6 +157,10 @@ impl Program {
             Program::Gpgv => "gpgv",
             Program::Ip => "ip",
             Program::Ldconfig => "ldconfig",
+            Program::Lvchange => "lvchange",
+            Program::Lvcreate => "lvcreate",
+            Program::Lvextend => "lvextend",
+            Program::Lvs => "lvs",
             Program::Modprobe => "modprobe",
             Program::Netplan => "netplan",
             Program::NvidiaCtk => "nvidia-ctk",
@@ -156,6 +172,8 @@ impl Program {
             Program::Udevadm => "udevadm",
             Program::UpdateGrub => "update-grub",
             Program::UpdateInitramfs => "update-initramfs",
+            Program::Vgs => "vgs",
+            Program::Zfs => "zfs",
         }
     }
 }

@@ -69,6 +69,9 @@ pub enum Origin {
         path: PathBuf,
         /// What that is: `qcow2`, `raw`.
         kind: String,
+        /// Whether the VM starts it by BIOS: on a disk that was set up so, UEFI may find nothing to start.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        bios: bool,
     },
 }
 

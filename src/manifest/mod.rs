@@ -23,9 +23,9 @@ pub use drivers::{
 pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, parse_as, read, reload};
 pub use schema::schema;
 pub use short::{
-    AptWord, CpuCount, CpuSet, CudaVersion, FilePath, Fingerprint, GivenDevice, Ip, IpWithPrefix, KernelArg,
-    ModuleName, NvidiaBranch, NvidiaVersion, Sha256Hex, Sha512Hex, SlotOrFunction, SshKey, UserName, WebAddress,
-    WordError,
+    AptWord, CpuCount, CpuSet, CudaVersion, FilePath, Fingerprint, GivenDevice, Ip, IpWithPrefix, KernelArg, LvmGroup,
+    LvmThinPool, ModuleName, NvidiaBranch, NvidiaVersion, Sha256Hex, Sha512Hex, SlotOrFunction, SshKey, UserName,
+    WebAddress, WordError, ZfsDataset,
 };
 
 use crate::types::{
@@ -363,12 +363,22 @@ pub struct NetworkEntry {
     pub libvirt: ResourceName,
 }
 
-/// Storage for disks.
+/// Storage for disks that a person made: used, never made, formatted or taken away. Exactly one field is given.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StorageEntry {
     /// A directory.
-    pub dir: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// A volume group of LVM's; each disk is a logical volume `VM-N` in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lvm: Option<LvmGroup>,
+    /// A thin pool of LVM's (`vg0/vms`); each disk is a thin volume `VM-N` of its group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lvm_thin: Option<LvmThinPool>,
+    /// A dataset of ZFS's (`tank/vms`); each disk is a volume `VM-N` below it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zfs: Option<ZfsDataset>,
 }
 
 /// A disk image. One whose own name is not that of a built-in one says where it comes from: `from`, `url` or `path`.
@@ -402,7 +412,8 @@ pub struct ImageEntry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VmEntry {
-    /// Virtual processors: a number, or `{ count: 8, pin: "4-11" }`.
+    /// Virtual processors: a number, `{ count: 8, pin: "4-11" }`, or as the guest is to see them:
+    /// `{ sockets: 1, cores: 4, threads: 2 }`.
     pub cpus: Cpus,
     /// Memory: a size, or `{ size: 32GiB, pages: 1GiB }` for huge pages.
     pub memory: Memory,
@@ -410,7 +421,7 @@ pub struct VmEntry {
     /// made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ResourceName>,
-    /// Disks in order: a size, or `{ size: 200GiB, pool: fast }`; each is the volume `VM-N.qcow2` of its pool, N from 0.
+    /// Disks in order: a size, `{ size: 200GiB, pool: fast }`, or a device of the host's; each that is made is the volume `VM-N.qcow2` of its pool, N from 0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskEntry>,
     /// The user of its guest who gets in, with the keys that let in. Nobody has a password.
@@ -431,6 +442,13 @@ pub struct VmEntry {
     /// Other devices by their names in `devices`; `NAME/0` is the first of its virtual functions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<GivenDevice>,
+    /// What its guest is, where its machine has to be made for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestSystem>,
+    /// Images of CD-ROMs on the host, read-only in drives of their own, such as an installer's and one with drivers: used,
+    /// never fetched. A VM that is made with some boots from them where its disk has nothing to boot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub media: Vec<FilePath>,
     /// What the VM boots with.
     #[serde(default)]
     pub firmware: Firmware,
@@ -462,6 +480,10 @@ pub struct VmEntry {
     /// When it starts.
     #[serde(default)]
     pub start: StartWhen,
+    /// VMs that have to run first: an apply starts them in this order, and with `start: boot` so does the host, by a unit of
+    /// gpuvm's, for libvirt itself starts VMs in no order. What a person starts by hand waits for nobody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub start_after: Vec<DomainName>,
     /// Whether it has to run; where left out, one that a person stopped stays stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<VmState>,
@@ -553,8 +575,18 @@ pub struct GuestFileEntry {
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cpus {
-    /// How many.
+    /// How many; with `sockets`, `cores` or `threads` it may be left out.
     pub count: CpuCount,
+    /// As the guest sees them: this many sockets; 1 where left out beside `cores` or `threads`. Without any of the three,
+    /// each processor is a socket of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sockets: Option<CpuCount>,
+    /// Cores of each socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cores: Option<CpuCount>,
+    /// Threads of each core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<CpuCount>,
     /// The host's processors that they run on: one each where there are as many, else all of them on all. Where left out,
     /// a VM with a GPU runs on those of its GPU's NUMA node, and any other on all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -562,6 +594,14 @@ pub struct Cpus {
     /// The host's processors that QEMU's own work runs on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub emulator: Option<CpuSet>,
+}
+
+impl Cpus {
+    /// Sockets, cores of each, threads of each core, where the manifest says any of them.
+    pub fn topology(&self) -> Option<[u32; 3]> {
+        let parts = [self.sockets, self.cores, self.threads];
+        parts.iter().any(Option::is_some).then(|| parts.map(|p| p.map_or(1, |n| n.0)))
+    }
 }
 
 /// A screen for people.
@@ -659,13 +699,64 @@ pub struct Memory {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DiskEntry {
     /// What the guest sees. A disk grows; it is never shrunk.
-    pub size: ByteSize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
+    /// In place of `size`: a block device of the host's by its stable name (`/dev/disk/by-id/…`), with what is on it. It is
+    /// a person's: never formatted, and it stays whatever becomes of the VM. One that the host or another VM uses is
+    /// refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<FilePath>,
     /// One of `storage`; the default pool where left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<ResourceName>,
     /// Use a volume of that name that is there already and is not gpuvm's, with what is on it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub take_over: bool,
+    /// What the guest has it on; `virtio` where left out. Another one later is for a guest that has the driver for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<DiskBus>,
+    /// How the host caches it (libvirt's words); QEMU's default where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<DiskCache>,
+    /// What becomes of blocks that the guest says it no longer needs; `unmap` where left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discard: Option<DiskDiscard>,
+}
+
+/// What a guest has a disk on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum DiskBus {
+    /// virtio-blk: the fastest.
+    Virtio,
+    /// A disk of a virtio-scsi controller: as many as one likes, with the commands of SCSI.
+    Scsi,
+    /// SATA: for guests without drivers for virtio.
+    Sata,
+}
+
+/// How the host caches a disk. What may lose what the guest has flushed is not offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum DiskCache {
+    /// Past the host's page cache.
+    None,
+    /// Through the page cache; the guest's flushes reach the disk.
+    Writeback,
+    /// Through the page cache, each write reaches the disk before the guest goes on.
+    Writethrough,
+    /// Past the page cache, each write reaches the disk before the guest goes on.
+    Directsync,
+}
+
+/// What becomes of blocks that the guest says it no longer needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum DiskDiscard {
+    /// The host has their room again.
+    Unmap,
+    /// Nothing.
+    Ignore,
 }
 
 /// The network that a VM is on.
@@ -687,6 +778,26 @@ pub struct NicEntry {
     /// Name servers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<Ip>,
+}
+
+/// A guest that its machine has to be made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum GuestSystem {
+    /// Windows 11: secure boot, a TPM, what Windows knows of running in a VM, the host's local time; disks on SATA and an
+    /// Intel card, which it has drivers for, where nothing else is said.
+    #[serde(rename = "windows-11")]
+    Windows11,
+}
+
+impl VmEntry {
+    /// Whether its guest is Windows.
+    pub fn is_windows(&self) -> bool {
+        self.guest == Some(GuestSystem::Windows11)
+    }
+    /// Whether it has a TPM, by its own word or its guest's.
+    pub fn has_tpm(&self) -> bool {
+        self.tpm || self.is_windows()
+    }
 }
 
 /// What a VM boots with.

@@ -28,6 +28,13 @@ pub fn schema() -> Value {
     definitions["DeviceMatch"]["maxProperties"] = json!(1);
     definitions["FileEntry"]["oneOf"] =
         ["content", "source", "template"].map(|name| json!({ "required": [name] })).into();
+    // One of them says how many there are.
+    let cpus = &mut definitions["Cpus"];
+    cpus.as_object_mut().map(|cpus| cpus.remove("required"));
+    cpus["anyOf"] = ["count", "sockets", "cores", "threads"].map(|name| json!({ "required": [name] })).into();
+    definitions["StorageEntry"]["oneOf"] =
+        ["dir", "lvm", "lvmThin", "zfs"].map(|name| json!({ "required": [name] })).into();
+    definitions["DiskEntry"]["oneOf"] = ["size", "path"].map(|name| json!({ "required": [name] })).into();
     for (name, short) in SHORT_FORMS {
         let mut mapping = definitions[name].take();
         let description = mapping.as_object_mut().and_then(|mapping| mapping.remove("description"));

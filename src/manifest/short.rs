@@ -8,7 +8,10 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
-use super::{Cpus, DeviceMatch, DiskEntry, Memory, NicEntry, PackageEntry, PackageSource, RepositoryEntry, Uplink};
+use super::{
+    Cpus, DeviceMatch, DiskBus, DiskCache, DiskDiscard, DiskEntry, Memory, NicEntry, PackageEntry, PackageSource,
+    RepositoryEntry, Uplink,
+};
 use crate::types::{
     ByteSize, CardId, InterfaceName, MacAddress, PackageName, PciAddress, PciSlot, ResourceName, as_string,
 };
@@ -128,6 +131,32 @@ impl SshKey {
         self.as_str().strip_prefix("file:").filter(|p| !p.starts_with('/')).map(Path::new)
     }
 }
+
+/// A name of LVM's (lvm(8), "Valid names").
+fn of_lvm(name: &str) -> bool {
+    !matches!(name, "" | "." | "..")
+        && name.len() < 128
+        && !name.starts_with('-')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "+_.-".contains(c))
+}
+word!(
+    /// A volume group.
+    LvmGroup, "a volume group of LVM's: letters, digits and `+_.-`", "^[A-Za-z0-9+_.][A-Za-z0-9+_.-]*$", "vg0",
+    of_lvm
+);
+word!(
+    /// A thin pool in its volume group.
+    LvmThinPool, "a thin pool with its volume group: `vg0/vms`",
+    "^[A-Za-z0-9+_.][A-Za-z0-9+_.-]*/[A-Za-z0-9+_.][A-Za-z0-9+_.-]*$", "vg0/vms",
+    |t| t.split_once('/').is_some_and(|(group, pool)| of_lvm(group) && of_lvm(pool))
+);
+word!(
+    /// A dataset (zfs(8), "ZFS File System Hierarchy").
+    ZfsDataset, "a dataset of ZFS's: `tank/vms`", "^[A-Za-z][A-Za-z0-9_.:-]*(/[A-Za-z0-9_.:-]+)*$", "tank/vms",
+    |t| t.len() < 200 && t.starts_with(|c: char| c.is_ascii_alphabetic())
+        && t.split('/').all(|part| !matches!(part, "" | "." | "..")
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "_.:-".contains(c)))
+);
 
 word!(
     /// A branch of NVIDIA's driver.
@@ -289,14 +318,27 @@ macro_rules! short_or_mapping {
     };
 }
 
-const CPUS: &str = "a number of virtual processors, or `{ count, pin, emulator }`";
+impl From<CpuCount> for Cpus {
+    fn from(count: CpuCount) -> Self {
+        Self { count, sockets: None, cores: None, threads: None, pin: None, emulator: None }
+    }
+}
+
+const CPUS: &str = "a number of virtual processors, or `{ count, pin, emulator, sockets, cores, threads }`";
 
 impl<'de> Deserialize<'de> for Cpus {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase", deny_unknown_fields)]
         struct Full {
-            count: CpuCount,
+            #[serde(default)]
+            count: Option<CpuCount>,
+            #[serde(default)]
+            sockets: Option<CpuCount>,
+            #[serde(default)]
+            cores: Option<CpuCount>,
+            #[serde(default)]
+            threads: Option<CpuCount>,
             #[serde(default)]
             pin: Option<CpuSet>,
             #[serde(default)]
@@ -313,15 +355,23 @@ impl<'de> Deserialize<'de> for Cpus {
             }
             fn visit_u64<E: de::Error>(self, n: u64) -> Result<Cpus, E> {
                 let count = CpuCount::deserialize(de::value::U64Deserializer::<E>::new(n))?;
-                Ok(Cpus { count, pin: None, emulator: None })
+                Ok(count.into())
             }
             fn visit_i64<E: de::Error>(self, n: i64) -> Result<Cpus, E> {
                 let count = CpuCount::deserialize(de::value::I64Deserializer::<E>::new(n))?;
-                Ok(Cpus { count, pin: None, emulator: None })
+                Ok(count.into())
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Cpus, A::Error> {
-                let Full { count, pin, emulator } = Full::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(Cpus { count, pin, emulator })
+                let full = Full::deserialize(MapAccessDeserializer::new(map))?;
+                let Full { count, sockets, cores, threads, pin, emulator } = full;
+                let parts = [sockets, cores, threads];
+                let all = parts.iter().flatten().try_fold(1u32, |all, n| all.checked_mul(n.0)).unwrap_or(u32::MAX);
+                let count = match count {
+                    Some(count) => count,
+                    None if parts.iter().all(Option::is_none) => return Err(de::Error::missing_field("count")),
+                    None => CpuCount::deserialize(de::value::U32Deserializer::<A::Error>::new(all))?,
+                };
+                Ok(Cpus { count, sockets, cores, threads, pin, emulator })
             }
         }
         d.deserialize_any(Either)
@@ -334,9 +384,17 @@ short_or_mapping!(PackageEntry, "a package name, or `{ name, absent }`",
 short_or_mapping!(Memory, "a size such as `16GiB`, or `{ size, pages }`",
     |t| Ok(Memory { size: t.parse().map_err(E::custom)?, pages: None }),
     { size: ByteSize, #[serde(default)] pages: Option<ByteSize> });
-short_or_mapping!(DiskEntry, "a size such as `100GiB`, or `{ size, pool }`",
-    |t| Ok(DiskEntry { size: t.parse().map_err(E::custom)?, pool: None, take_over: false }),
-    { size: ByteSize, #[serde(default)] pool: Option<ResourceName>, #[serde(default)] take_over: bool });
+short_or_mapping!(DiskEntry, "a size such as `100GiB`, or `{ size, pool, path, bus, cache, discard }`",
+    |t| Ok(DiskEntry::from(t.parse::<ByteSize>().map_err(E::custom)?)),
+    { #[serde(default)] size: Option<ByteSize>, #[serde(default)] path: Option<FilePath>,
+      #[serde(default)] pool: Option<ResourceName>, #[serde(default)] take_over: bool,
+      #[serde(default)] bus: Option<DiskBus>, #[serde(default)] cache: Option<DiskCache>,
+      #[serde(default)] discard: Option<DiskDiscard> });
+impl From<ByteSize> for DiskEntry {
+    fn from(size: ByteSize) -> Self {
+        Self { size: Some(size), path: None, pool: None, take_over: false, bus: None, cache: None, discard: None }
+    }
+}
 short_or_mapping!(NicEntry, "a network's name, or `{ name, mac, address, gateway, nameservers }`",
     |t| Ok(NicEntry { name: t.parse().map_err(E::custom)?, mac: None, address: None, gateway: None, nameservers: Vec::new() }),
     { name: ResourceName, #[serde(default)] mac: Option<MacAddress>, #[serde(default)] address: Option<IpWithPrefix>,

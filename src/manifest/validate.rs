@@ -11,7 +11,8 @@ use super::load::stays_inside;
 use super::yaml_de::closest;
 use super::yaml_tree::{Node, Place, Problem, Span};
 use super::{
-    DeviceEntry, DeviceUse, GivenDevice, GuestUserEntry, Manifest, StartWhen, Uplink, VirtualUse, VmEntry, VmState,
+    DeviceEntry, DeviceUse, DiskEntry, GivenDevice, GuestUserEntry, Manifest, StartWhen, Uplink, VirtualUse, VmEntry,
+    VmState,
 };
 use crate::image;
 use crate::types::{ByteSize, ResourceName};
@@ -358,7 +359,24 @@ impl<'a> Checks<'a> {
             self.absolute(pool, &["libvirt", "pool"]);
         }
         for (name, storage) in &manifest.storage {
-            self.absolute(&storage.dir, &["storage", name.as_str(), "dir"]);
+            if let Some(dir) = &storage.dir {
+                self.absolute(dir, &["storage", name.as_str(), "dir"]);
+            }
+            let place = self.at(&["storage", name.as_str()]);
+            let given = ["dir", "lvm", "lvmThin", "zfs"].into_iter().filter_map(|f| place.get(f));
+            match &given.collect::<Vec<_>>()[..] {
+                [] => {
+                    let help = "give one of `dir`, `lvm`, `lvmThin` and `zfs`";
+                    let message = format!("storage `{name}` says not where it is");
+                    self.wrong(&place, place.key_span(), message, "where?", Some(help.into()));
+                }
+                [_] => {}
+                [first, again, ..] => {
+                    let message = format!("storage `{name}` is in two places");
+                    let again = (again, again.key_span(), "another");
+                    self.twice((first.key_span(), "one"), again, message, Some("keep one of them"));
+                }
+            }
         }
         for (name, vm) in &manifest.vms {
             let Some(boot) = &vm.boot else { continue };
@@ -707,10 +725,13 @@ impl<'a> Checks<'a> {
             let place = self.at(&["vms", name.as_str()]);
             self.vm_devices(vm, &place);
             self.memory(vm, &place);
+            self.topology(vm, &place);
             self.pins(vm, &place);
             self.image(vm, &place);
             self.guest(vm, &place);
             self.parts(vm, &place);
+            self.windows(vm, &place);
+            self.start_after(name.as_str(), vm, &place);
             if let (Some(nic), Some(at)) = (&vm.network, place.get("network")) {
                 if let Some(networks) = &networks {
                     let word = at.get("name").unwrap_or_else(|| at.clone());
@@ -722,16 +743,50 @@ impl<'a> Checks<'a> {
                 }
             }
             let disks = place.get("disks").map(|disks| disks.items()).unwrap_or_default();
-            for (disk, at) in vm.disks.iter().zip(disks) {
-                if disk.size < ByteSize::from_mib(1) {
+            for (n, (disk, at)) in vm.disks.iter().zip(disks).enumerate() {
+                if let Some(size) = disk.size.filter(|size| *size < ByteSize::from_mib(1)) {
                     let word = at.get("size").unwrap_or_else(|| at.clone());
-                    self.value(&word, format!("a disk of {} is too small", disk.size), "at least 1MiB", None);
+                    self.value(&word, format!("a disk of {size} is too small"), "at least 1MiB", None);
                 }
+                self.given_disk(vm, disk, n, &at);
                 if let (Some(pool), Some(at)) = (&disk.pool, at.get("pool")) {
                     self.known(&at, pool.as_str(), &pools, "pool", "storage");
                 }
             }
             self.life(name.as_str(), vm, &place);
+        }
+    }
+
+    /// A disk is made, or a device that is there.
+    fn given_disk(&mut self, vm: &VmEntry, disk: &DiskEntry, n: usize, at: &Place<'a>) {
+        let Some(path) = &disk.path else {
+            if disk.size.is_none() && at.get("size").is_none() && at.get("path").is_none() {
+                let help = "write `size: 20GiB`, or `path: /dev/disk/by-id/…` for a device that is there";
+                self.value(at, "missing field `size`".to_owned(), "how large?", Some(help));
+            }
+            return;
+        };
+        let path_at = at.get("path").unwrap_or_else(|| at.clone());
+        let stable = path.as_str().strip_prefix("/dev/disk/by-id/").is_some_and(|name| !name.contains('/'));
+        if !stable {
+            let help = "write its name below /dev/disk/by-id: other names may mean another disk after a boot";
+            self.value(&path_at, format!("`{path}` is no stable name of a disk"), "may become another one", Some(help));
+        }
+        for field in ["size", "pool", "takeOver"] {
+            if let Some(other) = at.get(field) {
+                let message = format!("a device that is there has no `{field}`");
+                let again = (&other, other.key_span(), "of disks that are made");
+                self.twice((path_at.key_span(), "a device"), again, message, Some("keep one of them"));
+            }
+        }
+        if let Some(image) = vm.image.as_ref().filter(|_| n == 0) {
+            let message = format!("`image: {image}` would be written over what is on `{path}`");
+            self.value(
+                &path_at,
+                message,
+                "never formatted",
+                Some("take `image` out, or give it a disk of a size first"),
+            );
         }
     }
 
@@ -763,6 +818,20 @@ impl<'a> Checks<'a> {
         }
     }
 
+    /// What the guest sees adds up to what there is.
+    fn topology(&mut self, vm: &VmEntry, place: &Place<'a>) {
+        let (Some(parts), Some(at)) = (vm.cpus.topology(), place.get("cpus")) else { return };
+        let Some(count_at) = at.get("count") else { return };
+        let ([sockets, cores, threads], count) = (parts, vm.cpus.count.0);
+        let all = parts.iter().fold(1u64, |all, n| all.saturating_mul(u64::from(*n)));
+        if all != u64::from(count) {
+            let s = |n: u32, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+            let (sockets, cores) = (s(sockets, "socket"), s(cores, "core"));
+            let message = format!("{sockets} of {cores} of {} are {all} processors, not {count}", s(threads, "thread"));
+            self.value(&count_at, message, "does not add up", Some("leave `count` out, or correct one of them"));
+        }
+    }
+
     fn pins(&mut self, vm: &VmEntry, place: &Place<'a>) {
         let (Some(pin), Some(at)) = (&vm.cpus.pin, place.get("cpus").and_then(|c| c.get("pin"))) else { return };
         let (count, on) = (vm.cpus.count.0, pin.numbers().len());
@@ -791,6 +860,51 @@ impl<'a> Checks<'a> {
         }
     }
 
+    /// What cannot be with Windows 11.
+    fn windows(&mut self, vm: &VmEntry, place: &Place<'a>) {
+        if !vm.is_windows() {
+            return;
+        }
+        if let Some(at) = place.get("firmware").filter(|_| vm.firmware != super::Firmware::UefiSecure) {
+            let help = "write `firmware: uefi-secure`, or leave it out";
+            self.value(&at, "Windows 11 wants secure boot".to_owned(), "not with this", Some(help));
+        }
+        for field in ["user", "cloudInit", "ubuntu"] {
+            if let Some(at) = place.get(field) {
+                let help = "take it out; a file for unattended setup goes on a CD-ROM in `media`";
+                let message = format!("`{field}` is for guests with cloud-init, which Windows has not");
+                self.wrong(&at, at.key_span(), message, "not in Windows", Some(help.to_owned()));
+            }
+        }
+    }
+
+    /// The VMs that have to run first are there, and none waits for itself.
+    fn start_after(&mut self, name: &str, vm: &VmEntry, place: &Place<'a>) {
+        let manifest = self.manifest;
+        let names = self.names("vms");
+        let items = place.get("startAfter").map(|list| list.items()).unwrap_or_default();
+        for (other, at) in vm.start_after.iter().zip(items) {
+            let other = other.as_str();
+            self.known(&at, other, &names, "VM", "vms");
+            if manifest.vms.get(other).is_some_and(|vm| vm.absent) {
+                let message = format!("VM `{name}` would wait for `{other}`, which is to be taken away");
+                self.value(&at, message, "`absent: true` there", Some("take it out of this list"));
+                continue;
+            }
+            // Whether the way from there leads back here.
+            let (mut seen, mut open) = (HashSet::new(), vec![other]);
+            while let Some(one) = open.pop() {
+                if seen.insert(one) {
+                    open.extend(manifest.vms.get(one).iter().flat_map(|vm| &vm.start_after).map(|n| n.as_str()));
+                }
+            }
+            if seen.contains(name) {
+                let message = format!("VM `{name}` would wait for itself, by way of `{other}`");
+                self.value(&at, message, "leads back here", Some("take one of them out of its list"));
+            }
+        }
+    }
+
     fn life(&mut self, name: &str, vm: &VmEntry, place: &Place<'a>) {
         let span = |field: &str| place.get(field).map_or_else(|| place.key_span(), |at| at.span());
         let state_at = place.get("state").unwrap_or_else(|| place.clone());
@@ -811,6 +925,7 @@ impl<'a> Checks<'a> {
         let manifest = self.manifest;
         let mut owners: HashMap<(&str, String), (&str, Span)> = HashMap::new();
         let mut macs: HashMap<[u8; 6], (&str, Span)> = HashMap::new();
+        let mut paths: HashMap<&str, (&str, Span)> = HashMap::new();
         let mut addresses: HashMap<String, (&str, Span)> = HashMap::new();
         for (vm_name, vm) in manifest.vms.iter().filter(|(_, vm)| !vm.absent) {
             let vm_name = vm_name.as_str();
@@ -832,6 +947,16 @@ impl<'a> Checks<'a> {
                     } else {
                         owners.insert((section, name), (vm_name, at.span()));
                     }
+                }
+            }
+            let disks = place.get("disks").map(|disks| disks.items()).unwrap_or_default();
+            for (path, at) in vm.disks.iter().zip(disks).filter_map(|(d, at)| Some((d.path.as_ref()?, at))) {
+                if let Some((other, first)) = paths.get(path.as_str()) {
+                    let message = format!("`{path}` is a disk of VMs `{other}` and `{vm_name}`");
+                    let help = "two guests that write to one disk destroy it: give it to one of them";
+                    self.twice((first.clone(), "first given here"), (&at, at.span(), "and here"), message, Some(help));
+                } else {
+                    paths.insert(path.as_str(), (vm_name, at.span()));
                 }
             }
             let address_at = place.get("network").and_then(|network| network.get("address"));

@@ -116,6 +116,12 @@ pub fn from_tree<T: de::DeserializeOwned>(root: &Node) -> (Option<T>, Vec<Proble
                     help: Some(example(field)),
                 }
             }
+            What::Unquoted { text, reads_as } => Problem {
+                message: format!("expected a string, found the {reads_as} `{text}`"),
+                path,
+                labels: vec![(span, "without quotes this is no string".to_owned())],
+                help: Some(format!("write it in quotes: `\"{text}\"`")),
+            },
             What::Other(message) => {
                 Problem { message: message.clone(), path, labels: vec![(span, String::new())], help: None }
             }
@@ -210,9 +216,45 @@ struct Error {
 
 #[derive(Debug)]
 enum What {
-    Unknown { name: String, expected: &'static [&'static str], variant: bool },
+    Unknown {
+        name: String,
+        expected: &'static [&'static str],
+        variant: bool,
+    },
     Missing(&'static str),
+    /// A string was asked for, and this would be one in quotes.
+    Unquoted {
+        text: String,
+        reads_as: &'static str,
+    },
     Other(String),
+}
+
+/// What a plain scalar is to YAML's core schema, where that is no string
+/// (YAML 1.2.2, 10.3.2: <https://yaml.org/spec/1.2.2/#1032-tag-resolution>). Nothing is told here of what is null.
+fn core_schema(text: &str) -> Option<&'static str> {
+    if matches!(text, "true" | "True" | "TRUE" | "false" | "False" | "FALSE") {
+        return Some("boolean");
+    }
+    let all = |digits: &str, of: fn(&u8) -> bool| !digits.is_empty() && digits.bytes().all(|b| of(&b));
+    if text.strip_prefix("0x").is_some_and(|digits| all(digits, u8::is_ascii_hexdigit))
+        || text.strip_prefix("0o").is_some_and(|digits| all(digits, |b| (b'0'..=b'7').contains(b)))
+        || matches!(text, ".nan" | ".NaN" | ".NAN")
+    {
+        return Some("number");
+    }
+    let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if matches!(unsigned, ".inf" | ".Inf" | ".INF") {
+        return Some("number");
+    }
+    let (mantissa, exponent) = match unsigned.split_once(['e', 'E']) {
+        Some((mantissa, exponent)) => (mantissa, Some(exponent.strip_prefix(['-', '+']).unwrap_or(exponent))),
+        None => (unsigned, None),
+    };
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
+    let number = digits(whole) && digits(fraction) && !(whole.is_empty() && fraction.is_empty());
+    (number && exponent.is_none_or(|exponent| all(exponent, u8::is_ascii_digit))).then_some("number")
 }
 
 impl Error {
@@ -331,10 +373,18 @@ impl<'de> de::Deserializer<'de> for Tree<'de> {
         }
     }
 
+    /// What YAML takes for a number or a boolean is none, as to every other reader that knows the schema: `0644` and
+    /// `24.10` would be other values there. What is no such string either way says that first (`memory: 4096`).
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match &self.0.kind {
-            Kind::Scalar { text, .. } if !self.is_null() => {
-                visitor.visit_borrowed_str(text).map_err(|e: Error| e.or_span(&self.0.span))
+            Kind::Scalar { text, plain } if !self.is_null() => {
+                let value = visitor.visit_borrowed_str(text).map_err(|e: Error| e.or_span(&self.0.span))?;
+                match core_schema(text).filter(|_| *plain) {
+                    None => Ok(value),
+                    Some(reads_as) => {
+                        Err(Error::new(What::Unquoted { text: text.clone(), reads_as }).or_span(&self.0.span))
+                    }
+                }
             }
             _ => Err(self.wrong(&"a string")),
         }
@@ -490,6 +540,21 @@ mod tests {
                 "inner[2]|expected a mapping, found `7`|7",
             ]
         );
+    }
+
+    #[test]
+    fn what_yaml_takes_for_a_number_or_a_boolean_is_no_string() {
+        for text in
+            ["644", "0644", "-1", "+12", "1.5", "24.10", "1e3", ".5", "5.", "0x1f", "0o17", ".inf", ".nan", "False"]
+        {
+            let reads_as = if text == "False" { "boolean" } else { "number" };
+            let wanted = format!("name|expected a string, found the {reads_as} `{text}`|{text}");
+            assert_eq!(problems(&format!("name: {text}\n")), [wanted]);
+            assert!(problems(&format!("name: \"{text}\"\n")).is_empty());
+        }
+        for text in ["0000:01:00.0", "4GiB", "10de:2684", "1.2.3", "52:54:00:12:34:56", "e3", ".", "0x", "1e", "yes"] {
+            assert!(problems(&format!("name: {text}\n")).is_empty(), "{text}");
+        }
     }
 
     #[test]

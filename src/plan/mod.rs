@@ -28,8 +28,9 @@ pub use policy::{Day, Policy, Refusal, Refused, Rule, TimeError, TimeOfDay, Wind
 pub use saved::{SavedManifest, SavedPlan, SavedPlanError};
 pub use select::{ImageTask, NoSuchKind, Selection, Selector};
 pub use step::{
-    AptPackage, BindTarget, Content, CopyVolumeStep, FetchStep, FileCopy, FileEdit, FileWrite, NetworkSwitch, Proof,
-    ServiceAction, SlotBinding, SnapshotStep, Step, TextEdit, VirtualFunctionsStep, VolumeStep,
+    AptPackage, BindTarget, BlockStore, BlockVolumeStep, Content, CopyVolumeStep, FetchStep, FileCopy, FileEdit,
+    FileWrite, NetworkSwitch, Proof, ServiceAction, SlotBinding, SnapshotStep, Step, TextEdit, VirtualFunctionsStep,
+    VolumeStep,
 };
 
 /// The JSON Schema (draft-07) of what `gpuvm plan --output json` writes.

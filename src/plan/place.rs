@@ -52,6 +52,8 @@ pub enum Place {
     },
     /// The file that says what is kept of an image.
     Image(PathBuf),
+    /// The node of a block volume.
+    Device(PathBuf),
     /// A network of libvirt's.
     Network(ResourceName),
     /// A VM.
@@ -72,6 +74,7 @@ impl fmt::Display for Place {
             Place::Pool(name) => write!(f, "pool {name}"),
             Place::Volume { pool, name } => write!(f, "volume {pool}/{name}"),
             Place::Image(path) => write!(f, "image {}", path.display()),
+            Place::Device(path) => write!(f, "disk {}", path.display()),
             Place::Network(name) => write!(f, "network {name}"),
             Place::Domain(name) => write!(f, "VM {name}"),
         }
@@ -180,6 +183,7 @@ pub fn touched(step: &Step) -> Vec<Place> {
         Step::Volume(volume) => vec![Place::Volume { pool: volume.pool.clone(), name: volume.name.clone() }],
         Step::CopyVolume(copy) => vec![Place::Volume { pool: copy.pool.clone(), name: copy.name.clone() }],
         Step::CloneSeed { to, .. } => vec![Place::File(to.clone())],
+        Step::BlockVolume(step) => vec![Place::Device(step.store.device(&step.name))],
         Step::RemoveVolume { pool, name } => vec![Place::Volume { pool: pool.clone(), name: name.clone() }],
         Step::Fetch(fetch) => vec![Place::Image(image::pointer(&fetch.pool, fetch.name.as_str()))],
         // It can be fetched again, and nothing was made from it.

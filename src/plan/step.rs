@@ -279,6 +279,86 @@ pub struct VolumeStep {
     pub image: Option<PathBuf>,
 }
 
+/// Where block volumes are: storage that a person made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum BlockStore {
+    /// A volume group of LVM's.
+    Lvm {
+        /// Its name.
+        group: String,
+    },
+    /// A thin pool in a volume group.
+    LvmThin {
+        /// The group.
+        group: String,
+        /// The pool.
+        pool: String,
+    },
+    /// A dataset of ZFS's, with volumes below it.
+    Zfs {
+        /// Its name.
+        dataset: String,
+    },
+}
+
+impl BlockStore {
+    /// The node of a volume.
+    pub fn device(&self, volume: &str) -> PathBuf {
+        match self {
+            BlockStore::Lvm { group } | BlockStore::LvmThin { group, .. } => format!("/dev/{group}/{volume}").into(),
+            BlockStore::Zfs { dataset } => format!("/dev/zvol/{dataset}/{volume}").into(),
+        }
+    }
+    /// A volume by the name that its tools take.
+    pub fn volume(&self, volume: &str) -> String {
+        match self {
+            BlockStore::Lvm { group } | BlockStore::LvmThin { group, .. } => format!("{group}/{volume}"),
+            BlockStore::Zfs { dataset } => format!("{dataset}/{volume}"),
+        }
+    }
+    /// What a person types to delete a volume.
+    pub fn remove_words(&self, volume: &str) -> String {
+        let program = match self {
+            BlockStore::Lvm { .. } | BlockStore::LvmThin { .. } => "lvremove",
+            BlockStore::Zfs { .. } => "zfs destroy",
+        };
+        format!("{program} {}", self.volume(volume))
+    }
+}
+
+impl std::fmt::Display for BlockStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            BlockStore::Lvm { group } => write!(f, "volume group {group}"),
+            BlockStore::LvmThin { group, pool } => write!(f, "thin pool {group}/{pool}"),
+            BlockStore::Zfs { dataset } => write!(f, "dataset {dataset}"),
+        }
+    }
+}
+
+/// A block volume to be made or grown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockVolumeStep {
+    /// Where it is.
+    pub store: BlockStore,
+    /// Its name there.
+    pub name: String,
+    /// What the guest sees, at least: rounded up to whole extents, or to whole MiB.
+    pub size: ByteSize,
+    /// The VM that it is for, which is written at it.
+    pub vm: DomainName,
+    /// Grow an existing one in place of making it.
+    pub grow: bool,
+    /// What is written to it once: the file that says what is kept of an image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<PathBuf>,
+    /// The name of that image, which is written at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_name: Option<ResourceName>,
+}
+
 /// An image to be had: fetched, checked, and only then put where disks can be made from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -439,6 +519,8 @@ pub enum Step {
     },
     /// Makes or grows a volume.
     Volume(VolumeStep),
+    /// Makes or grows a block volume.
+    BlockVolume(BlockVolumeStep),
     /// Fetches an image into a pool's directory.
     Fetch(FetchStep),
     /// Deletes the file of an image that no disk is made from. It can be fetched again.
@@ -700,6 +782,8 @@ impl Step {
             Step::RemovePool { .. } => "take the pool away",
             Step::Volume(VolumeStep { grow: true, .. }) => "grow the disk",
             Step::Volume(_) => "make the disk",
+            Step::BlockVolume(BlockVolumeStep { grow: true, .. }) => "grow the disk",
+            Step::BlockVolume(_) => "make the disk",
             Step::Fetch(fetch) => return format!("fetch {}", fetch.name),
             Step::Seed { path, .. } => return format!("make {}", path.display()),
             Step::RemoveImage { path } => return format!("delete {}", path.display()),
@@ -758,6 +842,7 @@ impl Step {
             }
             Step::CommitLayer { into, .. } => vec![into.display().to_string()],
             Step::Volume(volume) => vec![format!("volume {}/{}", volume.pool, volume.name)],
+            Step::BlockVolume(step) => vec![step.store.device(&step.name).display().to_string()],
             Step::RemoveVolume { pool, name } => vec![format!("volume {pool}/{name}")],
             Step::Fetch(fetch) => vec![format!("image {} in {}", fetch.name, fetch.pool.display())],
             Step::RemoveImage { path } | Step::Seed { path, .. } => vec![path.display().to_string()],

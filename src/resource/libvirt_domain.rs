@@ -8,6 +8,7 @@ mod adopt;
 mod clone;
 mod drives;
 mod extras;
+mod given;
 mod plug;
 mod read;
 mod splice;
@@ -45,6 +46,9 @@ pub struct LibvirtDomain {
     pub name: DomainName,
     /// Virtual processors.
     pub cpus: u32,
+    /// As the guest sees them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topology: Option<Topology>,
     /// The host's processors that they run on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pins: Option<Pins>,
@@ -64,6 +68,10 @@ pub struct LibvirtDomain {
     /// The image with what its guest is told at its first boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<PathBuf>,
+    /// The user that its seed makes, who gets in by ssh. It is put into the mark when the VM is made, so that `vm ssh`
+    /// knows it whoever asks, and stays as it is: a guest takes its seed up once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<String>,
     /// Parts that are one element each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extras: Vec<Extra>,
@@ -73,6 +81,12 @@ pub struct LibvirtDomain {
     /// A person's own elements, each with the place that it goes to; put in when it is made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub additions: Vec<Addition>,
+    /// Its machine is made for Windows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub windows: bool,
+    /// Images of CD-ROMs in its drives, beside the seed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub media: Vec<PathBuf>,
     /// What it boots with.
     pub firmware: Firmware,
     /// A kernel of the host's that it boots.
@@ -113,6 +127,25 @@ impl Pins {
     }
 }
 
+/// Virtual processors as a guest sees them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Topology {
+    /// Sockets.
+    pub sockets: u32,
+    /// Cores of each.
+    pub cores: u32,
+    /// Threads of each core.
+    pub threads: u32,
+}
+
+impl Topology {
+    /// As it is compared and shown.
+    fn text(&self) -> String {
+        read::topology_text([self.sockets, 1, 1, self.cores, self.threads])
+    }
+}
+
 /// The NUMA node that a VM is put on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -123,17 +156,67 @@ pub struct Near {
     pub cpus: String,
 }
 
-/// A disk of a VM: a volume.
+/// A disk of a VM: a volume, or a block device of the host's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Disk {
-    /// The pool.
-    pub pool: ResourceName,
+    /// The pool; none where it is a device of the host's, with a person's data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<ResourceName>,
     /// The volume in it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub volume: String,
+    /// Whether it is a block device, and no file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub block: bool,
     /// Where that is. The definition names the file: the confinement of libvirt's that lets QEMU at a disk cannot look
     /// a pool up.
     pub path: PathBuf,
+    /// How the guest has it and the host keeps it.
+    #[serde(flatten)]
+    pub options: DiskOptions,
+}
+
+impl Disk {
+    /// As it is shown.
+    fn shown(&self) -> String {
+        match &self.pool {
+            Some(pool) => format!("{pool}/{}", self.volume),
+            None => self.path.display().to_string(),
+        }
+    }
+}
+
+/// What of a disk is managed only where it is said, by libvirt's words (formatdomain, "Hard drives, floppy disks, CDROMs").
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskOptions {
+    /// `virtio`, `scsi`, `sata`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<String>,
+    /// `none`, `writeback`, `writethrough`, `directsync`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<String>,
+    /// `unmap`, `ignore`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discard: Option<String>,
+}
+
+impl DiskOptions {
+    /// The bus, said or not.
+    pub fn bus(&self) -> &str {
+        self.bus.as_deref().unwrap_or("virtio")
+    }
+
+    /// Each by its name, as it is to be where that is managed: by the manifest, or by a former one, which is taken back.
+    fn wanted(&self, last: Option<&Self>) -> Vec<(&'static str, Option<String>)> {
+        let parts = |o: &Self| [o.bus.clone(), o.cache.clone(), o.discard.clone()];
+        let before = last.map(parts).unwrap_or_default();
+        let usual = [Some("virtio"), None, Some("unmap")].map(|v| v.map(str::to_owned));
+        let named = Self::PARTS.into_iter().zip(parts(self)).zip(before).zip(usual);
+        let managed = named.filter(|(((_, wanted), before), _)| wanted.is_some() || before.is_some());
+        managed.map(|(((name, wanted), _), usual)| (name, wanted.or(usual))).collect()
+    }
 }
 
 /// The network card of a VM.
@@ -342,6 +425,9 @@ impl LibvirtDomain {
             let text = |pins: Option<&Pins>| pins.map(Pins::text).filter(|t| !t.is_empty());
             field("pinned", text(Some(&is.pins)), text(self.pins.as_ref()));
         }
+        if self.topology.is_some() || last.is_some_and(|l| l.topology.is_some()) {
+            field("cpu topology", is.topology.clone(), self.topology.as_ref().map(Topology::text));
+        }
         field("memory", Some(is.memory.to_string()), Some(self.memory.to_string()));
         if self.huge_pages.is_some() || last.is_some_and(|l| l.huge_pages.is_some()) {
             let size = |pages: Option<ByteSize>| pages.map(|p| p.to_string());
@@ -354,7 +440,12 @@ impl LibvirtDomain {
             field("boot initrd", is.initrd.clone(), path(want.and_then(|b| b.initrd.as_ref())));
             field("boot cmdline", is.cmdline.clone(), want.and_then(|b| b.cmdline.clone()));
         }
-        let name = |disk: &Disk| format!("disk {}/{}", disk.pool, disk.volume);
+        let name = |disk: &Disk| format!("disk {}", disk.shown());
+        for (disk, options) in self.disks.iter().filter_map(|d| Some((d, is.options_of(d)?))) {
+            for (part, wanted) in disk.options.wanted(self.options_before(disk, last)) {
+                field(&format!("{} {part}", name(disk)), options.part(part), wanted);
+            }
+        }
         for disk in self.disks.iter().filter(|d| !is.has_disk(d)) {
             field(&name(disk), None, Some("attached".to_owned()));
         }
@@ -367,6 +458,13 @@ impl LibvirtDomain {
         }
         for path in self.seed_to_drop(last).filter(|s| is.has_cdrom(s)) {
             field("seed", Some(seed(path)), None);
+        }
+        let medium = |path: &Path| format!("medium {}", path.display());
+        for path in self.media.iter().filter(|m| !is.has_cdrom(m)) {
+            field(&medium(path), None, Some("attached".to_owned()));
+        }
+        for path in self.media_to_drop(last).filter(|m| is.has_cdrom(m)) {
+            field(&medium(path), Some("attached".to_owned()), None);
         }
         for extra in &self.extras {
             field(&extra.key(), is.extras.get(&extra.key()).cloned(), Some(extra.value()));
@@ -395,7 +493,11 @@ impl LibvirtDomain {
 
     /// Disks that were ours and are no longer wanted.
     fn disks_to_drop<'a>(&'a self, last: Option<&'a Self>) -> impl Iterator<Item = &'a Disk> {
-        last.into_iter().flat_map(|l| &l.disks).filter(|d| !self.disks.contains(d))
+        last.into_iter().flat_map(|l| &l.disks).filter(|d| self.disks.iter().all(|own| own.path != d.path))
+    }
+    /// What was said of a disk that it has had.
+    fn options_before<'a>(&self, disk: &Disk, last: Option<&'a Self>) -> Option<&'a DiskOptions> {
+        last?.disks.iter().find(|d| d.path == disk.path).map(|d| &d.options)
     }
     /// Parts that were ours and are no longer wanted.
     fn extras_to_drop<'a>(&'a self, last: Option<&'a Self>) -> impl Iterator<Item = &'a Extra> {
@@ -405,6 +507,10 @@ impl LibvirtDomain {
     /// The seed that was ours and is no longer wanted.
     fn seed_to_drop<'a>(&'a self, last: Option<&'a Self>) -> impl Iterator<Item = &'a PathBuf> {
         last.and_then(|l| l.seed.as_ref()).into_iter().filter(|s| self.seed.as_ref() != Some(s))
+    }
+    /// CD-ROMs that were ours and are no longer wanted.
+    fn media_to_drop<'a>(&'a self, last: Option<&'a Self>) -> impl Iterator<Item = &'a PathBuf> {
+        last.into_iter().flat_map(|l| &l.media).filter(|m| !self.media.contains(m))
     }
     /// The card that was ours and is no longer wanted, or has another address now.
     fn nic_to_drop<'a>(&'a self, last: Option<&'a Self>) -> Option<&'a Nic> {
@@ -451,9 +557,16 @@ impl LibvirtDomain {
                 help: format!("its system was installed for the former: write `firmware: {}`", last.firmware.name()),
             };
         }
+        if let Some(last) = last.filter(|l| l.windows != self.windows) {
+            let was = if last.windows { "for Windows" } else { "for any guest" };
+            return Diff::Blocked {
+                why: format!("its machine was made {was}, and the manifest says otherwise"),
+                help: "correct `guest`, or make a new VM: its system was installed on that machine".to_owned(),
+            };
+        }
         if let Some(disk) = self.disks_to_drop(last).find(|d| is.has_disk(d) && !is.writes_to(d)) {
             return Diff::Blocked {
-                why: format!("its disk `{}` is to be taken out, and lies under snapshots", disk.volume),
+                why: format!("its disk `{}` is to be taken out, and lies under snapshots", disk.shown()),
                 help: format!("take those away first: gpuvm vm snapshot list {name}"),
             };
         }
@@ -477,6 +590,11 @@ impl LibvirtDomain {
                 Ok(edit) => edit,
                 Err(e) => return Diff::Unknown { why: format!("its definition cannot be changed in place: {e}") },
             };
+            if fields.iter().any(|f| f.field.starts_with("disk ") && f.field.ends_with(" bus")) {
+                change.notes.push(
+                    "its guest has to have the driver for the other bus of its disk, or it does not find it".to_owned(),
+                );
+            }
             change.what = fields.iter().map(|f| f.field.as_str()).collect::<Vec<_>>().join(", ");
             change.fields = fields;
             change.steps.push(Step::EditDomain { name: name.clone(), edit, autostart: self.autostart });
@@ -550,7 +668,8 @@ impl LibvirtDomain {
             Err(why) => return Some(Diff::Unknown { why: format!("its running definition cannot be read: {why}") }),
         };
         let mut fields = stored.differs_from_running(&live);
-        fields.retain(|f| f.before.is_some() || !self.added_by_others(stored, &f.field));
+        let of_disk = |f: &FieldDiff| f.field.contains(" of disk ");
+        fields.retain(|f| (f.before.is_some() && !of_disk(f)) || !self.added_by_others(stored, &f.field));
         if fields.is_empty() {
             return None;
         }
@@ -568,6 +687,9 @@ impl LibvirtDomain {
     /// Whether this part of the stored definition is none that the manifest asks for: what people add for the next start
     /// is theirs to wait for.
     fn added_by_others(&self, stored: &Projection, field: &str) -> bool {
+        if let Some((part, source)) = field.split_once(" of disk ") {
+            return !self.disks.iter().any(|d| is_disk(source, d) && d.options.part(part).is_some());
+        }
         match field.split_once(' ') {
             Some(("disk", source)) => !self.disks.iter().any(|d| is_disk(source, d)),
             Some(("nic", mac)) => self.nic.as_ref().is_none_or(|n| n.mac.to_string() != mac),
@@ -580,8 +702,8 @@ impl LibvirtDomain {
 
     /// A pool of its disks is not started: which volumes there are is not known yet.
     fn unready_pool(&self, known: &Virtualisation) -> Option<ResourceName> {
-        let idle = |d: &&Disk| known.pool(d.pool.as_str()).is_some_and(|p| !p.active);
-        self.disks.iter().find(idle).map(|d| d.pool.clone())
+        let mut pools = self.disks.iter().filter(|d| !d.block).filter_map(|d| d.pool.as_ref());
+        pools.find(|pool| known.pool(pool.as_str()).is_some_and(|p| !p.active)).cloned()
     }
 }
 
@@ -603,13 +725,24 @@ pub struct DomainState {
     missing: Vec<PathBuf>,
     /// Folders of the host that it is to have and that are not there.
     no_folders: Vec<PathBuf>,
+    /// Images of CD-ROMs that are not there.
+    no_media: Vec<PathBuf>,
+    /// Devices of the host's that it is to have as disks.
+    given: Vec<(PathBuf, given::Given)>,
     /// What its disks go on in, as the files themselves say: libvirt's definition need not.
     chains: BTreeMap<PathBuf, Vec<PathBuf>>,
 }
 
 impl From<Libvirt> for DomainState {
     fn from(libvirt: Libvirt) -> Self {
-        Self { libvirt, missing: Vec::new(), no_folders: Vec::new(), chains: BTreeMap::new() }
+        Self {
+            libvirt,
+            missing: Vec::new(),
+            no_folders: Vec::new(),
+            no_media: Vec::new(),
+            given: Vec::new(),
+            chains: BTreeMap::new(),
+        }
     }
 }
 
@@ -660,6 +793,18 @@ impl Resource for LibvirtDomain {
                 state.no_folders.push(path.clone());
             }
         }
+        for path in self.media.iter().filter(|_| !self.absent) {
+            if host.stat(path)? == Answer::Absent {
+                state.no_media.push(path.clone());
+            }
+        }
+        for disk in self.disks.iter().filter(|d| d.pool.is_none() && !self.absent) {
+            let known = match &state.libvirt {
+                Answer::Value(known) => Some(&**known),
+                _ => None,
+            };
+            state.given.push((disk.path.clone(), given::look(&disk.path, &self.name, known, host)));
+        }
         if let Answer::Value(known) = &state.libvirt
             && let Some(domain) = known.domain(self.name.as_str())
         {
@@ -673,11 +818,23 @@ impl Resource for LibvirtDomain {
 
     fn diff(&self, state: &DomainState, last: Option<&Self>, _: &HostFacts) -> Diff {
         let diff = self.diff_of(state, last);
+        if !matches!(diff, Diff::Blocked { .. } | Diff::Unknown { .. }) {
+            let had = |path: &Path| last.is_some_and(|l| !l.absent && l.disks.iter().any(|d| d.path == path));
+            if let Some(refused) = state.given.iter().find_map(|(path, given)| given.refused(had(path))) {
+                return refused;
+            }
+        }
         let starts = |change: &Change| change.steps.iter().any(|s| matches!(s, Step::StartDomain { .. }));
         if let (Diff::Change(_) | Diff::Waits { .. }, Some(path)) = (&diff, state.no_folders.first()) {
             return Diff::Blocked {
                 why: format!("its folder `{}` is not there", path.display()),
                 help: "make it first: folders are shared, never made".to_owned(),
+            };
+        }
+        if let (Diff::Change(_) | Diff::Waits { .. }, Some(path)) = (&diff, state.no_media.first()) {
+            return Diff::Blocked {
+                why: format!("its medium `{}` is not there", path.display()),
+                help: "put it there first: media are used, never fetched".to_owned(),
             };
         }
         match (&diff, state.missing.first()) {

@@ -3,6 +3,7 @@
 //! not look for modules in a macro).
 
 pub mod apt_source;
+pub mod block_volume;
 pub mod bridge;
 pub mod chains;
 pub mod container_runtime;
@@ -153,6 +154,7 @@ kinds! {
     pool::Pool,
     image::Image,
     volume::Volume,
+    block_volume::BlockVolume,
     seed::Seed,
     libvirt_network::LibvirtNetwork,
     libvirt_domain::LibvirtDomain,

@@ -452,6 +452,12 @@ impl Thing<'_> {
             (Place::Volume { name, .. }, ..) => {
                 self.stays.push(format!("the disk {name} stays as large as it is: a disk is never shrunk"));
             }
+            (Place::Device(path), Seen::Nothing, _) => {
+                self.stays.push(format!("the disk {} stays, with its data: it is in storage of yours", path.display()));
+            }
+            (Place::Device(path), ..) => {
+                self.stays.push(format!("the disk {} stays as large as it is: a disk is never shrunk", path.display()));
+            }
             (Place::Image(path), Seen::Nothing, _) => {
                 let name = path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
                 self.stays

@@ -65,7 +65,7 @@ pub fn look(probe: &dyn Probe, places: &BTreeSet<Place>) -> Result<Looked, HostE
                 let text = probe.text(Path::new("/proc/cmdline"))?.value().unwrap_or_default();
                 there(text.split_whitespace().any(|a| a == argument))
             }
-            Place::Image(path) => match probe.stat(path)? {
+            Place::Image(path) | Place::Device(path) => match probe.stat(path)? {
                 Answer::Value(_) => Seen::There,
                 Answer::Absent => Seen::Nothing,
                 Answer::Denied => Seen::Denied,

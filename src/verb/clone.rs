@@ -375,7 +375,7 @@ fn kept(wish: Wish<'_>, look: Look<'_>, macs: &[MacAddress]) -> Option<Wanted> {
     let name = wish.name;
     let disk = |(n, disk): (usize, &Disk)| {
         let volume = format!("{name}-{n}.qcow2");
-        Disk { pool: disk.pool.clone(), path: disk.path.with_file_name(&volume), volume }
+        Disk { path: disk.path.with_file_name(&volume), volume, ..disk.clone() }
     };
     let mut nic = of.nic.clone();
     // The ledger knows one card; of a VM with several, which of them that is nobody says.

@@ -8,6 +8,7 @@ use super::vm::{foreign, key, known, none};
 use super::{Compiled, Look};
 use crate::host::{Domain, HostError, Probe, Virtualisation};
 use crate::plan::{Action, Change, Diff, Finding, Key, Risk, Severity, Step};
+use crate::resource::block_volume::BlockVolume;
 use crate::resource::chains::{all_over, chain_of};
 use crate::resource::layers::number;
 use crate::resource::libvirt_domain::{is_marked, keep_tpm, nvram, project};
@@ -85,8 +86,14 @@ pub(super) fn delete(
         compiled.entry(&at, before.clone(), diff);
     }
     seed(name, look, &known, &mut compiled)?;
+    let blocks: Vec<&BlockVolume> = look.past.owned.values().filter_map(|w| block_of(name, w)).collect();
+    for block in &blocks {
+        let message = format!("`{}` stays: it is in storage that a person made", block.device().display());
+        let help = format!("to delete it, with what is on it: {}", block.store.remove_words(&block.name));
+        compiled.findings.push(stays(message, help));
+    }
     if let Some(domain) = domain {
-        compiled.findings.extend(foreign_disks(domain, &disks, &layers, &known, look.probe));
+        compiled.findings.extend(foreign_disks(domain, &disks, &blocks, &layers, &known, look.probe));
     }
     Ok(compiled)
 }
@@ -109,6 +116,13 @@ fn seed(name: &DomainName, look: Look<'_>, known: &Virtualisation, compiled: &mu
 
 fn stays(message: String, help: String) -> Finding {
     Finding { severity: Severity::Note, code: "stays".to_owned(), place: String::new(), message, help }
+}
+
+fn block_of<'a>(name: &DomainName, wanted: &'a Wanted) -> Option<&'a BlockVolume> {
+    match wanted {
+        Wanted::BlockVolume(block) if block.vm == *name => Some(block),
+        _ => None,
+    }
 }
 
 /// A disk of this VM's.
@@ -258,11 +272,13 @@ fn disk(
 fn foreign_disks(
     domain: &Domain,
     disks: &[&Volume],
+    blocks: &[&BlockVolume],
     layers: &[PathBuf],
     known: &Virtualisation,
     probe: &dyn Probe,
 ) -> Vec<Finding> {
     let mut ours: Vec<PathBuf> = disks.iter().filter_map(|v| Some(at_pool(v, known)?.path.clone())).collect();
+    ours.extend(blocks.iter().map(|b| b.device()));
     ours.extend(layers.iter().cloned());
     let Ok(is) = project(&domain.inactive_xml) else { return Vec::new() };
     let first = is.disks.iter().filter_map(|d| d.first()).map(PathBuf::from);

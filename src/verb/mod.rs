@@ -91,6 +91,11 @@ pub enum Verb {
         /// The template.
         template: ResourceName,
     },
+    /// A template is gone.
+    DeleteTemplate {
+        /// The template.
+        template: ResourceName,
+    },
     /// A snapshot of a VM is there.
     CreateSnapshot {
         /// The VM.
@@ -207,6 +212,7 @@ impl Verb {
                 format!("vm clone {from} {name}{of}{}{keeps}", if *linked { " --linked" } else { "" })
             }
             Verb::SaveTemplate { name, template } => format!("vm template save {name} {template}"),
+            Verb::DeleteTemplate { template } => format!("vm template delete {template}"),
             Verb::CreateSnapshot { name, snapshot, .. } => format!("vm snapshot create {name} {snapshot}"),
             Verb::RestoreSnapshot { name, snapshot, keep, .. } => {
                 let keep = keep.as_ref().map_or("--discard".to_owned(), |keep| format!("--keep {keep}"));
@@ -229,6 +235,7 @@ impl Verb {
             Verb::RestartVm { name, .. } => format!("{name} runs anew"),
             Verb::CloneVm { from, name, .. } => format!("{name} begins as {from}"),
             Verb::SaveTemplate { template, .. } => format!("there is the template {template}"),
+            Verb::DeleteTemplate { template } => format!("there is no template {template}"),
             Verb::CreateSnapshot { name, snapshot, .. } => format!("{name} has the snapshot {snapshot}"),
             Verb::RestoreSnapshot { name, snapshot, .. } => format!("{name} is as in its snapshot {snapshot}"),
             Verb::DeleteSnapshot { name, snapshot, .. } => format!("{name} has no snapshot {snapshot}"),
@@ -249,9 +256,10 @@ impl Verb {
         match self {
             Verb::StartVm { .. } | Verb::StopVm { .. } => Manner { plain: true, undoable: true },
             Verb::RestartVm { .. } | Verb::CreateSnapshot { .. } => Manner { plain: true, undoable: false },
-            Verb::SaveTemplate { .. } | Verb::RestoreSnapshot { .. } | Verb::DeleteSnapshot { .. } => {
-                Manner { plain: false, undoable: false }
-            }
+            Verb::SaveTemplate { .. }
+            | Verb::DeleteTemplate { .. }
+            | Verb::RestoreSnapshot { .. }
+            | Verb::DeleteSnapshot { .. } => Manner { plain: false, undoable: false },
             Verb::DeleteVm { keep_disks, .. } => Manner { plain: false, undoable: *keep_disks },
             Verb::CloneVm { .. } | Verb::AttachGpu(_) | Verb::DetachGpu(_) => Manner { plain: false, undoable: true },
         }
@@ -291,6 +299,7 @@ fn compile(verb: &Verb, look: Look<'_>) -> Result<Compiled, HostError> {
             clone::clone(clone::Wish { from, name, snapshot, linked: *linked, keeps }, look)
         }
         Verb::SaveTemplate { name, template } => template::save(name, template, look),
+        Verb::DeleteTemplate { template } => template::delete(template, look),
         Verb::CreateSnapshot { name, snapshot, layer } => snapshot::create(name, snapshot, *layer, look),
         Verb::RestoreSnapshot { name, snapshot, layer, keep, leaves } => {
             let keep = keep.as_ref();

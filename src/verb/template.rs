@@ -2,12 +2,14 @@
 //! made from it as from any image. What its guest made its own is in it, and is said.
 
 use super::snapshot::Subject;
-use super::vm::find;
+use super::vm::{find, known};
 use super::{Compiled, Look};
-use crate::host::{Answer, HostError, Pool};
-use crate::image::{Cached, Origin, pointer};
-use crate::plan::{Action, Change, Diff, FetchStep, Finding, Key, Severity, Step};
-use crate::resource::libvirt_domain::Drive;
+use crate::host::{Answer, HostError, Pool, Virtualisation};
+use crate::image::{Cached, FOLDER, Origin, pointer};
+use crate::plan::{Action, Change, Diff, FetchStep, Finding, Key, Risk, Severity, Step};
+use crate::resource::chains::all_over;
+use crate::resource::image::{is_template, used};
+use crate::resource::libvirt_domain::{Drive, project};
 use crate::types::{DomainName, ResourceName};
 
 /// The kind of a template in plans.
@@ -24,6 +26,65 @@ pub(super) fn save(name: &DomainName, template: &ResourceName, look: Look<'_>) -
     };
     compiled.entry(&Key::new(KIND, template.as_str()), [], diff);
     Ok(compiled)
+}
+
+/// A template goes, in whichever pool it is. One that disks go on in stays: they would be lost with it.
+pub(super) fn delete(template: &ResourceName, look: Look<'_>) -> Result<Compiled, HostError> {
+    let mut compiled = Compiled::default();
+    let diff = match known(look)? {
+        Err(diff) => *diff,
+        Ok(known) => deleting(template, &known, look)?,
+    };
+    compiled.entry(&Key::new(KIND, template.as_str()), [], diff);
+    Ok(compiled)
+}
+
+fn deleting(template: &ResourceName, known: &Virtualisation, look: Look<'_>) -> Result<Diff, HostError> {
+    // A disk in a pool that is not started may go on in it.
+    if let Some(idle) = known.pools.iter().find(|p| !p.active) {
+        return Ok(Diff::Blocked {
+            why: format!("pool `{}` is not started, so what its disks are made from is not known", idle.name),
+            help: format!("start it: virsh pool-start {}", idle.name),
+        });
+    }
+    let mut change = Change::new(Action::Remove, "with everything that is in it");
+    for directory in known.pools.iter().filter_map(Pool::directory) {
+        let pointer = pointer(&directory, template.as_str());
+        let text = match look.probe.text(&pointer)? {
+            Answer::Value(text) => text,
+            Answer::Absent => continue,
+            Answer::Denied => {
+                return Ok(Diff::Unknown { why: "this user may not look at the images: run gpuvm as root".into() });
+            }
+        };
+        let Some(kept) = Cached::parse(&text).filter(is_template) else { continue };
+        let file = directory.join(FOLDER).join(&kept.file);
+        match used(known, look.probe) {
+            Err(why) => {
+                return Ok(Diff::Unknown { why: format!("which disks are made from it is not known: {why}") });
+            }
+            Ok(names) if names.contains(&kept.file) => {
+                let over = all_over(&file, known, look.probe).unwrap_or_default();
+                let disk = over.iter().next().map_or("a disk".to_owned(), |d| format!("`{}`", d.display()));
+                return Ok(Diff::Blocked {
+                    why: format!("{disk} goes on in it, and would be lost"),
+                    help: "delete the VM with that disk first (gpuvm vm list); else the template stays".to_owned(),
+                });
+            }
+            Ok(_) => {}
+        }
+        // The word on it goes last: a run that was killed in between finds it again.
+        change.notes.push(format!("{}: it is nowhere else", file.display()));
+        change.steps.extend([file, pointer].map(|path| Step::RemoveImage { path }));
+    }
+    if change.steps.is_empty() {
+        return Ok(Diff::InSync { evidence: "it is gone".to_owned() });
+    }
+    change.risks.insert(Risk::DataLoss);
+    change
+        .notes
+        .push(format!("a host.yaml whose `images` name it makes no further VM from it: take `{template}` out there"));
+    Ok(Diff::Change(change))
 }
 
 fn saving(
@@ -54,7 +115,8 @@ fn saving(
             "have a pool for its folder: `storage` in host.yaml".to_owned(),
         );
     };
-    let origin = Origin::Disk { vm: name.to_string(), path: file.clone(), kind: format.clone() };
+    let bios = project(&subject.domain.inactive_xml).is_ok_and(|is| !is.uefi);
+    let origin = Origin::Disk { vm: name.to_string(), path: file.clone(), kind: format.clone(), bios };
     match look.probe.text(&pointer(&directory, template.as_str()))? {
         Answer::Absent => {}
         Answer::Denied => {

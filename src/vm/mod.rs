@@ -65,6 +65,9 @@ pub struct Vm {
     pub uuid: String,
     /// Whether gpuvm made it or took it over.
     pub ours: bool,
+    /// The user that gpuvm told its guest to let in by ssh.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// Whether it runs.
     pub state: Run,
     /// How it came to stand still or to end, where that is worth telling.
@@ -176,6 +179,7 @@ pub fn vm(probe: &dyn Probe, domain: &Domain, known: &Virtualisation, around: Ar
         name: domain.name.clone(),
         uuid: domain.uuid.clone(),
         ours: false,
+        user: None,
         state,
         condition: domain.condition.clone(),
         autostart: domain.autostart,
@@ -199,6 +203,7 @@ pub fn vm(probe: &dyn Probe, domain: &Domain, known: &Virtualisation, around: Ar
         }
     };
     vm.ours = stored.as_ref().is_ok_and(|s| s.marked);
+    vm.user = stored.as_ref().ok().and_then(|s| s.login.clone());
     (vm.cpus, vm.memory) = (is.cpus, is.memory.bytes());
     if let (Ok(stored), Some(Ok(live))) = (&stored, &live) {
         vm.at_next_start = stored.differs_from_running(live).into_iter().map(|f| f.field).collect();

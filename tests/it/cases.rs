@@ -1,5 +1,6 @@
 //! Data-only cases: a folder of tests/cases is one. It holds a manifest, the host that it is for (a recorded one in
-//! `base`, or a composed one in `machine.yaml`, with files to lay over it in `overlay/`; with `iommu-off`, its kernel was not
+//! `base`, or a composed one in `machine.yaml`, with files to lay over it in `overlay/` and what
+//! further programs answered in `answers.json`; with `iommu-off`, its kernel was not
 //! told to use the IOMMU), a manifest that was applied before (`before.yaml`), and what has to come out: the plan, every
 //! file that an apply changes, and what is left. `UPDATE_CASES=1` writes what came out; read it before you keep it.
 
@@ -33,10 +34,22 @@ pub fn host(case: &Path, work: &Path) -> PathBuf {
     if case.join("overlay").is_dir() {
         copy_tree(&case.join("overlay"), &root);
     }
+    if case.join("answers.json").is_file() {
+        with_answers(&case.join("answers.json"), &root);
+    }
     if case.join("iommu-off").is_file() {
         iommu_off(&root);
     }
     root
+}
+
+/// What further programs answered, put into a record.
+pub fn with_answers(answers: &Path, root: &Path) {
+    let read = |path: &Path| serde_json::from_slice::<serde_json::Value>(&fs::read(path).unwrap()).unwrap();
+    let path = root.join("gpuvm-record.json");
+    let (mut record, more) = (read(&path), read(answers));
+    record["queries"].as_array_mut().unwrap().extend(more.as_array().unwrap().iter().cloned());
+    fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
 }
 
 pub fn expect(path: &Path, came: &str, wrong: &mut Vec<String>) {

@@ -243,6 +243,40 @@ fn each_rule_names_the_thing_and_its_place() {
             top("vms: { a: { cpus: { count: 4, pin: '4-' }, memory: 1GiB } }\n"),
             "2:36 vms.a.cpus.pin: `4-` is not a list of processors, such as `4-11` or `0,2,4-7`",
         ),
+        (
+            top("vms: { a: { cpus: { count: 8, cores: 4, threads: 3 }, memory: 1GiB } }\n"),
+            "2:28 vms.a.cpus.count: 1 socket of 4 cores of 3 threads are 12 processors, not 8",
+        ),
+        (top("vms: { a: { cpus: { pin: '0-1' }, memory: 1GiB } }\n"), "2:21 vms.a.cpus: missing field `count`"),
+        (vm("    disks: [{ path: /dev/sdb }]\n"), "7:21 vms.a.disks[0].path: `/dev/sdb` is no stable name of a disk"),
+        (
+            vm("    disks: [{ path: /dev/disk/by-id/a, size: 1GiB }]\n"),
+            "7:40 vms.a.disks[0].size: a device that is there has no `size`",
+        ),
+        (vm("    disks: [{ bus: sata }]\n"), "7:15 vms.a.disks[0]: missing field `size`"),
+        (
+            vm("    image: debian-13\n    disks: [{ path: /dev/disk/by-id/a }]\n"),
+            "8:21 vms.a.disks[0].path: `image: debian-13` would be written over what is on `/dev/disk/by-id/a`",
+        ),
+        (
+            vm(
+                "    disks: [{ path: /dev/disk/by-id/a }]\n  b: { cpus: 1, memory: 1GiB, disks: [{ path: /dev/disk/by-id/a }] }\n",
+            ),
+            "8:41 vms.b.disks[0]: `/dev/disk/by-id/a` is a disk of VMs `a` and `b`",
+        ),
+        (vm("    guest: windows-11\n    firmware: bios\n"), "8:15 vms.a.firmware: Windows 11 wants secure boot"),
+        (
+            vm("    guest: windows-11\n    user: { name: b, sshKeys: ['gh:b'] }\n"),
+            "8:5 vms.a.user: `user` is for guests with cloud-init, which Windows has not",
+        ),
+        (vm("    startAfter: [b]\n"), "7:18 vms.a.startAfter[0]: unknown VM `b`"),
+        (
+            vm(
+                "    startAfter: [b]\n  b: { cpus: 1, memory: 1GiB, startAfter: [c] }\n  c: { cpus: 1, memory: 1GiB, absent: true }\n",
+            ),
+            "8:44 vms.b.startAfter[0]: VM `b` would wait for `c`, which is to be taken away",
+        ),
+        (vm("    startAfter: [a]\n"), "7:18 vms.a.startAfter[0]: VM `a` would wait for itself, by way of `a`"),
         (memory("{ size: 1GiB, pages: 4MiB }"), "2:51 vms.a.memory.pages: there are no huge pages of 4MiB"),
         (
             memory("{ size: 1536MiB, pages: 1GiB }"),
@@ -372,7 +406,7 @@ fn several_problems_are_told_at_once_and_none_twice() {
         problems(source),
         [
             "3:27 gpus.work.uze: unknown field `uze`",
-            "7:11 vms.a.cpus: expected a number of virtual processors, or `{ count, pin, emulator }`, found `many`",
+            "7:11 vms.a.cpus: expected a number of virtual processors, or `{ count, pin, emulator, sockets, cores, threads }`, found `many`",
             "12:13 vms.b.memory: `16G` is ambiguous; write `16GiB`",
             "13:15 vms.b.firmware: unknown value `uefy`",
             "14:38 vms.c.gpus[0]: unknown GPU `worc`",

@@ -42,7 +42,10 @@ impl Host {
                 )
             };
             let ports: String = (1..=ports).map(port).collect();
+            // libvirt has given places to all that is its own: what is played has these ports and no other.
             let xml = domain["inactiveXml"].as_str().unwrap();
+            let own = |line: &&str| !line.contains("pcie-root-port");
+            let xml: String = xml.lines().filter(own).map(|line| format!("{line}\n")).collect();
             // What is stored already is passed as one device of the guest.
             domain["liveXml"] = xml.replacen("<disk", &format!("{ports}<disk"), 1).into();
             domain["active"] = true.into();

@@ -526,6 +526,16 @@ fn a_template_is_an_image_that_nothing_prunes_and_vms_are_made_from() {
     assert!(host.says("plan", 0).contains("nothing to do"));
     assert!(host.says("vm template list", 0).starts_with("golden   "), "it is still a template");
     assert!(host.flat("vm template use none desk2 --user a --key gh:a", 1).contains("there is: golden"));
+    // It goes by its own word, and not from under a disk.
+    let said = host.flat("vm template delete golden --yes", 1);
+    assert!(said.contains("desk-0.qcow2` goes on in it"), "{said}");
+    host.flat("vm delete desk --yes", 0);
+    let images = || fs::read_dir(host.at(POOL).join("gpuvm-images")).unwrap().count();
+    assert_eq!(images(), 2, "the template and the word on it");
+    let said = host.flat("vm template delete golden --yes", 0);
+    assert!(said.contains("it is nowhere else") && said.contains("there is no template golden"), "{said}");
+    assert_eq!((images(), host.says("vm template list", 0).as_str()), (0, "no template\n"));
+    assert!(host.flat("vm template delete golden --yes", 1).contains("there is no template `golden`"));
 }
 
 #[test]
@@ -584,4 +594,20 @@ fn what_others_wrote_into_a_vm_is_in_no_output() {
     assert!(!said.contains("canary"), "{said}");
     let first = |name: &str| host.domain(name)["inactiveXml"].as_str().unwrap().contains("canary-first");
     assert!(first("tiny") && first("copy") && first("more"), "they lost none of it");
+}
+
+#[test]
+fn what_starts_by_bios_does_so_in_the_vms_of_its_template_too() {
+    let host = Host::made(&MANIFEST.replace("start: manual", "start: manual, firmware: bios"));
+    host.libvirt(|known| {
+        let tiny = &mut known["domains"][0];
+        (tiny["active"], tiny["liveXml"]) = (false.into(), serde_json::Value::Null);
+    });
+    host.guest_writes("a=1");
+    host.flat("vm template save tiny golden --yes", 0);
+    assert!(host.says("vm template list", 0).contains("starts by BIOS"));
+    host.flat("vm template use golden desk --user alice --key gh:alice --disk 5GiB --no-start --yes", 0);
+    let manifest = fs::read_to_string(host.at("host.yaml")).unwrap();
+    assert!(manifest.contains("    firmware: bios\n"), "{manifest}");
+    assert!(!host.domain("desk")["inactiveXml"].as_str().unwrap().contains("firmware='efi'"));
 }

@@ -66,6 +66,10 @@ legacy_bus() {
 uplink_at="addr=$card_at" disk_at="addr=4" iommu=(-device "intel-iommu,intremap=on,caching-mode=on") smbios=()
 case $topology in
   plain) ;;
+  display)
+    # A display controller that QEMU emulates itself, so that the QEMU which runs nested guests with KVM has it.
+    root_port rp1 1
+    devices+=(-device "bochs-display,bus=rp1,addr=00.0") ;;
   twin | no-iommu)
     for n in 1 2; do
       root_port "rp$n" "$n"
@@ -152,21 +156,27 @@ fi
 if [ ${#functions[@]} -gt 0 ]; then
   setsid "$LAB/fakegpu" "${functions[@]}" >"$DIR/fakegpu.log" 2>&1 </dev/null &
   echo $! >"$DIR/fakegpu.pid"
+  # The file is there before anyone listens at it: 00010000 is the kernel's flag for that (include/linux/net.h).
   for f in "${functions[@]}"; do
-    until [ -S "${f%%:*}" ]; do
+    until awk -v path="${f%%:*}" '$4 == "00010000" && $8 == path { found = 1 } END { exit !found }' /proc/net/unix; do
       kill -0 "$(cat "$DIR/fakegpu.pid")" 2>/dev/null || die "the simulated functions ended: $DIR/fakegpu.log"
       sleep 0.1
     done
   done
 fi
 
+# Without simulated cards, the QEMU does that runs nested guests with KVM.
+qroot=qroot
+[ ${#functions[@]} -gt 0 ] || qroot="qroot-nested"
 # Mounts live in a namespace of their own: nothing of the machine's is left bound inside the chroot.
 in_qroot() {
   # shellcheck disable=SC2016
   exec setsid unshare --mount --propagation private bash -c '
-    for d in proc sys dev; do mount --rbind "/$d" "$0/qroot/$d"; done
-    mount --bind "$0" "$0/qroot/lab"
-    exec chroot "$0/qroot" "$@"' "$LAB" "$@"
+    lab=$0 root=$0/$1
+    shift
+    for d in proc sys dev; do mount --rbind "/$d" "$root/$d"; done
+    mount --bind "$lab" "$root/lab"
+    exec chroot "$root" "$@"' "$LAB" "$qroot" "$@"
 }
 # With --log every write and flush is kept in order beside the disk (see replay.py). The log counts what the host flushes;
 # whether the machine below writes it out is of no use.

@@ -39,7 +39,7 @@ digest() { # part
   } | sha256sum | cut -d' ' -f1
 }
 
-for part in qemu fakegpu root driver guest bare baked ifupdown dracut; do
+for part in qemu qemu-nested fakegpu root driver guest bare baked ifupdown dracut cloud; do
   now=$(digest "$part")
   if [ "$(cat "$LAB/stamps/$part" 2>/dev/null)" = "$now" ]; then
     say "$part: as it is"
@@ -50,7 +50,7 @@ for part in qemu fakegpu root driver guest bare baked ifupdown dracut; do
   for d in "$LAB"/hosts/*/; do
     DIR=${d%/}
     case $part:$(cat "$DIR/base" 2>/dev/null || true) in
-      qemu:* | fakegpu:* | bare:* | baked:baked | ifupdown:ifupdown | dracut:dracut)
+      qemu:* | qemu-nested:cloud | fakegpu:* | bare:* | baked:baked | ifupdown:ifupdown | dracut:dracut | cloud:cloud)
         ! running || die "$part has to be built anew, but the lab host \`$(basename "$d")\` runs from it" ;;
     esac
   done

@@ -231,5 +231,11 @@ vm_console() {
     timeout $2 sed -n '/^PCI/,\$p;/^GUEST-READY/q' \"\$tty\" | tr -d '\r'"
 }
 
+# LAB_SHORT: with the numbers of the scenario's `#short` line, where it has one.
+if [ -n "${LAB_SHORT:-}" ]; then
+  read -ra short < <(sed -n 's/^#short //p' "$1" | head -n 1) || true
+  [ ${#short[@]} -eq 0 ] || export "${short[@]}"
+fi
+
 # shellcheck disable=SC1090
 . "$1"

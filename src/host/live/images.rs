@@ -99,7 +99,7 @@ impl Fetcher {
             let trusted = if step.digest.is_some() { "by its pinned digest" } else { "as a file of this host" };
             return self.keep(step, &part, sums, None, trusted.to_owned());
         }
-        if let Origin::Disk { vm, path, kind } = &step.origin {
+        if let Origin::Disk { vm, path, kind, .. } = &step.origin {
             progress(&format!("copies {}", path.display()));
             forget(&part);
             layers::flat(path, kind, &part, progress).inspect_err(|_| forget(&part))?;

@@ -396,18 +396,37 @@ pub(super) fn lookup(connection: &Connect, name: &DomainName) -> Result<Option<D
     unless_gone(Domain::lookup_by_name(connection, name.as_str())).map_err(|e| said(&e))
 }
 
+fn pool_xml(name: &str, path: &Path) -> String {
+    // 0711: whoever knows a disk's name may reach it, as QEMU's user does; nobody may list.
+    format!(
+        "<pool type='dir'><name>{}</name><target><path>{}</path><permissions><mode>0711</mode></permissions></target></pool>",
+        xml_escape(name),
+        xml_escape(&path.to_string_lossy())
+    )
+}
+
+/// `backing`: the file that it goes on in, and what that is.
+fn volume_xml(want: &VolumeStep, backing: Option<(&Path, &str)>) -> String {
+    let backing = backing.map_or(String::new(), |(path, kind)| {
+        format!(
+            "<backingStore><path>{}</path><format type='{}'/></backingStore>",
+            xml_escape(&path.to_string_lossy()),
+            xml_escape(kind)
+        )
+    });
+    format!(
+        "<volume><name>{}</name><capacity unit='bytes'>{}</capacity><allocation>0</allocation>\
+         <target><format type='{}'/></target>{backing}</volume>",
+        xml_escape(&want.name),
+        want.size.bytes(),
+        xml_escape(&want.format)
+    )
+}
+
 fn make_pool(connection: &Connect, name: &str, path: &Path) -> Result<(), Error> {
     let pool = match unless_gone(StoragePool::lookup_by_name(connection, name))? {
         Some(pool) => pool,
-        None => {
-            // 0711: whoever knows a disk's name may reach it, as QEMU's user does; nobody may list.
-            let xml = format!(
-                "<pool type='dir'><name>{}</name><target><path>{}</path><permissions><mode>0711</mode></permissions></target></pool>",
-                xml_escape(name),
-                xml_escape(&path.to_string_lossy())
-            );
-            StoragePool::define_xml(connection, &xml, 0)?
-        }
+        None => StoragePool::define_xml(connection, &pool_xml(name, path), 0)?,
     };
     if !pool.is_active()? {
         // Building sets mode and owner: a directory that is there keeps its own.
@@ -462,7 +481,7 @@ fn make_volume(connection: &Connect, want: &VolumeStep) -> Result<(), HostError>
             )));
         }
         let backing = match &want.image {
-            None => String::new(),
+            None => None,
             Some(pointer) => {
                 let image = super::images::kept(pointer)?;
                 if image.virtual_size > want.size.bytes() {
@@ -473,20 +492,10 @@ fn make_volume(connection: &Connect, want: &VolumeStep) -> Result<(), HostError>
                         want.size
                     )));
                 }
-                format!(
-                    "<backingStore><path>{}</path><format type='{}'/></backingStore>",
-                    xml_escape(&pointer.with_file_name(&image.file).to_string_lossy()),
-                    xml_escape(&image.kind)
-                )
+                Some((pointer.with_file_name(&image.file), image.kind))
             }
         };
-        let xml = format!(
-            "<volume><name>{}</name><capacity unit='bytes'>{}</capacity><allocation>0</allocation>\
-             <target><format type='{}'/></target>{backing}</volume>",
-            xml_escape(&want.name),
-            want.size.bytes(),
-            xml_escape(&want.format)
-        );
+        let xml = volume_xml(want, backing.as_ref().map(|(path, kind)| (path.as_path(), kind.as_str())));
         return StorageVol::create_xml(&pool, &xml, 0).map(drop).map_err(failed);
     };
     let is = volume.get_info().map_err(failed)?.capacity;
@@ -520,6 +529,26 @@ fn make_volume(connection: &Connect, want: &VolumeStep) -> Result<(), HostError>
         }
     }
     volume.resize(want.size.bytes(), 0).map(drop).map_err(failed)
+}
+
+/// A block device has grown: the VM that runs with it is told. Without libvirt, or without such a VM, nothing is to do.
+pub(super) fn device_grew(path: &Path, bytes: u64) -> Result<(), HostError> {
+    if !loaded() {
+        return Ok(());
+    }
+    let path = path.to_string_lossy().into_owned();
+    in_time("telling a VM that its disk grew", CHANGE_LIMIT, move || {
+        let failed = |e: Error| said(&e);
+        let mut connection = Connect::open(Some(SYSTEM)).map_err(failed)?;
+        for domain in connection.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE).map_err(failed)? {
+            let Some(xml) = unless_gone(domain.get_xml_desc(0)).map_err(failed)? else { continue };
+            if project(&xml).is_ok_and(|is| is.disks.iter().any(|d| d.first() == Some(&path))) {
+                domain.block_resize(&path, bytes, sys::VIR_DOMAIN_BLOCK_RESIZE_BYTES).map_err(failed)?;
+            }
+        }
+        let _ = connection.close();
+        Ok(())
+    })
 }
 
 /// A VM of this name that gpuvm did not make is left alone, whatever a plan said.
@@ -787,6 +816,7 @@ fn shut_down(
 mod tests {
     use super::*;
     use crate::types::{ByteSize, Splice};
+    use crate::validators;
 
     /// libvirt's own test driver: a hypervisor in memory, the same for all tests of the process. `None` where libvirt is
     /// not installed.
@@ -879,6 +909,24 @@ mod tests {
         let whole = there.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE | sys::VIR_DOMAIN_XML_SECURE).unwrap();
         assert!(whole.contains("passwd='canary&amp;'") && whole.contains(">2</vcpu>"), "{whole}");
         let _ = connection.close();
+    }
+
+    #[test]
+    fn pools_and_volumes_are_what_libvirts_own_schemas_say() {
+        let file = Path::new("/srv/a&b'<c>");
+        validators::libvirt("storagepool", &pool_xml("a<b", file));
+        let want = VolumeStep {
+            pool: "mine".parse().unwrap(),
+            name: "vm-0.qcow2".to_owned(),
+            size: ByteSize::from_gib(1),
+            format: "qcow2".to_owned(),
+            grow: false,
+            begun: false,
+            image: None,
+        };
+        for backing in [None, Some((file, "qcow2"))] {
+            validators::libvirt("storagevol", &volume_xml(&want, backing));
+        }
     }
 
     #[test]
@@ -990,13 +1038,16 @@ mod tests {
         assert_eq!(settle(&volume(1, 64), None, &facts).len(), 1);
         settle(&LibvirtNetwork { name: "default".parse().unwrap() }, None, &facts);
         let disk = |n: usize| Disk {
-            pool: pool.name.clone(),
+            pool: Some(pool.name.clone()),
             volume: format!("gpuvm-test-{n}.qcow2"),
+            block: false,
             path: dir.join(format!("gpuvm-test-{n}.qcow2")),
+            options: Default::default(),
         };
         let first = LibvirtDomain {
             name: "gpuvm-test".parse().unwrap(),
             cpus: 1,
+            topology: None,
             pins: None,
             near: None,
             memory: ByteSize::from_mib(128),
@@ -1008,9 +1059,12 @@ mod tests {
             }),
             slots: vec![],
             seed: None,
+            login: None,
             extras: vec![],
             smbios: Default::default(),
             additions: vec![],
+            windows: false,
+            media: vec![],
             firmware: Firmware::Uefi,
             boot: None,
             accel: Accel::Tcg,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use roxmltree::{Document, Node};
 
 use super::write::MARK;
-use super::{Disk, Pins};
+use super::{Disk, DiskOptions, Pins};
 use crate::plan::FieldDiff;
 use crate::types::{ByteSize, MacAddress, PciAddress, PciSlot, cpu_list, cpu_list_text};
 
@@ -15,10 +15,14 @@ use crate::types::{ByteSize, MacAddress, PciAddress, PciSlot, cpu_list, cpu_list
 pub struct Projection {
     /// Whether gpuvm's mark is in it.
     pub marked: bool,
+    /// The user that the mark names, who gets into the guest.
+    pub login: Option<String>,
     /// `kvm` or `qemu`.
     pub accel: String,
     /// Virtual processors at most.
     pub cpus: u32,
+    /// As the guest sees them, where the definition says that.
+    pub topology: Option<String>,
     /// Which of the host's processors they are pinned to.
     pub pins: Pins,
     /// Memory at most.
@@ -35,6 +39,8 @@ pub struct Projection {
     pub cmdline: Option<String>,
     /// Each disk by its source, with what backs that.
     pub disks: Vec<Vec<String>>,
+    /// What is said of each disk beside its source, in the same order.
+    pub options: Vec<DiskOptions>,
     /// The images in its CD-ROM drives.
     pub cdroms: Vec<String>,
     /// Network cards by address: `bridge br0`.
@@ -49,6 +55,12 @@ impl Projection {
     /// Whether a disk is there, itself or under snapshots.
     pub(super) fn has_disk(&self, disk: &Disk) -> bool {
         self.disks.iter().flatten().any(|source| is_disk(source, disk))
+    }
+
+    /// What is said of a disk, itself or under snapshots.
+    pub(super) fn options_of(&self, disk: &Disk) -> Option<&DiskOptions> {
+        let at = self.disks.iter().position(|sources| sources.iter().any(|s| is_disk(s, disk)))?;
+        self.options.get(at)
     }
 
     /// Whether the guest writes to this disk itself, and not to a layer over it.
@@ -83,6 +95,7 @@ impl Projection {
         };
         field("accel", Some(live.accel.clone()), Some(self.accel.clone()));
         field("cpus", Some(live.cpus.to_string()), Some(self.cpus.to_string()));
+        field("cpu topology", live.topology.clone(), self.topology.clone());
         field("memory", Some(live.memory.to_string()), Some(self.memory.to_string()));
         let pages = |p: &Self| p.huge_pages.map(|p| p.to_string());
         field("memory pages", pages(live), pages(self));
@@ -104,6 +117,15 @@ impl Projection {
         let there = || Some("attached".to_owned());
         stored.difference(&running).for_each(|d| field(&format!("disk {d}"), None, there()));
         running.difference(&stored).for_each(|d| field(&format!("disk {d}"), there(), None));
+        for (sources, options) in self.disks.iter().zip(&self.options) {
+            let at = live.disks.iter().position(|d| d.first() == sources.first());
+            let (Some(running), Some(source)) = (at.and_then(|at| live.options.get(at)), sources.first()) else {
+                continue;
+            };
+            for part in DiskOptions::PARTS {
+                field(&format!("{part} of disk {source}"), running.part(part), options.part(part));
+            }
+        }
         for mac in self.nics.keys().chain(live.nics.keys()).collect::<BTreeSet<_>>() {
             field(&format!("nic {mac}"), live.nics.get(mac).cloned(), self.nics.get(mac).cloned());
         }
@@ -119,9 +141,48 @@ impl Projection {
     }
 }
 
+/// Processors as a guest sees them: sockets, dies, clusters, cores, threads. What is 1 and unusual is left out.
+pub(super) fn topology_text([sockets, dies, clusters, cores, threads]: [u32; 5]) -> String {
+    let more = [(dies, "dies"), (clusters, "clusters")];
+    let more: String = more.iter().filter(|(n, _)| *n != 1).map(|(n, what)| format!("{n} {what} × ")).collect();
+    format!("{sockets} sockets × {more}{cores} cores × {threads} threads")
+}
+
+fn topology(cpu: Node<'_, '_>) -> Option<String> {
+    let at = child(cpu, "topology")?;
+    let part = |name| at.attribute(name).map_or(Some(1), |v| v.parse().ok());
+    let [a, b, c, d, e] = ["sockets", "dies", "clusters", "cores", "threads"].map(part);
+    Some(topology_text([a?, b?, c?, d?, e?]))
+}
+
+/// What a definition says of a disk.
+fn options(disk: Node<'_, '_>) -> DiskOptions {
+    let of = |element, name| child(disk, element).and_then(|n| n.attribute(name)).map(str::to_owned);
+    DiskOptions {
+        bus: of("target", "bus"),
+        // What libvirt writes out where nothing is said.
+        cache: of("driver", "cache").filter(|c| c != "default"),
+        discard: of("driver", "discard").or_else(|| Some("ignore".to_owned())),
+    }
+}
+
+impl DiskOptions {
+    /// What there is to say.
+    pub(super) const PARTS: [&'static str; 3] = ["bus", "cache", "discard"];
+
+    pub(super) fn part(&self, name: &str) -> Option<String> {
+        match name {
+            "bus" => self.bus.clone(),
+            "cache" => self.cache.clone(),
+            _ => self.discard.clone(),
+        }
+    }
+}
+
 /// Whether a source, as [`sources`] writes it, is this disk.
 pub(super) fn is_disk(source: &str, disk: &Disk) -> bool {
-    source == disk.path.to_string_lossy() || source == volume(disk.pool.as_str(), &disk.volume)
+    let by_pool = disk.pool.as_ref().filter(|_| !disk.block).map(|pool| volume(pool.as_str(), &disk.volume));
+    source == disk.path.to_string_lossy() || by_pool.as_deref() == Some(source)
 }
 
 fn volume(pool: &str, name: &str) -> String {
@@ -271,17 +332,20 @@ pub fn project(xml: &str) -> Result<Projection, String> {
     }
     let memory = child(root, "memory").ok_or("it has no <memory>")?;
     let os = child(root, "os").ok_or("it has no <os>")?;
-    let marks = child(root, "metadata");
+    let mark = child(root, "metadata")
+        .and_then(|m| m.children().find(|c| c.is_element() && c.tag_name().namespace() == Some(MARK)));
     let page = child(root, "memoryBacking")
         .and_then(|m| child(m, "hugepages"))
         .map(|h| child(h, "page").and_then(|p| size(p, p.attribute("size")?)).unwrap_or_default());
-    let disks =
-        devices(&doc, "disk").into_iter().filter(|d| !matches!(d.attribute("device"), Some("cdrom" | "floppy")));
+    let media = |d: &Node<'_, '_>| matches!(d.attribute("device"), Some("cdrom" | "floppy"));
+    let disks: Vec<_> = devices(&doc, "disk").into_iter().filter(|d| !media(d)).collect();
     let cdroms = devices(&doc, "disk").into_iter().filter(|d| d.attribute("device") == Some("cdrom"));
     Ok(Projection {
-        marked: marks.is_some_and(|m| m.children().any(|c| c.is_element() && c.tag_name().namespace() == Some(MARK))),
+        marked: mark.is_some(),
+        login: mark.and_then(|m| m.attribute("user")).map(str::to_owned),
         accel: root.attribute("type").unwrap_or_default().to_owned(),
         cpus: text(child(root, "vcpu")).map_or(Some(1), |t| t.parse().ok()).ok_or("its <vcpu> is no number")?,
+        topology: child(root, "cpu").and_then(topology),
         pins: child(root, "cputune").map(pins).unwrap_or_default(),
         memory: memory.text().and_then(|t| size(memory, t)).ok_or("its <memory> is no size")?,
         huge_pages: page,
@@ -290,7 +354,8 @@ pub fn project(xml: &str) -> Result<Projection, String> {
         kernel: text(child(os, "kernel")),
         initrd: text(child(os, "initrd")),
         cmdline: text(child(os, "cmdline")),
-        disks: disks.map(sources).collect(),
+        options: disks.iter().map(|d| options(*d)).collect(),
+        disks: disks.into_iter().map(sources).collect(),
         cdroms: cdroms.flat_map(|d| sources(d).into_iter().next()).collect(),
         nics: devices(&doc, "interface").into_iter().filter_map(nic).collect(),
         functions: devices(&doc, "hostdev").into_iter().filter_map(function).collect(),

@@ -99,6 +99,20 @@ impl<'x> Edits<'x> {
         }
     }
 
+    /// Gives an element an attribute, or takes it away.
+    fn set_attribute(&mut self, node: Node<'_, '_>, name: &str, value: Option<&str>) {
+        match (node.attribute_node(name), value) {
+            (Some(_), Some(value)) => self.attribute(node, name, value),
+            // With the blank before it.
+            (Some(there), None) => self.replace(there.range().start - 1..there.range().end, ""),
+            (None, Some(value)) => {
+                let at = node.range().start + 1 + node.tag_name().name().len();
+                self.replace(at..at, format!(" {name}='{}'", e(value)));
+            }
+            (None, None) => {}
+        }
+    }
+
     /// The edits in order; what is inserted at one place keeps its order.
     pub(super) fn splices(mut self) -> Vec<Splice> {
         self.all.sort_by_key(|(range, _)| (range.start, range.end));
@@ -163,13 +177,13 @@ pub fn with_mark(xml: &str, present: bool) -> Option<String> {
     let mut edits = Edits { xml, all: Vec::new() };
     match (present, metadata) {
         (true, _) if !marks.is_empty() => {}
-        (true, Some(metadata)) => edits.insert_into(metadata, "", &[write::mark()]),
+        (true, Some(metadata)) => edits.insert_into(metadata, "", &[write::mark(None)]),
         (true, None) => {
             // Where libvirt itself writes it: behind what names the VM.
             let names = ["description", "title", "genid", "uuid", "name"];
             let before = names.into_iter().find_map(|name| child(root, name))?;
             let indent = edits.indent(before.range().start);
-            let whole = format!("<metadata>\n{indent}  {}\n{indent}</metadata>", write::mark());
+            let whole = format!("<metadata>\n{indent}  {}\n{indent}</metadata>", write::mark(None));
             edits.insert_after(before, &[whole]);
         }
         (false, _) => marks.into_iter().for_each(|mark| edits.remove(mark)),
@@ -236,7 +250,7 @@ pub(super) fn splice(
         Document::parse(xml).map_err(|e| refused(format!("its definition cannot be read: {e}"), "virsh dumpxml"))?;
     let root = doc.root_element();
     let mut edits = Edits { xml, all: Vec::new() };
-    if is.uefi != (vm.firmware == Firmware::Uefi) {
+    if is.uefi != (vm.firmware != Firmware::Bios) {
         let boots = if is.uefi { "UEFI" } else { "BIOS" };
         return Err(refused(
             format!("it was made with {boots}, and its guest may not boot with anything else"),
@@ -244,7 +258,8 @@ pub(super) fn splice(
         ));
     }
     accel(vm, is, root, &mut edits);
-    cpus(vm, is, root, &mut edits)?;
+    cpus(vm, last, is, root, &mut edits)?;
+    topology(vm, last, is, root, &mut edits);
     pins(vm, last, is, root, &mut edits)?;
     memory(vm, is, root, &mut edits)?;
     huge_pages(vm, last, is, root, &mut edits);
@@ -268,12 +283,46 @@ fn accel(vm: &LibvirtDomain, is: &Projection, root: Node<'_, '_>, edits: &mut Ed
     }
 }
 
-fn cpus(vm: &LibvirtDomain, is: &Projection, root: Node<'_, '_>, edits: &mut Edits<'_>) -> Result<(), Refused> {
+/// How the guest sees its processors: of the manifest, or no longer.
+fn topology(
+    vm: &LibvirtDomain,
+    last: Option<&LibvirtDomain>,
+    is: &Projection,
+    root: Node<'_, '_>,
+    edits: &mut Edits<'_>,
+) {
+    let cpu = child(root, "cpu");
+    let there = cpu.and_then(|c| child(c, "topology"));
+    match (&vm.topology, there) {
+        (Some(wanted), _) if is.topology.as_ref() == Some(&wanted.text()) => {}
+        (Some(wanted), Some(there)) => edits.replace(there.range(), write::topology(wanted)),
+        (Some(wanted), None) => match cpu {
+            Some(cpu) => edits.insert_into(cpu, "model", &[write::topology(wanted)]),
+            None => {
+                let whole = format!("<cpu>\n    {}\n  </cpu>", write::topology(wanted));
+                if let Some(beside) = child(root, "features").or_else(|| child(root, "os")) {
+                    edits.insert_after(beside, &[whole]);
+                }
+            }
+        },
+        (None, Some(there)) if last.is_some_and(|l| l.topology.is_some()) => edits.remove(there),
+        (None, _) => {}
+    }
+}
+
+fn cpus(
+    vm: &LibvirtDomain,
+    last: Option<&LibvirtDomain>,
+    is: &Projection,
+    root: Node<'_, '_>,
+    edits: &mut Edits<'_>,
+) -> Result<(), Refused> {
     if is.cpus == vm.cpus {
         return Ok(());
     }
+    let managed = vm.topology.is_some() || last.is_some_and(|l| l.topology.is_some());
     let topology = child(root, "cpu").and_then(|c| child(c, "topology"));
-    if let Some(topology) = topology {
+    if let Some(topology) = topology.filter(|_| !managed) {
         let part = |name| topology.attribute(name).and_then(|v| v.parse::<u32>().ok()).unwrap_or(1);
         let holds = ["sockets", "dies", "clusters", "cores", "threads"].map(part).iter().product::<u32>();
         if holds != vm.cpus {
@@ -425,16 +474,43 @@ fn disks(
         // A snapshot puts a file of the same name with another ending over the disk: adding the disk again beside it
         // would let the guest write below its own snapshot.
         let stem = disk.path.with_extension("").to_string_lossy().into_owned() + ".";
-        if let Some(over) = is.disks.iter().filter_map(|d| d.first()).find(|s| s.starts_with(&stem)) {
+        let mut files = is.disks.iter().filter_map(|d| d.first()).filter(|_| !disk.block);
+        if let Some(over) = files.find(|s| s.starts_with(&stem)) {
             return Err(refused(
                 format!("`{}` is not attached, but `{over}` is: it looks like a snapshot over it", disk.path.display()),
                 format!("merge the snapshot first: virsh blockcommit {} --active --pivot …", vm.name),
             ));
         }
-        let free = (0..702).map(write::disk_name).find(|name| !taken.contains(name));
-        let target = free.ok_or_else(|| refused("it has no disk name left", "take disks out"))?;
+        let target = write::free_name(disk.options.bus(), &mut taken)
+            .ok_or_else(|| refused("it has no disk name left", "take disks out"))?;
         new.push(write::disk(disk, &target));
-        taken.push(target);
+    }
+    for disk in vm.disks.iter().filter(|d| is.has_disk(d)) {
+        let node = there.iter().find(|d| sources(**d).iter().any(|s| is_disk(s, disk)));
+        if let (Some(node), Some(options)) = (node, is.options_of(disk)) {
+            let wanted = disk.options.wanted(vm.options_before(disk, last));
+            let due: Vec<_> = wanted.into_iter().filter(|(part, wanted)| options.part(part) != *wanted).collect();
+            disk_options(*node, &due, &mut taken, edits).ok_or_else(|| {
+                refused(
+                    format!("its disk `{}` has no <driver> or <target> that can be changed", disk.shown()),
+                    format!("correct it by hand: virsh edit {}", vm.name),
+                )
+            })?;
+        }
+    }
+    if vm.disks.iter().any(|d| d.options.bus() == "scsi") {
+        let scsi = |c: &&Node<'_, '_>| c.attribute("type") == Some("scsi");
+        let controllers = devices(doc, "controller");
+        match controllers.iter().find(scsi) {
+            None => new.insert(0, write::SCSI.to_owned()),
+            Some(other) if other.attribute("model").is_none_or(|m| !m.starts_with("virtio")) => {
+                return Err(refused(
+                    "its SCSI controller was set by hand, and is not of model `virtio-scsi`",
+                    format!("correct it first: virsh edit {}", vm.name),
+                ));
+            }
+            Some(_) => {}
+        }
     }
     for gone in vm.seed_to_drop(last) {
         let path = gone.to_string_lossy();
@@ -442,16 +518,51 @@ fn disks(
             edits.remove(*node);
         }
     }
-    for seed in vm.seed.iter().filter(|s| !is.has_cdrom(s)) {
+    for gone in vm.media_to_drop(last) {
+        let path = gone.to_string_lossy();
+        for node in there.iter().filter(|d| sources(**d).first().is_some_and(|s| *s == path)) {
+            edits.remove(*node);
+        }
+    }
+    for image in vm.seed.iter().chain(&vm.media).filter(|s| !is.has_cdrom(s)) {
         // The drive that a former seed leaves is taken away in the same edit; another name is as good as its.
-        let free = (b'a'..=b'z').map(|c| format!("sd{}", char::from(c))).find(|name| !taken.contains(name));
-        let target = free.ok_or_else(|| refused("it has no name for a CD-ROM drive left", "take disks out"))?;
-        new.push(write::cdrom(seed, &target, write::cdrom_bus(vm.arch)));
+        let bus = write::cdrom_bus(vm.arch);
+        let target = write::free_name(bus, &mut taken)
+            .ok_or_else(|| refused("it has no name for a CD-ROM drive left", "take disks out"))?;
+        new.push(write::cdrom(image, &target, bus));
     }
     if !new.is_empty() {
         edits.insert_into(child(doc.root_element(), "devices").ok_or_else(|| no_devices(vm))?, "disk", &new);
     }
     Ok(())
+}
+
+/// What is said of a disk beside its source. `None` where it has not the elements for it.
+fn disk_options(
+    disk: Node<'_, '_>,
+    due: &[(&'static str, Option<String>)],
+    taken: &mut Vec<String>,
+    edits: &mut Edits<'_>,
+) -> Option<()> {
+    for (part, wanted) in due {
+        if *part == "bus" {
+            let (target, bus) = (child(disk, "target")?, wanted.as_deref()?);
+            target.attribute_node("bus")?;
+            edits.attribute(target, "bus", bus);
+            edits.attribute(target, "dev", &write::free_name(bus, taken)?);
+            // Its place on the former bus.
+            children(disk, "address").for_each(|n| edits.remove(n));
+            continue;
+        }
+        let driver = child(disk, "driver")?;
+        edits.set_attribute(driver, part, wanted.as_deref());
+        // libvirt refuses QEMU's native requests where they do not go past the page cache.
+        let past = |cache: &Option<String>| matches!(cache.as_deref(), Some("none" | "directsync"));
+        if *part == "cache" && !past(wanted) && driver.attribute("io") == Some("native") {
+            edits.set_attribute(driver, "io", None);
+        }
+    }
+    Some(())
 }
 
 fn nics(
@@ -488,10 +599,10 @@ fn nics(
             }
         }
         None => match gone {
-            Some(gone) => edits.replace(gone.range(), write::interface(want)),
+            Some(gone) => edits.replace(gone.range(), write::interface(want, vm.windows)),
             None => {
                 let devices = child(doc.root_element(), "devices").ok_or_else(|| no_devices(vm))?;
-                edits.insert_into(devices, "interface", &[write::interface(want)]);
+                edits.insert_into(devices, "interface", &[write::interface(want, vm.windows)]);
             }
         },
     }

@@ -10,6 +10,7 @@ fn vm() -> LibvirtDomain {
     LibvirtDomain {
         name: "desk".parse().unwrap(),
         cpus: 4,
+        topology: None,
         pins: None,
         near: None,
         memory: ByteSize::from_gib(8),
@@ -18,9 +19,12 @@ fn vm() -> LibvirtDomain {
         nic: Some(nic("br0", 1)),
         slots: vec![slot("0000:02:00", &[0, 1])],
         seed: None,
+        login: None,
         extras: Vec::new(),
         smbios: BTreeMap::new(),
         additions: Vec::new(),
+        windows: false,
+        media: Vec::new(),
         firmware: Firmware::Uefi,
         boot: None,
         accel: Accel::Kvm,
@@ -34,7 +38,8 @@ fn vm() -> LibvirtDomain {
 }
 fn disk(n: usize) -> Disk {
     let volume = format!("desk-{n}.qcow2");
-    Disk { pool: "default".parse().unwrap(), path: format!("/var/lib/libvirt/images/{volume}").into(), volume }
+    let path = format!("/var/lib/libvirt/images/{volume}").into();
+    Disk { pool: Some("default".parse().unwrap()), volume, block: false, path, options: DiskOptions::default() }
 }
 fn nic(bridge: &str, last: u8) -> Nic {
     Nic { on: NicOn::Bridge(bridge.parse().unwrap()), mac: MacAddress([0x52, 0x54, 0, 0, 0, last]) }
@@ -242,7 +247,7 @@ fn the_functions_of_a_slot_are_one_device_of_the_guest() {
 
 #[test]
 fn disk_names_count_as_the_driver_does() {
-    let names: Vec<String> = [0, 25, 26, 27, 51, 52].map(write::disk_name).into();
+    let names: Vec<String> = [0, 25, 26, 27, 51, 52].map(|n| write::disk_name("virtio", n)).into();
     assert_eq!(names, ["vda", "vdz", "vdaa", "vdab", "vdaz", "vdba"]);
 }
 
@@ -652,4 +657,239 @@ fn secure_boot_and_a_persons_own_elements_are_for_new_ones() {
     let state = DomainState::from(Answer::Value(Arc::new(known)));
     let Diff::Blocked { why, .. } = vm().diff(&state, Some(&wanted), &facts()) else { panic!("another firmware") };
     assert!(why.contains("`uefi-secure`") && why.contains("`uefi`"), "{why}");
+}
+
+#[test]
+fn who_gets_in_is_in_the_mark_and_nothing_else_follows_from_it() {
+    let wanted = LibvirtDomain { login: Some("alice".to_owned()), ..vm() };
+    let xml = write::new(&wanted);
+    let read = project(&xml).unwrap();
+    assert_eq!((read.marked, read.login.as_deref()), (true, Some("alice")));
+    assert_eq!(project(&write::new(&vm())).unwrap().login, None);
+    // A guest takes its seed up once: another user in the manifest is no other definition.
+    let other = LibvirtDomain { login: Some("bob".to_owned()), ..vm() };
+    assert_eq!(edited(&other, Some(&wanted), &xml), xml);
+}
+
+#[test]
+fn a_disks_bus_cache_and_discard_are_managed_where_they_are_said() {
+    let with = |bus: Option<&str>, cache: Option<&str>, discard: Option<&str>| {
+        let own = |word: Option<&str>| word.map(str::to_owned);
+        let options = DiskOptions { bus: own(bus), cache: own(cache), discard: own(discard) };
+        LibvirtDomain { disks: vec![Disk { options, ..disk(0) }], ..vm() }
+    };
+    let (gone, new) = edit(|vm| *vm = with(None, Some("writeback"), Some("unmap")));
+    assert_eq!(gone, ["<driver name='qemu' type='qcow2' cache='none' io='native'/>"]);
+    assert_eq!(new, ["<driver discard='unmap' name='qemu' type='qcow2' cache='writeback'/>"]);
+    let (gone, new) = edit(|vm| *vm = with(Some("scsi"), None, None));
+    let target = "<target dev='vda' bus='virtio'/>";
+    let address = "<address type='pci' domain='0x0000' bus='0x05' slot='0x00' function='0x0'/>";
+    assert_eq!(gone, [target, address], "what it was on is no place on the other bus");
+    // `sda` is the drive with a person's setup in it.
+    assert_eq!(new, ["<target dev='sdb' bus='scsi'/>", write::SCSI]);
+    let hand = TUNED.replace("<devices>", "<devices><controller type='scsi' index='0' model='lsilogic'/>");
+    let is = project(&hand).unwrap();
+    let refused = splice::splice(&with(Some("scsi"), None, None), Some(&vm()), &is, &hand).unwrap_err();
+    assert!(refused.why.contains("SCSI controller"), "{refused:?}");
+    // What the manifest no longer says is as usual again; what it never said stays a person's.
+    let (gone, new) = edit_from(&with(None, Some("none"), None), &vm(), TUNED);
+    assert_eq!((gone.len(), new), (1, vec!["<driver name='qemu' type='qcow2'/>".to_owned()]));
+    assert_eq!(edit(|_| ()), (vec![], vec![]));
+    let xml = write::new(&with(Some("sata"), Some("directsync"), Some("ignore")));
+    assert!(xml.contains("cache='directsync' discard='ignore'") && xml.contains("dev='sda' bus='sata'"), "{xml}");
+    let mut all = with(Some("scsi"), None, None);
+    all.disks.push(Disk { options: DiskOptions { bus: Some("sata".into()), ..DiskOptions::default() }, ..disk(1) });
+    all.seed = Some("/srv/seed.iso".into());
+    let xml = write::new(&all);
+    let names: Vec<String> = drives(&xml).unwrap().into_iter().map(|d| d.target).collect();
+    assert_eq!(names, ["sdb", "sdc", "sda"]);
+    assert!(xml.contains(write::SCSI), "{xml}");
+    assert_eq!(all.differences(None, &project(&xml).unwrap()), []);
+}
+
+#[test]
+fn a_disk_on_another_bus_needs_a_driver_in_the_guest_and_waits_for_its_start() {
+    let mut wanted = vm();
+    wanted.disks[0].options.bus = Some("sata".to_owned());
+    let Diff::Change(change) = diff(&wanted, known(TUNED, Some(TUNED))) else { panic!("a change") };
+    assert!(change.notes.iter().any(|n| n.contains("driver for the other bus")), "{:?}", change.notes);
+    let stored = TUNED.replace("dev='vda' bus='virtio'", "dev='sdb' bus='sata'");
+    let Diff::Waits { why, .. } = diff(&wanted, known(&stored, Some(TUNED))) else { panic!("it waits") };
+    assert!(why.starts_with("bus of disk /var/lib/libvirt/images/desk-0.qcow2"), "{why}");
+    assert!(matches!(diff(&vm(), known(&stored, Some(TUNED))), Diff::InSync { .. }), "a person's own wish");
+}
+
+#[test]
+fn the_guest_sees_its_processors_as_the_manifest_says() {
+    let topology = |sockets, cores, threads| Some(Topology { sockets, cores, threads });
+    let with = |topology| LibvirtDomain { topology, ..vm() };
+    let xml = write::new(&with(topology(1, 2, 2)));
+    assert!(xml.contains("<topology sockets='1' cores='2' threads='2'/>"), "{xml}");
+    let (gone, new) = edit(|vm| *vm = with(topology(1, 2, 2)));
+    assert_eq!(gone, ["<cpu mode='host-passthrough' check='none' migratable='on'/>"]);
+    assert_eq!(new[1..], ["<topology sockets='1' cores='2' threads='2'/>", "</cpu>"]);
+    let last = with(topology(1, 2, 2));
+    let more = LibvirtDomain { cpus: 8, topology: topology(2, 2, 2), ..vm() };
+    let after = edited(&more, Some(&last), &xml);
+    assert!(after.contains(">8</vcpu>") && after.contains("sockets='2' cores='2' threads='2'"), "{after}");
+    assert!(!edited(&vm(), Some(&last), &xml).contains("topology"), "it left the manifest");
+    // As libvirt writes it out.
+    let full = xml.replace("sockets='1' cores", "sockets='1' dies='1' clusters='1' cores");
+    assert_eq!(last.differences(Some(&last), &project(&full).unwrap()), []);
+}
+
+#[test]
+fn a_new_vm_has_ports_to_spare_for_a_gpu_that_comes_later() {
+    for slots in [vec![], vec![slot("0000:02:00", &[0, 1]), slot("0000:03:00", &[0])]] {
+        let wanted = LibvirtDomain { slots, ..vm() };
+        let xml = write::new(&wanted);
+        let ports = xml.matches("model='pcie-root-port'").count();
+        // One disk, one card, and what every VM has: channel, balloon, randomness, USB.
+        assert_eq!(ports, wanted.slots.len() + 6 + 4, "{xml}");
+        // As libvirt places what is its own: at the first ports that are free.
+        let mut free = (1u32..).skip(wanted.slots.len());
+        let mut placed = xml.replace(
+            "model='pcie-root-port'/>",
+            "model='pcie-root-port'><address type='pci' bus='0x00'/></controller>",
+        );
+        for what in [
+            "bus='virtio'/>",
+            "<model type='virtio'/>",
+            "name='org.qemu.guest_agent.0'/>",
+            "<memballoon model='virtio'/>",
+            "model='random'>/dev/urandom</backend>",
+        ] {
+            let at = format!(
+                "{}<address type='pci' bus='{:#04x}'/>",
+                what.replace("<memballoon model='virtio'/>", "<memballoon model='virtio'>"),
+                free.next().unwrap()
+            );
+            let end = if what.starts_with("<memballoon") { "</memballoon>" } else { "" };
+            placed = placed.replace(what, &format!("{at}{end}"));
+        }
+        let card = slot("0000:05:00", &[0, 1, 2, 3]);
+        let devices = plugs(&placed, &card).unwrap_or_else(|| panic!("no port for each function:\n{placed}"));
+        assert_eq!(devices.len(), 4);
+    }
+}
+
+#[test]
+fn a_device_of_the_hosts_is_a_disk_by_its_stable_name() {
+    let path = "/dev/disk/by-id/nvme-eui.0025".into();
+    let given = Disk { pool: None, volume: String::new(), block: true, path, options: DiskOptions::default() };
+    let wanted = LibvirtDomain { disks: vec![disk(0), given], ..vm() };
+    let xml = write::new(&wanted);
+    let says = "<disk type='block' device='disk'>\n      <driver name='qemu' type='raw' cache='none' io='native' discard='unmap'/>\n      \
+                <source dev='/dev/disk/by-id/nvme-eui.0025'/>";
+    assert!(xml.contains(says), "{xml}");
+    assert_eq!(wanted.differences(None, &project(&xml).unwrap()), []);
+    let (gone, new) = edit(|vm| *vm = wanted.clone());
+    assert!(gone.is_empty() && new.contains(&"<source dev='/dev/disk/by-id/nvme-eui.0025'/>".to_owned()), "{new:?}");
+    let after = edited(&vm(), Some(&wanted), &xml);
+    assert!(!after.contains("by-id") && after.contains("desk-0.qcow2"), "it leaves the VM, and stays as it is");
+    let read = |text: &str| serde_json::from_str::<Disk>(text).unwrap();
+    assert_eq!(
+        read(r#"{"pool":"default","volume":"desk-0.qcow2","path":"/var/lib/libvirt/images/desk-0.qcow2"}"#),
+        disk(0)
+    );
+}
+
+#[test]
+fn secure_boot_of_ours_is_edited_like_any_other() {
+    let secure = LibvirtDomain { firmware: Firmware::UefiSecure, ..vm() };
+    let more = LibvirtDomain { cpus: 8, ..secure.clone() };
+    assert!(edited(&more, Some(&secure), &write::new(&secure)).contains(">8</vcpu>"));
+}
+
+/// Every part that the writer has, alone and together.
+#[test]
+fn a_definition_is_what_libvirts_own_schema_says() {
+    let hostile =
+        Kernel { kernel: "/boot/a'b<c>&\"d".into(), initrd: Some("/i".into()), cmdline: Some("a='b'".into()) };
+    let options = |bus: &str| DiskOptions {
+        bus: Some(bus.to_owned()),
+        cache: Some("directsync".to_owned()),
+        discard: Some("ignore".to_owned()),
+    };
+    let device = Disk {
+        pool: None,
+        volume: String::new(),
+        block: true,
+        path: "/dev/disk/by-id/nvme-eui.0025".into(),
+        options: DiskOptions::default(),
+    };
+    let mut disks: Vec<Disk> = ["virtio", "scsi", "sata"]
+        .iter()
+        .enumerate()
+        .map(|(n, bus)| Disk { options: options(bus), ..disk(n) })
+        .collect();
+    disks.push(device);
+    let all = LibvirtDomain {
+        topology: Some(Topology { sockets: 1, cores: 2, threads: 2 }),
+        pins: Some(Pins { cpus: BTreeMap::from([(0, "2-3".to_owned())]), emulator: Some("0".to_owned()) }),
+        near: Some(Near { node: 0, cpus: "0-7".to_owned() }),
+        huge_pages: Some(ByteSize::from_gib(1)),
+        disks,
+        slots: vec![slot("0000:02:00", &[0, 1]), slot("0001:81:1f", &[3])],
+        seed: Some("/srv/seed.iso".into()),
+        smbios: BTreeMap::from([("serial".to_owned(), "a<b".to_owned()), ("product".to_owned(), "c".to_owned())]),
+        boot: Some(hostile),
+        firmware: Firmware::UefiSecure,
+        ..with_extras()
+    };
+    let spice = LibvirtDomain { extras: vec![Extra::Display(Display::Spice)], ..vm() };
+    let network = Nic { on: NicOn::Network("default".parse().unwrap()), ..nic("br0", 2) };
+    let bios = LibvirtDomain { firmware: Firmware::Bios, accel: Accel::Tcg, nic: Some(network), ..vm() };
+    let arm = LibvirtDomain { arch: Arch::Aarch64, seed: Some("/srv/seed.iso".into()), ..with_extras() };
+    let windows = LibvirtDomain {
+        windows: true,
+        firmware: Firmware::UefiSecure,
+        media: vec!["/srv/a&b.iso".into(), "/srv/c.iso".into()],
+        ..with_extras()
+    };
+    for wanted in [vm(), all.clone(), spice, bios, arm, windows] {
+        crate::validators::libvirt("domain", &write::new(&wanted));
+    }
+    // What an edit puts in stands where it may.
+    let plain = write::new(&LibvirtDomain { disks: vec![disk(0)], slots: vec![], ..vm() });
+    let edited = edited(&LibvirtDomain { firmware: Firmware::Uefi, huge_pages: None, ..all }, Some(&vm()), &plain);
+    crate::validators::libvirt("domain", &edited);
+}
+
+#[test]
+fn a_machine_for_windows_is_made_so_and_stays_so() {
+    let media: Vec<PathBuf> = vec!["/srv/win11.iso".into(), "/srv/virtio-win.iso".into()];
+    let wanted =
+        LibvirtDomain { windows: true, media, firmware: Firmware::UefiSecure, extras: vec![Extra::Tpm], ..vm() };
+    let xml = write::new(&wanted);
+    for part in [
+        "<hyperv mode='custom'>",
+        "offset='localtime'",
+        "hypervclock",
+        "<boot dev='cdrom'/>",
+        "e1000e",
+        "secure-boot",
+        "<tpm ",
+    ] {
+        assert!(xml.contains(part), "{part}: {xml}");
+    }
+    assert_eq!(wanted.differences(None, &project(&xml).unwrap()), []);
+    let emulated = write::new(&LibvirtDomain { accel: Accel::Tcg, ..wanted.clone() });
+    assert!(!emulated.contains("hyperv"), "of KVM only: {emulated}");
+    assert!(!write::new(&vm()).contains("<boot dev"), "libvirt's own order");
+    // Setup is over.
+    let done = LibvirtDomain { media: vec!["/srv/virtio-win.iso".into()], ..wanted.clone() };
+    let after = edited(&done, Some(&wanted), &xml);
+    assert!(!after.contains("win11.iso") && after.contains("virtio-win.iso"), "{after}");
+    let back = edited(&wanted, Some(&done), &after);
+    assert!(back.contains("/srv/win11.iso"), "{back}");
+    let known = || known(&xml, None);
+    let state = || DomainState::from(Answer::Value(Arc::new(known())));
+    let other = LibvirtDomain { windows: false, ..wanted.clone() };
+    assert!(matches!(other.diff(&state(), Some(&wanted), &facts()), Diff::Blocked { .. }));
+    let gone = DomainState { no_media: vec!["/srv/win11.iso".into()], ..state() };
+    assert!(matches!(wanted.diff(&gone, Some(&wanted), &facts()), Diff::InSync { .. }), "nothing is to be done");
+    let more = LibvirtDomain { cpus: 8, ..wanted.clone() };
+    let Diff::Blocked { why, .. } = more.diff(&gone, Some(&wanted), &facts()) else { panic!("it would not start") };
+    assert!(why.contains("win11.iso"), "{why}");
 }

@@ -3,15 +3,16 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{Accel, Arch, Disk, Extra, Firmware, LibvirtDomain, Nic, NicOn, PassedSlot, Pins};
+use super::{Accel, Arch, Disk, Extra, Firmware, LibvirtDomain, Nic, NicOn, PassedSlot, Pins, Topology};
 use crate::types::{ByteSize, PciAddress, xml_escape as e};
 
 /// The name space of gpuvm's mark in a definition's metadata.
 pub const MARK: &str = "urn:gpuvm:vm:1";
 
-/// gpuvm's mark.
-pub(super) fn mark() -> String {
-    format!("<gpuvm:vm xmlns:gpuvm='{MARK}'/>")
+/// gpuvm's mark, with the user who gets into the guest.
+pub(super) fn mark(login: Option<&str>) -> String {
+    let user = login.map(|login| format!(" user='{}'", e(login))).unwrap_or_default();
+    format!("<gpuvm:vm xmlns:gpuvm='{MARK}'{user}/>")
 }
 
 /// The CPU that goes with an accelerator.
@@ -32,21 +33,85 @@ pub(super) fn pins(pins: &Pins) -> String {
     format!("<cputune>{}\n  </cputune>", cpus.chain(emulator).collect::<String>())
 }
 
-/// The name of the n-th virtio disk, as the kernel's driver counts: vda … vdz, vdaa …
-pub(super) fn disk_name(n: usize) -> String {
+/// The name of the n-th disk of a bus, as the kernel's drivers count: vda … vdz, vdaa …, and sda … on any other bus.
+pub(super) fn disk_name(bus: &str, n: usize) -> String {
     let letter = |n: usize| char::from(b'a' + (n % 26) as u8);
+    let prefix = if bus == "virtio" { "vd" } else { "sd" };
     match n.checked_sub(26) {
-        None => format!("vd{}", letter(n)),
-        Some(more) => format!("vd{}{}", letter(more / 26), letter(more)),
+        None => format!("{prefix}{}", letter(n)),
+        Some(more) => format!("{prefix}{}{}", letter(more / 26), letter(more)),
     }
 }
 
+/// The first name that no other disk has, and takes it.
+pub(super) fn free_name(bus: &str, taken: &mut Vec<String>) -> Option<String> {
+    let name = (0..702).map(|n| disk_name(bus, n)).find(|name| !taken.contains(name))?;
+    taken.push(name.clone());
+    Some(name)
+}
+
 pub(super) fn disk(disk: &Disk, target: &str) -> String {
+    let options = &disk.options;
+    let (kind, format, source) = if disk.block { ("block", "raw", "dev") } else { ("file", "qcow2", "file") };
+    // The host's page cache before a device that only the guest has is memory for nothing.
+    let cache = options.cache.as_deref().or(disk.block.then_some("none"));
+    let native = disk.block && matches!(cache, Some("none" | "directsync"));
+    let cache = cache.map_or(String::new(), |c| format!(" cache='{}'", e(c)));
+    let io = if native { " io='native'" } else { "" };
     format!(
-        "<disk type='file' device='disk'>\n      <driver name='qemu' type='qcow2' discard='unmap'/>\n      \
-         <source file='{}'/>\n      <target dev='{target}' bus='virtio'/>\n    </disk>",
-        e(&disk.path.to_string_lossy())
+        "<disk type='{kind}' device='disk'>\n      <driver name='qemu' type='{format}'{cache}{io} discard='{}'/>\n      \
+         <source {source}='{}'/>\n      <target dev='{target}' bus='{}'/>\n    </disk>",
+        e(options.discard.as_deref().unwrap_or("unmap")),
+        e(&disk.path.to_string_lossy()),
+        e(options.bus())
     )
+}
+
+/// What disks on `scsi` hang on. Where none is said, libvirt takes a model that few guests have a driver for.
+pub(super) const SCSI: &str = "<controller type='scsi' index='0' model='virtio-scsi'/>";
+
+/// How the guest sees its processors.
+pub(super) fn topology(t: &Topology) -> String {
+    format!("<topology sockets='{}' cores='{}' threads='{}'/>", t.sockets, t.cores, t.threads)
+}
+
+/// What Windows knows of running in a VM (formatdomain, "Hypervisor features"; docs/system/i386/hyperv in QEMU: `stimer` needs
+/// `synic` and `time`, `tlbflush` and `ipi` need `vpindex`).
+const HYPERV: &str = "<hyperv mode='custom'>
+      <relaxed state='on'/>
+      <vapic state='on'/>
+      <spinlocks state='on' retries='8191'/>
+      <vpindex state='on'/>
+      <runtime state='on'/>
+      <synic state='on'/>
+      <stimer state='on'/>
+      <reset state='on'/>
+      <frequencies state='on'/>
+      <tlbflush state='on'/>
+      <ipi state='on'/>
+    </hyperv>";
+
+/// Windows takes the machine's clock for local time, and its own one from the hypervisor.
+const WINDOWS_CLOCK: &str = "<clock offset='localtime'>
+    <timer name='rtc' tickpolicy='catchup'/>
+    <timer name='pit' tickpolicy='delay'/>
+    <timer name='hpet' present='no'/>
+    <timer name='hypervclock' present='yes'/>
+  </clock>";
+
+/// Ports that a new VM has to spare: a GPU has up to four functions, and libvirt plugs each into a port of its own.
+const SPARE_PORTS: usize = 4;
+
+/// How many ports libvirt gives to what a new definition has of its own: it takes the ones that are there first, and adds
+/// one to spare itself only where a definition names none (pci-hotplug in libvirt's documentation).
+fn own_ports(vm: &LibvirtDomain) -> usize {
+    let virtio = vm.disks.iter().filter(|d| d.options.bus() == "virtio").count();
+    let scsi = usize::from(vm.disks.iter().any(|d| d.options.bus() == "scsi") || vm.arch == Arch::Aarch64);
+    let folders = vm.extras.iter().filter(|e| matches!(e, Extra::Folder { .. })).count();
+    let display = usize::from(vm.extras.iter().any(|e| matches!(e, Extra::Display(_))));
+    // The guest agent's channel, the memory balloon, the source of randomness, the USB controller.
+    const ALWAYS: usize = 4;
+    virtio + scsi + folders + display + usize::from(vm.nic.is_some()) + ALWAYS
 }
 
 /// The bus of CD-ROM drives on a machine.
@@ -74,10 +139,12 @@ pub(super) fn nic_source(on: &NicOn) -> (&'static str, String) {
     }
 }
 
-pub(super) fn interface(nic: &Nic) -> String {
+pub(super) fn interface(nic: &Nic, windows: bool) -> String {
     let (kind, source) = nic_source(&nic.on);
+    // What a new Windows has a driver for.
+    let model = if windows { "e1000e" } else { "virtio" };
     format!(
-        "<interface type='{kind}'>\n      <mac address='{}'/>\n      {source}\n      <model type='virtio'/>\n    </interface>",
+        "<interface type='{kind}'>\n      <mac address='{}'/>\n      {source}\n      <model type='{model}'/>\n    </interface>",
         nic.mac
     )
 }
@@ -140,7 +207,7 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
     };
     writeln!(x, "<domain type='{}'>", vm.accel.name())?;
     writeln!(x, "  <name>{}</name>", e(vm.name.as_str()))?;
-    writeln!(x, "  <metadata>\n    {}\n  </metadata>", mark())?;
+    writeln!(x, "  <metadata>\n    {}\n  </metadata>", mark(vm.login.as_deref()))?;
     writeln!(x, "  <memory unit='KiB'>{}</memory>", vm.memory.kib())?;
     let shared = vm.extras.iter().any(|e| matches!(e, Extra::Folder { .. }));
     if vm.huge_pages.is_some() || shared {
@@ -190,6 +257,10 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
             writeln!(x, "    <cmdline>{}</cmdline>", e(cmdline))?;
         }
     }
+    if !vm.media.is_empty() {
+        // The firmware tries what is named here and nothing else.
+        writeln!(x, "    <boot dev='hd'/>\n    <boot dev='cdrom'/>")?;
+    }
     writeln!(x, "  </os>")?;
     writeln!(x, "  <features>\n    <acpi/>")?;
     if vm.arch == Arch::X86_64 {
@@ -199,27 +270,45 @@ fn definition(vm: &LibvirtDomain, x: &mut String) -> std::fmt::Result {
         // Without it, the guest could write to the firmware's own keys.
         writeln!(x, "    <smm state='on'/>")?;
     }
+    if vm.windows && vm.accel == Accel::Kvm {
+        writeln!(x, "    {HYPERV}")?;
+    }
     writeln!(x, "  </features>")?;
-    writeln!(x, "  <cpu mode='{}'/>", cpu_mode(vm.accel))?;
-    writeln!(x, "  <clock offset='utc'/>")?;
+    match &vm.topology {
+        None => writeln!(x, "  <cpu mode='{}'/>", cpu_mode(vm.accel))?,
+        Some(t) => writeln!(x, "  <cpu mode='{}'>\n    {}\n  </cpu>", cpu_mode(vm.accel), topology(t))?,
+    }
+    match (vm.windows, vm.accel) {
+        (false, _) => writeln!(x, "  <clock offset='utc'/>")?,
+        (true, Accel::Tcg) => writeln!(x, "  <clock offset='localtime'/>")?,
+        (true, Accel::Kvm) => writeln!(x, "  {WINDOWS_CLOCK}")?,
+    }
     for (event, what) in [("poweroff", "destroy"), ("reboot", "restart"), ("crash", "destroy")] {
         writeln!(x, "  <on_{event}>{what}</on_{event}>")?;
     }
     writeln!(x, "  <devices>")?;
-    if !vm.slots.is_empty() {
-        writeln!(x, "    <controller type='pci' index='0' model='pcie-root'/>")?;
-    }
-    for bus in (1u32..).take(vm.slots.len()) {
+    writeln!(x, "    <controller type='pci' index='0' model='pcie-root'/>")?;
+    for bus in (1u32..).take(vm.slots.len() + own_ports(vm) + SPARE_PORTS) {
         writeln!(x, "    {}", root_port(bus))?;
     }
-    for (n, one) in vm.disks.iter().enumerate() {
-        writeln!(x, "    {}", disk(one, &disk_name(n)))?;
+    if vm.disks.iter().any(|d| d.options.bus() == "scsi") {
+        writeln!(x, "    {SCSI}")?;
+    }
+    let mut taken: Vec<String> = vm.seed.iter().map(|_| "sda".to_owned()).collect();
+    for one in &vm.disks {
+        // A definition of more disks than there are names has been refused.
+        let Some(target) = free_name(one.options.bus(), &mut taken) else { break };
+        writeln!(x, "    {}", disk(one, &target))?;
     }
     if let Some(seed) = &vm.seed {
         writeln!(x, "    {}", cdrom(seed, "sda", cdrom_bus(vm.arch)))?;
     }
+    for image in &vm.media {
+        let Some(target) = free_name(cdrom_bus(vm.arch), &mut taken) else { break };
+        writeln!(x, "    {}", cdrom(image, &target, cdrom_bus(vm.arch)))?;
+    }
     if let Some(nic) = &vm.nic {
-        writeln!(x, "    {}", interface(nic))?;
+        writeln!(x, "    {}", interface(nic, vm.windows))?;
     }
     writeln!(x, "    <serial type='pty'/>\n    <console type='pty'/>")?;
     writeln!(

@@ -21,16 +21,23 @@ vms:
 Y
 expect_status 2 guest gpuvm plan -f host.yaml
 expect_text package br0 "$SECOND" reboot desktop
+# What takes the cards first where nothing of ours does: their drivers, loaded before the root is there.
+step "the cards' drivers are forced into the initramfs"
+expect_status 0 guest 'printf "%s\n" nvidia snd_hda_intel >>/etc/initramfs-tools/modules'
 # A rehearsal cannot know what a package list will say that is not there yet.
 step "apt-get update"
 guest apt-get update -qq
 record before
 apply_across_reboot 1500
+[ "$BACK" -le "${ANSWERS_S:-120}" ] || fail "the host answered on ssh $BACK s after the reboot"
 
 step "the host after the run"
 for function in "$FIRST.0:nvidia" "$FIRST.1:snd_hda_intel" "$SECOND.0:vfio-pci" "$SECOND.1:vfio-pci"; do
   expect_driver "${function%:*}" "${function##*:}"
 done
+# shellcheck disable=SC2016  # the guest's own kernel
+expect_status 0 guest 'lsinitramfs "/boot/initrd.img-$(uname -r)"'
+expect_text nvidia.ko snd-hda-intel vfio-pci gpuvm
 expect_status 0 guest 'ip -o -4 address show dev br0; ip -o link show master br0'
 expect_text "inet 10.0.2." enp0s2
 expect_status 0 guest 'ip -o -4 address show dev enp0s2'
