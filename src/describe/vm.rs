@@ -9,8 +9,8 @@ use crate::desire::{IMAGES, slot_of};
 use crate::facts::{HostFacts, Known, LinkKind};
 use crate::host::{Domain, Virtualisation};
 use crate::manifest::{
-    Accel, BridgeSection, CpuCount, DeviceUse, DirectBoot, DiskEntry, Firmware, Manifest, Memory, NetworkEntry,
-    NicEntry, StartWhen, Uplink, VmEntry,
+    Accel, BridgeSection, CpuCount, DeviceUse, DirectBoot, DiskEntry, Firmware, GivenDevice, Manifest, Memory,
+    NetworkEntry, NicEntry, StartWhen, Uplink, VmEntry,
 };
 use crate::resource::libvirt_domain::{Projection, is_marked, project};
 use crate::types::{ByteSize, DomainName, PciAddress, PciSlot, ResourceName};
@@ -108,7 +108,7 @@ pub(super) fn vm(
         ubuntu: None,
         network: nic.entry,
         gpus,
-        devices,
+        devices: devices.into_iter().map(GivenDevice::from).collect(),
         firmware: if is.uefi { Firmware::Uefi } else { Firmware::Bios },
         guest: None,
         media: Vec::new(),
@@ -278,7 +278,8 @@ pub(super) fn lines(entry: &VmEntry, rest: &[String]) -> Vec<String> {
         Some(pages) => format!("memory: {{ size: {}, pages: {pages} }}", entry.memory.size),
         None => format!("memory: {}", entry.memory.size),
     });
-    let list = |names: &[ResourceName]| names.iter().map(|n| scalar(n.as_str())).collect::<Vec<_>>().join(", ");
+    let list = |names: &[GivenDevice]| names.iter().map(|n| scalar(&n.to_string())).collect::<Vec<_>>().join(", ");
+    let gpus: Vec<GivenDevice> = entry.gpus.iter().cloned().map(GivenDevice::from).collect();
     if !entry.disks.is_empty() {
         let disk = |d: &DiskEntry| match &d.pool {
             Some(pool) => format!("{{ size: {}, pool: {} }}", d.size.unwrap_or_default(), scalar(pool.as_str())),
@@ -290,7 +291,7 @@ pub(super) fn lines(entry: &VmEntry, rest: &[String]) -> Vec<String> {
         let mac = nic.mac.map_or(String::new(), |m| format!(", mac: \"{m}\""));
         lines.push(format!("network: {{ name: {}{mac} }}", scalar(nic.name.as_str())));
     }
-    for (section, names) in [("gpus", &entry.gpus), ("devices", &entry.devices)] {
+    for (section, names) in [("gpus", &gpus), ("devices", &entry.devices)] {
         if !names.is_empty() {
             lines.push(format!("{section}: [{}]", list(names)));
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::virtual_functions::{self, ForVm};
 use super::{Desired, Shared};
 use crate::facts::{BootLoader, HostFacts, INTEL_IOMMU_ON, InitramfsTool, PciFunction, turns_iommu_off};
 use crate::gpu::identity::{self, Criterion};
@@ -50,17 +51,24 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
         }
     }
     desired.for_vms.extend(meant.iter().map(|m| m.slot));
+    let virtuals = virtual_functions::desire(manifest, facts, desired);
     // What others bind is theirs to look after, as long as nothing here is gpuvm's.
-    if kept.is_empty() && of_both.is_empty() {
+    if kept.is_empty() && of_both.is_empty() && virtuals.is_empty() {
         return;
     }
     if manifest.manifest.vms.values().any(|vm| !(vm.absent || vm.gpus.is_empty() && vm.devices.is_empty())) {
-        proof_at_start(&meant, facts, desired);
+        proof_at_start(&meant, &virtuals, facts, desired);
     }
     let slots: BTreeSet<PciSlot> = kept.iter().map(|(_, _, slot, _)| *slot).chain(existing).collect();
     let given = kept.iter().map(|(place, _, slot, _)| (place, *slot));
-    let given: Vec<_> = given.chain(of_both.iter().map(|(place, _, slot, _)| (place, *slot))).collect();
-    let from = if kept.is_empty() { "use: shared" } else { "use: vfio" };
+    let with_virtuals = virtual_functions::slots(manifest, facts);
+    let given = given.chain(of_both.iter().map(|(place, _, slot, _)| (place, *slot)));
+    let given: Vec<_> = given.chain(with_virtuals.iter().map(|(place, slot)| (place, *slot))).collect();
+    let from = match (kept.is_empty(), of_both.is_empty()) {
+        (false, _) => "use: vfio",
+        (true, false) => "use: shared",
+        (true, true) => "virtualFunctions",
+    };
     shared.kernel_args.extend(iommu_on(&given, facts).map(|argument| (argument, from.to_owned())));
     desired.findings.extend(given.first().and_then(|(place, _)| off_at_boot(place, facts)));
     for module in ["vfio", "vfio_iommu_type1", "vfio_pci"] {
@@ -119,7 +127,7 @@ fn iommu_on(given: &[(&String, PciSlot)], facts: &HostFacts) -> Option<String> {
 }
 
 /// What a slot needs that is in no IOMMU group for want of an argument.
-fn argument_of(slot: PciSlot, facts: &HostFacts) -> Option<Key> {
+pub(super) fn argument_of(slot: PciSlot, facts: &HostFacts) -> Option<Key> {
     facts.grouped_by(slot).map(|_| Key::new(KernelArgs::KIND, ""))
 }
 
@@ -166,8 +174,8 @@ fn handed_over(
 }
 
 /// The hook that looks again at each start of a VM with devices, and the list that it looks at.
-fn proof_at_start(meant: &[Meant], facts: &HostFacts, desired: &mut Desired) {
-    let list = FileWrite::root(start_hook::DEVICES, start_hook::devices(meant, facts), 0o644);
+fn proof_at_start(meant: &[Meant], virtuals: &[ForVm], facts: &HostFacts, desired: &mut Desired) {
+    let list = FileWrite::root(start_hook::DEVICES, start_hook::devices(meant, virtuals, facts), 0o644);
     let list = file::File { write: list, take_over: false, refreshes: BTreeSet::new() };
     let list = desired.want("vms", [], list);
     let hook = FileWrite::root(start_hook::HOOK.0, start_hook::HOOK.1, 0o755);
@@ -265,7 +273,7 @@ pub fn resolve(entry: &DeviceEntry, gpu: bool, facts: &HostFacts) -> Result<PciS
 }
 
 /// What the manifest itself vouches for: a card that differs from the remembered one in nothing but this is meant.
-fn vouched(entry: &DeviceEntry) -> Vouched {
+pub(super) fn vouched(entry: &DeviceEntry) -> Vouched {
     let expect = entry.expect.as_ref();
     Vouched {
         place: entry.matches.address.is_none(),

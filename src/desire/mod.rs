@@ -13,6 +13,7 @@ mod parts;
 mod program;
 mod sockets;
 mod starts;
+mod virtual_functions;
 mod vms;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::gpus::{proof, resolve};
-use super::{Desired, Shared, guests, images, parts, sockets, starts};
+use super::{Desired, Shared, guests, images, parts, sockets, starts, virtual_functions};
 use crate::facts::HostFacts;
 use crate::manifest::{self, DiskEntry, Loaded, Manifest, NicEntry, StartWhen, VmEntry, VmState};
 use crate::plan::{BlockStore, Finding, Key, Severity};
@@ -13,7 +13,10 @@ use crate::resource::block_volume::BlockVolume;
 use crate::resource::libvirt_domain::{
     Accel, Arch, Disk, DiskOptions, Firmware, Kernel, LibvirtDomain, Near, Nic, NicOn, PassedSlot, Pins, Topology,
 };
-use crate::resource::{Resource, libvirt_network::LibvirtNetwork, pool::Pool, shared_gpu::SharedGpu, volume::Volume};
+use crate::resource::{
+    Resource, libvirt_network::LibvirtNetwork, pool::Pool, shared_gpu::SharedGpu, virtual_functions::VirtualFunctions,
+    volume::Volume,
+};
 use crate::types::{DomainName, MacAddress, ResourceName, cpu_list_text, sha256_hex};
 
 /// Where libvirt's own packages put disks.
@@ -421,7 +424,8 @@ fn slots(
     after: &mut Vec<Key>,
 ) -> Vec<PassedSlot> {
     let gpus = vm.gpus.iter().map(|n| (n, m.gpus.get(n), true));
-    let devices = vm.devices.iter().map(|n| (n, m.devices.get(n), false));
+    let devices = vm.devices.iter().filter(|d| d.function.is_none());
+    let devices = devices.map(|d| (&d.name, m.devices.get(&d.name), false));
     let mut all: Vec<PassedSlot> = Vec::new();
     for (name, entry, gpu) in gpus.chain(devices) {
         let Some(slot) = entry.and_then(|e| resolve(e, gpu, facts).ok()) else { continue };
@@ -431,7 +435,14 @@ fn slots(
             continue;
         }
         after.extend([Key::new("vfio-binding", name.as_str()), Key::new(SharedGpu::KIND, name.as_str()), proof()]);
-        all.push(PassedSlot { slot, functions: facts.slot(slot).map(|f| f.address).collect() });
+        all.push(PassedSlot::whole(slot, facts.slot(slot).map(|f| f.address).collect()));
+    }
+    for device in &vm.devices {
+        let (Some(number), Some(entry)) = (device.function, m.devices.get(&device.name)) else { continue };
+        let found = virtual_functions::resolved(entry, facts);
+        let Some(address) = found.and_then(|(_, all)| all.get(usize::from(number)).copied()) else { continue };
+        after.extend([Key::new(VirtualFunctions::KIND, device.name.as_str()), proof()]);
+        all.push(PassedSlot::virtual_function(address));
     }
     all
 }
@@ -450,9 +461,14 @@ fn network(m: &Manifest, desired: &mut Desired, nic: &NicEntry, after: &mut Vec<
 
 /// An address that stays the same for this VM on this host: QEMU's prefix, and three bytes of a digest.
 pub(super) fn stable_mac(host: &str, vm: &DomainName, index: usize) -> MacAddress {
-    let digest = sha256_hex(format!("{host}\n{vm}\n{index}").as_bytes());
-    let byte = |n: usize| u8::from_str_radix(&digest[n * 2..n * 2 + 2], 16).unwrap_or_default();
-    MacAddress([0x52, 0x54, 0x00, byte(0), byte(1), byte(2)])
+    let [a, b, c] = stable_bytes(&format!("{host}\n{vm}\n{index}"));
+    MacAddress([0x52, 0x54, 0x00, a, b, c])
+}
+
+/// Three bytes of a text's digest.
+pub(super) fn stable_bytes(text: &str) -> [u8; 3] {
+    let digest = sha256_hex(text.as_bytes());
+    [0, 1, 2].map(|n| u8::from_str_radix(&digest[n * 2..n * 2 + 2], 16).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -332,6 +332,9 @@ pub struct PciFunction {
     /// The physical function, where this is a virtual one (SR-IOV). It is no part of the card that it shares a slot with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtual_of: Option<PciAddress>,
+    /// What it says of virtual functions, where it can have any (SR-IOV).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sriov: Option<Sriov>,
     /// Class, subclass and programming interface (0x030000 for a VGA controller).
     pub class: u32,
     /// Vendor and device.
@@ -364,7 +367,44 @@ pub struct PciFunction {
     pub carries: BTreeSet<Carries>,
 }
 
+/// What a physical function says of its virtual ones (SR-IOV; Documentation/ABI/testing/sysfs-bus-pci in the kernel).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sriov {
+    /// How many it can have (`sriov_totalvfs`).
+    pub total: u16,
+    /// How many are on (`sriov_numvfs`).
+    pub now: u16,
+    /// From its own routing id to that of the first (`sriov_offset`); `None` where the kernel does not tell.
+    pub offset: Option<u16>,
+    /// From each to the next (`sriov_stride`).
+    pub stride: Option<u16>,
+    /// Their device id (`sriov_vf_device`).
+    pub device: Option<u16>,
+    /// Those that are there, by their number (`virtfnN`).
+    pub functions: BTreeMap<u16, PciAddress>,
+}
+
+impl Sriov {
+    /// Where a virtual function is, or will be: routing ids are bus, device and function in 16 bits (PCI Express, SR-IOV:
+    /// "VF Discovery"). A card may choose other places for another number of them, so what comes is compared with this.
+    pub fn place(&self, physical: PciAddress, number: u16) -> Option<PciAddress> {
+        if let Some(there) = self.functions.get(&number) {
+            return Some(*there);
+        }
+        let slot = physical.slot;
+        let own = u16::from(slot.bus) << 8 | u16::from(slot.device) << 3 | u16::from(physical.function);
+        let id = own.checked_add(self.offset?)?.checked_add(self.stride?.checked_mul(number)?)?;
+        let slot = PciSlot { domain: slot.domain, bus: (id >> 8) as u8, device: (id >> 3 & 31) as u8 };
+        Some(slot.function((id & 7) as u8))
+    }
+}
+
 impl PciFunction {
+    /// A network card.
+    pub fn is_network(&self) -> bool {
+        self.class >> 16 == 0x02
+    }
     /// Whether it is known to be awake: only then may it be asked anything that reaches the hardware.
     pub fn is_awake(&self) -> bool {
         self.power_state.as_deref() == Some("D0")
@@ -463,6 +503,7 @@ pub(crate) mod tests {
             path: "pcie:1.0/0".to_owned(),
             parent: None,
             virtual_of: None,
+            sriov: None,
             class: 0x030000,
             id: PciId { vendor: 0x10de, device: 0x2684 },
             subsystem: None,
@@ -478,5 +519,23 @@ pub(crate) mod tests {
             uuid: None,
             carries: BTreeSet::new(),
         }
+    }
+
+    #[test]
+    fn virtual_functions_are_where_the_card_says() {
+        let physical: PciAddress = "0000:02:00.0".parse().unwrap();
+        let mut sriov = Sriov { offset: Some(0x80), stride: Some(2), ..Sriov::default() };
+        let place = |s: &Sriov, n| s.place(physical, n).map(|a| a.to_string());
+        // Intel's 82576, by its datasheet and libvirt's node devices: 10.0, 10.2, …
+        assert_eq!(place(&sriov, 0).unwrap(), "0000:02:10.0");
+        assert_eq!(place(&sriov, 3).unwrap(), "0000:02:10.6");
+        assert_eq!(place(&sriov, 4).unwrap(), "0000:02:11.0");
+        assert_eq!(place(&sriov, 64).unwrap(), "0000:03:00.0", "on the next bus");
+        sriov.functions.insert(3, "0000:02:1f.7".parse().unwrap());
+        assert_eq!(place(&sriov, 3).unwrap(), "0000:02:1f.7", "what is there is not guessed");
+        sriov.offset = Some(0xffff);
+        assert_eq!(place(&sriov, 0), None, "beyond the last bus");
+        sriov.stride = None;
+        assert_eq!(place(&sriov, 1), None);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::os::{exists, names, text};
-use super::{PciFunction, os};
+use super::{PciFunction, Sriov, os};
 use crate::host::{Answer, Probe};
 use crate::types::{PciAddress, PciId};
 
@@ -42,6 +42,14 @@ fn function(probe: &dyn Probe, address: PciAddress, ids: &Names) -> Option<PciFu
         path,
         parent,
         virtual_of: target("physfn").and_then(|f| f.parse().ok()),
+        sriov: attribute("sriov_totalvfs").parse().ok().map(|total| Sriov {
+            total,
+            now: attribute("sriov_numvfs").parse().unwrap_or_default(),
+            offset: attribute("sriov_offset").parse().ok(),
+            stride: attribute("sriov_stride").parse().ok(),
+            device: u16::from_str_radix(&attribute("sriov_vf_device"), 16).ok(),
+            functions: (0..total).map_while(|n| Some((n, target(&format!("virtfn{n}"))?.parse().ok()?))).collect(),
+        }),
         class: hex("class")?,
         id,
         subsystem: subsystem.map(|(v, d)| PciId { vendor: v as u16, device: d as u16 }),

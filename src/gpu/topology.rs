@@ -131,8 +131,12 @@ impl Drawing<'_> {
         let gpu = self.gpus.iter().find(|g| g.slot == slot);
         // A GPU's card is shown whole; of a chipset's slot only what is drawn.
         let shown = if gpu.is_some() { &functions } else { &drawn };
-        let named =
-            |o: &&PciFunction| format!(".{} {}", o.address.function, if gpu.is_some() { role(o) } else { &o.name });
+        let named = |o: &&PciFunction| {
+            let what = if gpu.is_some() { role(o) } else { &o.name };
+            let shared = if o.virtual_of.is_some() { " (virtual)" } else { "" };
+            format!(".{} {what}{shared}", o.address.function)
+        };
+        let of = first.virtual_of.map_or(String::new(), |of| format!(" (virtual function of {of})"));
         Some(Branch {
             kind: match gpu {
                 Some(gpu) if gpu.kind == GpuKind::Gpu => "gpu",
@@ -140,7 +144,7 @@ impl Drawing<'_> {
                 None => role(first),
             },
             address: if shown.len() == 1 { first.address.to_string() } else { slot.to_string() },
-            name: gpu.map_or_else(|| first.name.clone(), |g| g.model.clone()),
+            name: gpu.map_or_else(|| first.name.clone(), |g| g.model.clone()) + &of,
             functions: if shown.len() > 1 { shown.iter().map(named).collect() } else { Vec::new() },
             drivers: shown.iter().filter_map(|o| o.driver.clone()).collect(),
             groups: shown.iter().filter_map(|o| o.group).collect(),

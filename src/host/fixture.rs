@@ -14,6 +14,7 @@ mod play_iommu;
 mod play_libvirt;
 mod play_shared;
 mod play_snapshots;
+mod play_virtual_functions;
 mod record_file;
 
 use std::cell::RefCell;
@@ -202,6 +203,14 @@ impl Fixture {
             self.save()?;
         }
         whole::remove(&self.place(path, false)?).map_err(HostError::file(path))
+    }
+
+    /// A folder with all that is in it.
+    fn remove_all(&self, path: &Path) -> Result<(), HostError> {
+        match fs::remove_dir_all(self.place(path, false)?) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(HostError::file(path)),
+        }
     }
 
     fn make_dir(&self, path: &Path) -> Result<(), HostError> {

@@ -23,9 +23,9 @@ pub use drivers::{
 pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, parse_as, read, reload};
 pub use schema::schema;
 pub use short::{
-    AptWord, CpuCount, CpuSet, CudaVersion, FilePath, Fingerprint, Ip, IpWithPrefix, KernelArg, LvmGroup, LvmThinPool,
-    ModuleName, NvidiaBranch, NvidiaVersion, Sha256Hex, Sha512Hex, SlotOrFunction, SshKey, UserName, WebAddress,
-    WordError, ZfsDataset,
+    AptWord, CpuCount, CpuSet, CudaVersion, FilePath, Fingerprint, GivenDevice, Ip, IpWithPrefix, KernelArg, LvmGroup,
+    LvmThinPool, ModuleName, NvidiaBranch, NvidiaVersion, Sha256Hex, Sha512Hex, SlotOrFunction, SshKey, UserName,
+    WebAddress, WordError, ZfsDataset,
 };
 
 use crate::types::{
@@ -239,6 +239,45 @@ pub struct DeviceEntry {
     /// GPU then keeps the VM from starting.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub release: Vec<Released>,
+    /// Of a device that shares itself in hardware (SR-IOV: network cards, NVMe, …) and that stays with the host: virtual
+    /// functions, made at each boot. VMs list them as `NAME/0`, `NAME/1`, ….
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_functions: Option<VirtualFunctionsEntry>,
+}
+
+/// Virtual functions of a device (SR-IOV).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VirtualFunctionsEntry {
+    /// How many. Another number of them later takes all of them away for a moment.
+    #[schemars(range(min = 1))]
+    pub count: u16,
+    /// Whom they belong to.
+    #[serde(rename = "use", default)]
+    pub usage: VirtualUse,
+    /// Of a card with several functions: which of them has the virtual ones.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(max = 7))]
+    pub function: u8,
+    /// Of a network card: the Ethernet addresses of the first of them, in order. The others have one that is made from the
+    /// names of host and device, and stays.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub macs: Vec<MacAddress>,
+}
+
+fn is_zero(number: &u8) -> bool {
+    *number == 0
+}
+
+/// Whom virtual functions belong to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum VirtualUse {
+    /// They are for VMs: on vfio-pci, and never on a driver of the host's.
+    #[default]
+    Vfio,
+    /// The host has them, with their own driver.
+    Host,
 }
 
 /// Which device is meant. Exactly one field is given. A match that fits several devices is an error.
@@ -400,9 +439,9 @@ pub struct VmEntry {
     /// GPUs by their names in `gpus`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gpus: Vec<ResourceName>,
-    /// Other devices by their names in `devices`.
+    /// Other devices by their names in `devices`; `NAME/0` is the first of its virtual functions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub devices: Vec<ResourceName>,
+    pub devices: Vec<GivenDevice>,
     /// What its guest is, where its machine has to be made for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestSystem>,

@@ -214,6 +214,51 @@ as_string!(
     "0000:02:00"
 );
 
+/// A device that a VM is given: one of `devices` as a whole, or one of its virtual functions (`nic/0`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GivenDevice {
+    /// Its name in `devices`.
+    pub name: ResourceName,
+    /// The number of the virtual function, from 0.
+    pub function: Option<u16>,
+}
+impl From<ResourceName> for GivenDevice {
+    fn from(name: ResourceName) -> Self {
+        Self { name, function: None }
+    }
+}
+impl FromStr for GivenDevice {
+    type Err = WordError;
+    fn from_str(text: &str) -> Result<Self, WordError> {
+        let (name, number) = text.split_once('/').map_or((text, None), |(name, number)| (name, Some(number)));
+        // One form a number, so that the same function has the same name everywhere.
+        let plain = |n: &str| n == "0" || n.starts_with(|c: char| ('1'..='9').contains(&c));
+        let number = number.map(|n| n.parse::<u16>().ok().filter(|_| plain(n)));
+        match (name.parse(), number) {
+            (Ok(name), None) => Ok(Self { name, function: None }),
+            (Ok(name), Some(Some(number))) => Ok(Self { name, function: Some(number) }),
+            _ => Err(WordError {
+                text: text.to_owned(),
+                what: "a device's name, or with `/` and the number of a virtual function: `nic/0`",
+            }),
+        }
+    }
+}
+impl fmt::Display for GivenDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.function {
+            None => self.name.fmt(f),
+            Some(number) => write!(f, "{}/{number}", self.name),
+        }
+    }
+}
+as_string!(
+    GivenDevice,
+    "a name of `devices`, or one of its virtual functions",
+    "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}(/(0|[1-9][0-9]{0,4}))?$",
+    "nic/0"
+);
+
 word!(
     /// Processors of the host, by number: single ones and ranges.
     CpuSet, "a list of processors, such as `4-11` or `0,2,4-7`", "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$", "4-11",

@@ -10,7 +10,10 @@ use std::path::{Component, Path};
 use super::load::stays_inside;
 use super::yaml_de::closest;
 use super::yaml_tree::{Node, Place, Problem, Span};
-use super::{DeviceEntry, DeviceUse, DiskEntry, GuestUserEntry, Manifest, StartWhen, Uplink, VmEntry, VmState};
+use super::{
+    DeviceEntry, DeviceUse, DiskEntry, GivenDevice, GuestUserEntry, Manifest, StartWhen, Uplink, VirtualUse, VmEntry,
+    VmState,
+};
 use crate::image;
 use crate::types::{ByteSize, ResourceName};
 
@@ -153,6 +156,7 @@ impl<'a> Checks<'a> {
                     self.value(&at, message, "only with `use: vfio`", Some("take `existing` out"));
                 }
                 self.shared(section, name.as_str(), entry);
+                self.virtual_functions(section, name.as_str(), entry);
                 if self.at(&[section, name.as_str()]).lacks("match") {
                     continue;
                 }
@@ -195,6 +199,97 @@ impl<'a> Checks<'a> {
                     }
                 }
             }
+        }
+    }
+
+    /// What a device shares in hardware.
+    fn virtual_functions(&mut self, section: &str, name: &str, entry: &DeviceEntry) {
+        let place = self.at(&[section, name]);
+        let (Some(wanted), Some(at)) = (&entry.virtual_functions, place.get("virtualFunctions")) else { return };
+        if section == "gpus" {
+            let message = format!("`gpus.{name}` cannot have plain virtual functions");
+            let help = "of a card whose own driver makes them (Intel's Flex, AMD's), name it under `devices`";
+            return self.wrong(&at, at.key_span(), message, "`devices` only", Some(help.into()));
+        }
+        if entry.usage != DeviceUse::Host && !place.lacks("use") {
+            let usage = place.get("use").unwrap_or_else(|| place.clone());
+            let message =
+                format!("`{section}.{name}` does not stay with the host, whose driver makes virtual functions");
+            let help = "write `use: host`; whom the virtual ones belong to is said by their own `use`";
+            let again = (&at, at.key_span(), "its virtual functions");
+            self.twice((usage.span(), "it is given away here"), again, message, Some(help));
+        }
+        if let Some(count) = at.get("count").filter(|_| wanted.count == 0) {
+            let help = "leave `virtualFunctions` out: they go when they are no longer in the manifest";
+            self.value(&count, "no virtual functions are asked for".to_owned(), "at least 1", Some(help));
+        }
+        if let Some(function) = at.get("function").filter(|_| wanted.function > 7) {
+            self.value(&function, format!("a slot has no function {}", wanted.function), "0 to 7", None);
+        }
+        let places = at.get("macs").map(|list| list.items()).unwrap_or_default();
+        let mut seen: HashMap<[u8; 6], Span> = HashMap::new();
+        for (n, (mac, at)) in wanted.macs.iter().zip(places).enumerate() {
+            if n >= usize::from(wanted.count) {
+                let message = format!("`{mac}` is for a virtual function {n}, and there are {}", wanted.count);
+                self.value(&at, message, "one too many", Some("take it out, or write a larger `count`"));
+            }
+            if mac.0[0] & 1 == 1 || mac.0 == [0; 6] {
+                self.value(&at, format!("`{mac}` is no address of one card"), "a group's, or none", None);
+            }
+            match seen.get(&mac.0) {
+                Some(first) => {
+                    let again = (&at, at.span(), "given again here");
+                    self.twice((first.clone(), "first given here"), again, format!("`{mac}` is given twice"), None);
+                }
+                None => _ = seen.insert(mac.0, at.span()),
+            }
+        }
+    }
+
+    /// Why a VM cannot have this virtual function, or this device as a whole.
+    fn given(&mut self, given: &GivenDevice, at: &Place<'_>) {
+        let name = given.name.as_str();
+        let Some(entry) = self.manifest.devices.get(name) else { return };
+        let own = self.at(&["devices", name]);
+        let Some(number) = given.function else {
+            if entry.usage == DeviceUse::Host {
+                let usage = self.at(&["devices", name, "use"]).span();
+                let help = match &entry.virtual_functions {
+                    Some(_) => format!("name one of its virtual functions: `{name}/0`"),
+                    None => format!("write `use: vfio` for `{name}`, or take it out of this list"),
+                };
+                let message = format!("device `{name}` stays with the host");
+                let again = (at, at.span(), "given to a VM here");
+                self.twice((usage, "kept for the host here"), again, message, Some(&help));
+            }
+            return;
+        };
+        match &entry.virtual_functions {
+            // What could not be read has its own message.
+            None if own.get("virtualFunctions").is_some() => {}
+            None => {
+                let help = format!("write `virtualFunctions: {{ count: 1 }}` for `{name}`");
+                let message = format!("device `{name}` has no virtual functions");
+                self.twice((own.key_span(), "named here"), (at, at.span(), "one is given here"), message, Some(&help));
+            }
+            Some(wanted) if number >= wanted.count && wanted.count > 0 => {
+                let message = format!("device `{name}` has no virtual function {number}");
+                let label = format!("{} of them: 0 to {}", wanted.count, wanted.count - 1);
+                let first = own.get("virtualFunctions").unwrap_or(own).span();
+                self.twice((first, &label), (at, at.span(), "given to a VM here"), message, None);
+            }
+            Some(wanted) if wanted.usage == VirtualUse::Host => {
+                let first = self.at(&["devices", name, "virtualFunctions", "use"]).span();
+                let message = format!("the virtual functions of `{name}` stay with the host");
+                let help = "write `use: vfio` for them, or leave `use` out there";
+                self.twice(
+                    (first, "kept for the host here"),
+                    (at, at.span(), "given to a VM here"),
+                    message,
+                    Some(help),
+                );
+            }
+            Some(_) => {}
         }
     }
 
@@ -696,21 +791,23 @@ impl<'a> Checks<'a> {
     }
 
     fn vm_devices(&mut self, vm: &VmEntry, place: &Place<'a>) {
-        for ((section, what), list) in DEVICE_SECTIONS.into_iter().zip([&vm.gpus, &vm.devices]) {
+        for ((section, what), list) in DEVICE_SECTIONS.into_iter().zip(given(vm)) {
             let names = self.names(section);
-            let mut seen: HashMap<&str, Span> = HashMap::new();
+            let mut seen: HashMap<String, Span> = HashMap::new();
             let places = place.get(section).map(|list| list.items()).unwrap_or_default();
-            for (name, at) in list.iter().zip(places) {
-                let name = name.as_str();
-                self.known(&at, name, &names, what, section);
+            for (device, at) in list.iter().zip(places) {
+                let name = &device.to_string();
+                self.known(&at, device.name.as_str(), &names, what, section);
                 if let Some(first) = seen.get(name) {
                     let again = (&at, at.span(), "named again here");
                     let message = format!("{what} `{name}` is named twice in one VM");
                     self.twice((first.clone(), "first named here"), again, message, None);
                     continue;
                 }
-                seen.insert(name, at.span());
-                if self.entries(section).get(name).is_some_and(|entry| entry.usage == DeviceUse::Host) {
+                seen.insert(name.clone(), at.span());
+                if section == "devices" {
+                    self.given(device, &at);
+                } else if self.entries(section).get(name.as_str()).is_some_and(|e| e.usage == DeviceUse::Host) {
                     let usage = self.at(&[section, name, "use"]).span();
                     let again = (&at, at.span(), "given to a VM here");
                     let help = format!("write `use: vfio` for `{name}`, or take it out of this list");
@@ -826,22 +923,22 @@ impl<'a> Checks<'a> {
 
     fn shared_between_vms(&mut self) {
         let manifest = self.manifest;
-        let mut owners: HashMap<(&str, &str), (&str, Span)> = HashMap::new();
+        let mut owners: HashMap<(&str, String), (&str, Span)> = HashMap::new();
         let mut macs: HashMap<[u8; 6], (&str, Span)> = HashMap::new();
         let mut paths: HashMap<&str, (&str, Span)> = HashMap::new();
         let mut addresses: HashMap<String, (&str, Span)> = HashMap::new();
         for (vm_name, vm) in manifest.vms.iter().filter(|(_, vm)| !vm.absent) {
             let vm_name = vm_name.as_str();
             let place = self.at(&["vms", vm_name]);
-            for ((section, what), list) in DEVICE_SECTIONS.into_iter().zip([&vm.gpus, &vm.devices]) {
+            for ((section, what), list) in DEVICE_SECTIONS.into_iter().zip(given(vm)) {
                 let places = place.get(section).map(|list| list.items()).unwrap_or_default();
                 let mut own = HashSet::new();
-                for (name, at) in list.iter().zip(places).filter(|_| runs(vm)) {
-                    let name = name.as_str();
-                    if !own.insert(name) {
+                for (device, at) in list.iter().zip(places).filter(|_| runs(vm)) {
+                    let name = device.to_string();
+                    if !own.insert(name.clone()) {
                         continue;
                     }
-                    if let Some((other, first)) = owners.get(&(section, name)) {
+                    if let Some((other, first)) = owners.get(&(section, name.clone())) {
                         let message = format!("{what} `{name}` is in VMs `{other}` and `{vm_name}`, which both run");
                         let label = format!("in `{other}`");
                         let help = "a device is in one running VM at a time: write `start: manual` for one of them";
@@ -887,6 +984,11 @@ impl<'a> Checks<'a> {
             }
         }
     }
+}
+
+/// The GPUs and other devices of a VM, as the sections have them.
+fn given(vm: &VmEntry) -> [Vec<GivenDevice>; 2] {
+    [vm.gpus.iter().cloned().map(GivenDevice::from).collect(), vm.devices.clone()]
 }
 
 /// Whether the manifest makes a VM run.

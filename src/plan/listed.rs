@@ -10,7 +10,7 @@ use crate::host::{Answer, Domain, Probe};
 use crate::resource::file::File;
 use crate::resource::libvirt_domain::{LibvirtDomain, is_marked, project};
 use crate::resource::{Resource, Wanted, start_hook};
-use crate::types::PciSlot;
+use crate::types::{PciAddress, PciSlot};
 
 /// Each VM whose definition lists what leaves, unless the same plan changes that.
 pub(super) fn listed(entries: &[Entry], desired: &Desired, past: &Past, probe: &dyn Probe) -> Vec<Finding> {
@@ -21,20 +21,33 @@ pub(super) fn listed(entries: &[Entry], desired: &Desired, past: &Past, probe: &
         Some(Wanted::SharedGpu(gpu)) => Some((gpu.slot, key.to_string())),
         _ => None,
     };
+    let mut virtuals: BTreeMap<PciAddress, String> = BTreeMap::new();
+    for (key, wanted) in &past.owned {
+        let Wanted::VirtualFunctions(was) = wanted else { continue };
+        // Fewer of them, or the host's, are as if the others were gone.
+        let stay: Vec<PciAddress> = match desired.nodes.get(key).map(|n| &n.wanted) {
+            Some(Wanted::VirtualFunctions(is)) if is.for_vms => is.functions.iter().map(|(f, _)| *f).collect(),
+            Some(_) => Vec::new(),
+            None if gone.contains(&key) => Vec::new(),
+            None => continue,
+        };
+        let goes = was.functions.iter().filter(|(f, _)| was.for_vms && !stay.contains(f));
+        virtuals.extend(goes.map(|(address, _)| (*address, key.to_string())));
+    }
     let slots: BTreeMap<PciSlot, String> =
         gone.iter().copied().filter_map(|key| slot(&key)).filter(|(slot, _)| !desired.for_vms.contains(slot)).collect();
     let proof = gone.iter().any(|k| **k == Key::new(File::KIND, start_hook::DEVICES));
-    if slots.is_empty() && !proof {
+    if slots.is_empty() && virtuals.is_empty() && !proof {
         return Vec::new();
     }
     // Where libvirt does not tell, there is nothing to name; what is bound is looked at by the binding itself.
     let Ok(Answer::Value(known)) = probe.virtualisation() else { return Vec::new() };
-    known.domains.iter().filter_map(|domain| one(domain, &slots, proof, desired, past)).collect()
+    known.domains.iter().filter_map(|domain| one(domain, (&slots, &virtuals), proof, desired, past)).collect()
 }
 
 fn one(
     domain: &Domain,
-    slots: &BTreeMap<PciSlot, String>,
+    (slots, virtuals): (&BTreeMap<PciSlot, String>, &BTreeMap<PciAddress, String>),
     proof: bool,
     desired: &Desired,
     past: &Past,
@@ -48,12 +61,12 @@ fn one(
     if wanted.as_ref().is_some_and(|vm| vm.absent) {
         return None;
     }
-    let has = |vm: Option<&LibvirtDomain>, slot: PciSlot| vm.is_some_and(|vm| vm.slots.iter().any(|s| s.slot == slot));
+    let has = |vm: Option<&LibvirtDomain>, f: PciAddress| vm.is_some_and(|vm| vm.slots.iter().any(|s| s.has(f)));
     let last = of(past.owned.get(&key));
     // What an edit of ours takes out is what the manifest put in.
-    let taken_out = |slot: &PciSlot| wanted.is_some() && !has(wanted.as_ref(), *slot) && has(last.as_ref(), *slot);
-    let lists: BTreeSet<PciSlot> = match project(&domain.inactive_xml) {
-        Ok(is) => is.functions.iter().map(|f| f.slot).filter(|slot| !taken_out(slot)).collect(),
+    let taken_out = |f: &PciAddress| wanted.is_some() && !has(wanted.as_ref(), *f) && has(last.as_ref(), *f);
+    let stay: BTreeSet<PciAddress> = match project(&domain.inactive_xml) {
+        Ok(is) => is.functions.into_iter().filter(|f| !taken_out(f)).collect(),
         Err(why) => {
             let message =
                 format!("whether VM `{}` has a device that leaves the manifest is not known: {why}", domain.name);
@@ -63,7 +76,16 @@ fn one(
             ));
         }
     };
+    let lists: BTreeSet<PciSlot> = stay.iter().map(|f| f.slot).collect();
     let name = &domain.name;
+    if let Some((function, key)) = virtuals.iter().find(|(function, _)| stay.contains(function)) {
+        return Some(finding(
+            format!(
+                "VM `{name}` stays and has {function}, which {key} will not have for VMs: it would not start any more"
+            ),
+            "take it out of the VM first (`devices` of its entry under `vms`); or let the VM go too, by `absent: true` there",
+        ));
+    }
     if let Some((slot, key)) = slots.iter().find(|(slot, _)| lists.contains(slot)) {
         return Some(finding(
             format!(

@@ -32,6 +32,13 @@ pub enum Place {
     Function(PciAddress),
     /// The driver of a PCI function, which the next boot changes.
     FunctionAtBoot(PciAddress),
+    /// How many virtual functions a device has.
+    VirtualFunctions {
+        /// The device's name.
+        name: ResourceName,
+        /// Its function that has them.
+        physical: PciAddress,
+    },
     /// An argument of the running kernel, which the next boot changes.
     Argument(String),
     /// A pool of libvirt's.
@@ -62,6 +69,7 @@ impl fmt::Display for Place {
             Place::Member { group, user } => write!(f, "{user} in group {group}"),
             Place::Module(name) => write!(f, "module {name}"),
             Place::Function(address) | Place::FunctionAtBoot(address) => write!(f, "function {address}"),
+            Place::VirtualFunctions { physical, .. } => write!(f, "virtual functions of {physical}"),
             Place::Argument(argument) => write!(f, "kernel argument {argument}"),
             Place::Pool(name) => write!(f, "pool {name}"),
             Place::Volume { pool, name } => write!(f, "volume {pool}/{name}"),
@@ -114,6 +122,8 @@ pub enum Seen {
     },
     /// The driver of a function.
     Driver(Option<String>),
+    /// So many.
+    Count(u16),
     /// A pool.
     Pool {
         /// Its directory.
@@ -166,6 +176,9 @@ pub fn touched(step: &Step) -> Vec<Place> {
             vec![Place::Member { group: group.clone(), user: user.clone() }]
         }
         Step::BindSlot(binding) => binding.functions.iter().map(|(a, _)| Place::Function(*a)).collect(),
+        Step::VirtualFunctions(step) => {
+            vec![Place::VirtualFunctions { name: step.name.clone(), physical: step.physical }]
+        }
         Step::Pool { name, .. } | Step::RemovePool { name } => vec![Place::Pool(name.clone())],
         Step::Volume(volume) => vec![Place::Volume { pool: volume.pool.clone(), name: volume.name.clone() }],
         Step::CopyVolume(copy) => vec![Place::Volume { pool: copy.pool.clone(), name: copy.name.clone() }],

@@ -117,6 +117,20 @@ pub enum BindTarget {
     Host,
 }
 
+/// How many virtual functions a device has (SR-IOV). What else is said of them is in a file that is written before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualFunctionsStep {
+    /// The device's name, which its file and unit have.
+    pub name: ResourceName,
+    /// Its function that has them.
+    pub physical: PciAddress,
+    /// How many there are.
+    pub before: u16,
+    /// How many there will be. None needs neither file nor unit.
+    pub count: u16,
+}
+
 /// All functions of a slot, or none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -492,6 +506,8 @@ pub enum Step {
     },
     /// Binds every function of a slot, or none.
     BindSlot(SlotBinding),
+    /// Makes the virtual functions of a device, or takes them away.
+    VirtualFunctions(VirtualFunctionsStep),
     /// Changes the host's network under guard.
     SwitchNetwork(NetworkSwitch),
     /// Defines, builds, starts and autostarts a directory pool.
@@ -759,6 +775,8 @@ impl Step {
             Step::GroupMember { present: true, .. } => "join the group",
             Step::GroupMember { .. } => "leave the group",
             Step::BindSlot(_) => "bind the slot",
+            Step::VirtualFunctions(VirtualFunctionsStep { count: 0, .. }) => "take the virtual functions away",
+            Step::VirtualFunctions(_) => "make the virtual functions",
             Step::SwitchNetwork(_) => "switch the network, under guard",
             Step::Pool { .. } => "make the pool",
             Step::RemovePool { .. } => "take the pool away",
@@ -828,6 +846,7 @@ impl Step {
             Step::RemoveVolume { pool, name } => vec![format!("volume {pool}/{name}")],
             Step::Fetch(fetch) => vec![format!("image {} in {}", fetch.name, fetch.pool.display())],
             Step::RemoveImage { path } | Step::Seed { path, .. } => vec![path.display().to_string()],
+            Step::VirtualFunctions(step) => vec![format!("virtual functions of {}", step.physical)],
             Step::BindSlot(binding) => binding.functions.iter().map(|(a, _)| format!("function {a}")).collect(),
             _ => Vec::new(),
         }

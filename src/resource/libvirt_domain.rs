@@ -253,7 +253,7 @@ pub struct Addition {
     pub xml: String,
 }
 
-/// A slot that is passed to the VM as a whole.
+/// A slot that is passed to the VM as a whole, or a virtual function out of one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PassedSlot {
@@ -261,6 +261,37 @@ pub struct PassedSlot {
     pub slot: PciSlot,
     /// Its functions.
     pub functions: Vec<PciAddress>,
+    /// What of the slot is passed is these functions alone: what else is in it is another's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub alone: bool,
+}
+
+impl PassedSlot {
+    /// A slot, of which no function stays behind.
+    pub fn whole(slot: PciSlot, functions: Vec<PciAddress>) -> Self {
+        Self { slot, functions, alone: false }
+    }
+    /// A virtual function.
+    pub fn virtual_function(address: PciAddress) -> Self {
+        Self { slot: address.slot, functions: vec![address], alone: true }
+    }
+    /// Whether a function is part of it.
+    pub fn has(&self, address: PciAddress) -> bool {
+        address.slot == self.slot && (!self.alone || self.functions.contains(&address))
+    }
+    /// Whether the other one is the same, with more or fewer functions.
+    fn is(&self, other: &Self) -> bool {
+        self.slot == other.slot && self.alone == other.alone && (!self.alone || self.functions == other.functions)
+    }
+}
+
+impl std::fmt::Display for PassedSlot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.functions.first().filter(|_| self.alone) {
+            Some(function) => function.fmt(f),
+            None => self.slot.fmt(f),
+        }
+    }
 }
 
 /// What a VM boots with.
@@ -359,7 +390,7 @@ impl LibvirtDomain {
             NicOn::Bridge(name) => format!("on {name}"),
             NicOn::Network(name) => format!("on network {name}"),
         }));
-        parts.extend(self.slots.iter().map(|s| format!("gets {}", s.slot)));
+        parts.extend(self.slots.iter().map(|s| format!("gets {s}")));
         parts.extend(self.extras.iter().map(|extra| match extra {
             Extra::Tpm => "TPM".to_owned(),
             Extra::Display(_) => extra.value(),
@@ -456,7 +487,8 @@ impl LibvirtDomain {
             field(&format!("device {address}"), None, Some("passed".to_owned()));
         }
         for slot in self.slots_to_drop(last) {
-            for address in is.functions.iter().filter(|a| a.slot == slot) {
+            let kept = |a: &PciAddress| self.slots.iter().any(|s| s.has(*a));
+            for address in is.functions.iter().filter(|a| slot.has(**a) && !kept(a)) {
                 field(&format!("device {address}"), Some("passed".to_owned()), None);
             }
         }
@@ -489,10 +521,8 @@ impl LibvirtDomain {
         last?.nic.as_ref().filter(|l| self.nic.as_ref().is_none_or(|n| n.mac != l.mac))
     }
     /// Slots that were ours and are no longer wanted.
-    fn slots_to_drop<'a>(&'a self, last: Option<&'a Self>) -> impl Iterator<Item = PciSlot> + 'a {
-        last.into_iter()
-            .flat_map(|l| l.slots.iter().map(|s| s.slot))
-            .filter(|slot| self.slots.iter().all(|s| s.slot != *slot))
+    fn slots_to_drop<'a>(&'a self, last: Option<&'a Self>) -> impl Iterator<Item = &'a PassedSlot> + 'a {
+        last.into_iter().flat_map(|l| &l.slots).filter(|slot| self.slots.iter().all(|s| !s.is(slot)))
     }
 
     /// One that libvirt has.

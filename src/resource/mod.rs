@@ -26,6 +26,7 @@ pub mod shared_gpu;
 pub mod snapshots;
 pub mod start_hook;
 pub mod vfio_binding;
+pub mod virtual_functions;
 pub mod vmctl;
 pub mod volume;
 
@@ -148,6 +149,7 @@ kinds! {
     driver::Driver,
     container_runtime::ContainerRuntime,
     shared_gpu::SharedGpu,
+    virtual_functions::VirtualFunctions,
     bridge::Bridge,
     pool::Pool,
     image::Image,

@@ -15,7 +15,7 @@ use super::vfio_binding::{Card, VfioBinding, Vouched, once_grouped};
 use crate::facts::{HostFacts, PciFunction};
 use crate::host::{Answer, HostError, Probe};
 use crate::plan::{Action, Change, Diff, FieldDiff, FileWrite, Risk, ServiceAction, Step};
-use crate::types::{PciSlot, Released, UnitName};
+use crate::types::{PciAddress, PciSlot, Released, UnitName};
 
 /// The script.
 pub const SCRIPT: (&str, &str) = ("/usr/local/lib/gpuvm/shared-gpu", include_str!("shared_gpu/shared-gpu.sh"));
@@ -175,6 +175,11 @@ fn bound_by_id(functions: &[&PciFunction], state: &SharedState, facts: &HostFact
 
 /// The running VM that has a slot, as libvirt tells; `Err` where libvirt could not tell.
 pub(super) fn user(slot: PciSlot, libvirt: &Libvirt) -> Result<Option<&str>, String> {
+    user_of(|f| f.slot == slot, libvirt)
+}
+
+/// The same of any of some functions.
+pub(super) fn user_of(one: impl Fn(&PciAddress) -> bool, libvirt: &Libvirt) -> Result<Option<&str>, String> {
     let known = match libvirt {
         Answer::Value(known) => known,
         Answer::Absent => return Ok(None),
@@ -183,7 +188,7 @@ pub(super) fn user(slot: PciSlot, libvirt: &Libvirt) -> Result<Option<&str>, Str
     for domain in known.domains.iter().filter(|d| d.active) {
         let xml = domain.live_xml.as_deref().unwrap_or(&domain.inactive_xml);
         let is = project(xml).map_err(|why| format!("VM `{}` cannot be read: {why}", domain.name))?;
-        if is.functions.iter().any(|f| f.slot == slot) {
+        if is.functions.iter().any(&one) {
             return Ok(Some(&domain.name));
         }
     }

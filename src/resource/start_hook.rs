@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::vfio_binding::device_path;
-use crate::facts::HostFacts;
+use crate::facts::{HostFacts, PciFunction};
 use crate::types::PciSlot;
 
 /// The hook. libvirt runs what is in this folder beside its own `qemu`, which may be someone's (hooks.html).
@@ -26,8 +26,9 @@ pub struct Meant {
     pub serial: Option<String>,
 }
 
-/// The text of [`DEVICES`]: a line a function.
-pub fn devices(meant: &[Meant], facts: &HostFacts) -> String {
+/// The text of [`DEVICES`]: a line a function. `virtuals` are virtual functions with their names, of which the subsystem is
+/// not known before they are there.
+pub fn devices(meant: &[Meant], virtuals: &[(String, PciFunction)], facts: &HostFacts) -> String {
     let mut text = "# Written by gpuvm: the devices that VMs may have, for libvirt's hook of gpuvm's.\n\
                     # function, ids, ids of the subsystem, path in sysfs, path of ports, name, serial number\n"
         .to_owned();
@@ -43,6 +44,10 @@ pub fn devices(meant: &[Meant], facts: &HostFacts) -> String {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "{} {} {subsystem} {path} {} {} {serial}", f.address, f.id, f.path, meant.name);
         }
+    }
+    for (name, f) in virtuals {
+        let path = device_path(f).unwrap_or_else(|| "*".to_owned());
+        let _ = writeln!(text, "{} {} - {path} {} {name} -", f.address, f.id, f.path);
     }
     text
 }

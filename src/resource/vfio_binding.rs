@@ -15,7 +15,7 @@ use crate::facts::{HostFacts, InitramfsTool, Iommu, PciFunction};
 use crate::host::{Answer, HostError, Probe};
 use crate::plan::Place;
 use crate::plan::{Action, BindTarget, Change, Diff, FieldDiff, FileWrite, Refresh, Risk, SlotBinding, Step, WaitFor};
-use crate::types::{PciId, PciSlot};
+use crate::types::{PciAddress, PciId, PciSlot};
 
 /// A slot that is kept for VMs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -199,7 +199,7 @@ impl VfioBinding {
     }
 
     /// Why the slot is in no IOMMU group and stays in none, or `None`.
-    fn iommu_off(&self, facts: &HostFacts) -> Option<(String, String)> {
+    pub(super) fn iommu_off(&self, facts: &HostFacts) -> Option<(String, String)> {
         match &facts.iommu {
             Iommu::On { .. } => None,
             // The kernel argument is planned with it.
@@ -257,7 +257,7 @@ impl VfioBinding {
 
 /// A device's path in sysfs with the bus numbers left open: root and ports, as `path` names them. A pattern of udev's and
 /// of the shell's alike.
-pub(super) fn device_path(f: &PciFunction) -> Option<String> {
+pub fn device_path(f: &PciFunction) -> Option<String> {
     let (_, rest) = f.path.split_once(':')?;
     let parts: Vec<&str> = rest.split('/').collect();
     let (root, ports) = match parts.split_first()? {
@@ -504,12 +504,17 @@ fn held(slot: PciSlot, host: &dyn Probe) -> Option<String> {
         Ok(None) => {}
         Err(why) => return Some(format!("whether a VM has it is not known: {why}")),
     }
+    open((0..8).map(|number| slot.function(number)), host)
+}
+
+/// Who has one of these functions open by vfio's nodes, or may have. `None` is known to be nobody.
+pub(super) fn open(functions: impl Iterator<Item = PciAddress>, host: &dyn Probe) -> Option<String> {
     let users = match host.device_users() {
         Ok(users) => users,
         Err(e) => return Some(format!("who has it open is not known: {e}")),
     };
     let mut nodes = BTreeSet::new();
-    for function in (0..8).map(|number| slot.function(number)) {
+    for function in functions {
         let device = format!("/sys/bus/pci/devices/{function}");
         let group = host.link(format!("{device}/iommu_group").as_ref()).ok().and_then(Answer::value);
         nodes.extend(group.and_then(|g| Some(PathBuf::from("/dev/vfio").join(g.file_name()?))));

@@ -12,13 +12,13 @@ use crate::host::{Answer, HostError, Probe};
 use crate::net::netplan;
 use crate::plan::{
     Action, BindTarget, Change, Content, Diff, Entry, FieldDiff, FileWrite, Finding, Key, PLAN_FORMAT, Past, Place,
-    Plan, Refresh, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, TextEdit, VolumeStep, WaitFor,
-    host_line, name_guests, order,
+    Plan, Refresh, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, TextEdit, VirtualFunctionsStep,
+    VolumeStep, WaitFor, host_line, name_guests, order,
 };
 use crate::resource::chains::over;
 use crate::resource::libvirt_domain::{project, without_private_parts};
 use crate::resource::shared_gpu::{KNOWN, Needed, SCRIPT, SharedGpu, UNITS, shared_now};
-use crate::resource::{Resource, Wanted, bridge::Bridge, libvirt_domain, seed::Seed, start_hook};
+use crate::resource::{Resource, Wanted, bridge::Bridge, libvirt_domain, seed::Seed, start_hook, virtual_functions};
 use crate::types::{ByteSize, Mode, PciAddress, ResourceName, line_edits, sha256_hex};
 
 /// What is to be undone.
@@ -245,7 +245,7 @@ impl Thing<'_> {
         if let Some(diff) = self.hand_over(key, &mine, &mut change, probe)? {
             return Ok(diff);
         }
-        let mut with_boot = Vec::new();
+        let (mut with_boot, mut virtuals) = (Vec::new(), Vec::new());
         let bound_at_once = mine.iter().any(|(place, _)| matches!(place, Place::Function(_)));
         for (place, before) in &mine {
             let is = of(place);
@@ -287,6 +287,7 @@ impl Thing<'_> {
             }
             match place {
                 Place::FunctionAtBoot(_) if bound_at_once => {}
+                Place::VirtualFunctions { name, physical } => virtuals.push((name, *physical, *before, is)),
                 Place::FunctionAtBoot(_) | Place::Argument(_) => with_boot.push((*place, *before, is)),
                 _ => self.place(place, before, is, &mut change, probe),
             }
@@ -301,7 +302,8 @@ impl Thing<'_> {
         }
         self.slot(&mine, &mut change);
         if change.steps.iter().any(|s| matches!(s, Step::BindSlot(_)))
-            && let Some(vm) = running_with(&mine, probe)?
+            && let Some(vm) =
+                running_with(|f| mine.iter().any(|(p, _)| matches!(p, Place::Function(a) if a == f)), probe)?
             && !self.stops(&vm)
         {
             // Unbinding it under a VM would sleep in the kernel until the VM ends.
@@ -309,6 +311,11 @@ impl Thing<'_> {
                 why: format!("VM `{vm}` runs with it"),
                 help: format!("take it from there first: gpuvm gpu detach {vm} {}", key.name),
             });
+        }
+        for (name, physical, before, is) in virtuals {
+            if let Some(diff) = self.virtual_functions(name, physical, (before, is), &mut change, probe)? {
+                return Ok(diff);
+            }
         }
         for (place, before, is) in &with_boot {
             change.fields.push(FieldDiff::new(place.to_string(), Some(word(is)), Some(word(before))));
@@ -331,9 +338,15 @@ impl Thing<'_> {
         }
         if let Some((_, Diff::Change(forward) | Diff::Waits { promise: forward, .. })) =
             recorded.plan.entries.iter().find(|e| e.key == *key).map(|e| (e, &e.diff))
-            && forward.risks.contains(&Risk::BootConfig)
         {
-            change.risks.insert(Risk::BootConfig);
+            let back = |risk: &Risk| match risk {
+                Risk::BootConfig => true,
+                // A driver may reset its card, whichever way the number goes.
+                Risk::NetworkLoss => change.steps.iter().any(|s| matches!(s, Step::VirtualFunctions(_))),
+                _ => false,
+            };
+            let risks: Vec<Risk> = forward.risks.iter().copied().filter(back).collect();
+            change.risks.extend(risks);
         }
         Ok(Diff::Change(change))
     }
@@ -657,6 +670,33 @@ impl Thing<'_> {
         })
     }
 
+    /// Virtual functions as many as there were: those that go do so before the file that says which they are, and those
+    /// that come back do so after it.
+    fn virtual_functions(
+        &self,
+        name: &ResourceName,
+        physical: PciAddress,
+        (before, is): (&Seen, &Seen),
+        change: &mut Change,
+        probe: &dyn Probe,
+    ) -> Result<Option<Diff>, HostError> {
+        let number = |seen: &Seen| if let Seen::Count(n) = seen { *n } else { 0 };
+        let (then, now) = (number(before), number(is));
+        let functions = virtual_functions::there(physical, probe);
+        if let Some(vm) = running_with(|f| functions.values().any(|v| v == f), probe)?
+            && !self.stops(&vm)
+        {
+            let why = format!("VM `{vm}` runs with one of them");
+            return Ok(Some(Diff::Blocked { why, help: format!("shut it down first: gpuvm vm stop {vm}") }));
+        }
+        let (was, becomes) = (Some(now.to_string()), Some(then.to_string()));
+        change.fields.push(FieldDiff::new("virtual functions", was, becomes));
+        let step = VirtualFunctionsStep { name: name.clone(), physical, before: now, count: then };
+        let at = if then == 0 { 0 } else { change.steps.len() };
+        change.steps.insert(at, Step::VirtualFunctions(step));
+        Ok(None)
+    }
+
     /// A slot that was bound at once is bound back at once, as a whole.
     fn slot(&self, mine: &[(&Place, &Seen)], change: &mut Change) {
         let of = |place: &Place| self.now.seen.get(place).unwrap_or(&Seen::Nothing);
@@ -697,13 +737,12 @@ fn leaving(entries: &[Entry], probe: &dyn Probe) -> BTreeSet<String> {
     stopped.flat_map(libvirt_domain::taps).collect()
 }
 
-/// The running VM that has one of the functions that are to be bound.
-fn running_with(mine: &[(&Place, &Seen)], probe: &dyn Probe) -> Result<Option<String>, HostError> {
-    let bound = |f: &PciAddress| mine.iter().any(|(place, _)| matches!(place, Place::Function(a) if a == f));
+/// The running VM that has one of some functions.
+fn running_with(one: impl Fn(&PciAddress) -> bool, probe: &dyn Probe) -> Result<Option<String>, HostError> {
     let Answer::Value(known) = probe.virtualisation()? else { return Ok(None) };
     let has = |d: &&crate::host::Domain| {
         let live = d.live_xml.as_deref().filter(|_| d.active).and_then(|xml| project(xml).ok());
-        live.is_some_and(|p| p.functions.iter().any(bound))
+        live.is_some_and(|p| p.functions.iter().any(&one))
     };
     Ok(known.domains.iter().find(has).map(|d| d.name.clone()))
 }
@@ -723,7 +762,10 @@ fn word(seen: &Seen) -> String {
 }
 
 fn action(mine: &[(&Place, &Seen)], now: &Looked) -> Action {
-    let main = |place: &&Place| !matches!(place, Place::FunctionAtBoot(_) | Place::Function(_) | Place::Argument(_));
+    let main = |place: &&Place| {
+        use Place::{Argument, Function, FunctionAtBoot, VirtualFunctions};
+        !matches!(place, FunctionAtBoot(_) | Function(_) | Argument(_) | VirtualFunctions { .. })
+    };
     let of = |place: &Place| now.seen.get(place).unwrap_or(&Seen::Nothing);
     let mut places = mine.iter().filter(|(place, before)| main(place) && *before != of(place)).peekable();
     if places.peek().is_none() {

@@ -57,6 +57,10 @@ pub fn look(probe: &dyn Probe, places: &BTreeSet<Place>) -> Result<Looked, HostE
                 let link = probe.link(Path::new(&format!("/sys/bus/pci/devices/{address}/driver")))?.value();
                 Seen::Driver(link.and_then(|l| Some(l.file_name()?.to_string_lossy().into_owned())))
             }
+            Place::VirtualFunctions { physical, .. } => {
+                let text = probe.text(Path::new(&format!("/sys/bus/pci/devices/{physical}/sriov_numvfs")))?;
+                text.value().and_then(|t| t.trim().parse().ok()).map_or(Seen::Nothing, Seen::Count)
+            }
             Place::Argument(argument) => {
                 let text = probe.text(Path::new("/proc/cmdline"))?.value().unwrap_or_default();
                 there(text.split_whitespace().any(|a| a == argument))

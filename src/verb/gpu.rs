@@ -196,7 +196,7 @@ fn free(holder: &Holder) -> String {
 }
 
 fn passed(moved: &MovedGpu, look: Look<'_>) -> PassedSlot {
-    PassedSlot { slot: moved.slot, functions: functions(moved.slot, look).iter().map(|f| f.address).collect() }
+    PassedSlot::whole(moved.slot, functions(moved.slot, look).iter().map(|f| f.address).collect())
 }
 
 /// The functions of a slot that a definition passes.

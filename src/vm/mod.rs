@@ -242,6 +242,11 @@ fn device(slot: PciSlot, functions: &BTreeSet<PciAddress>, around: Around<'_>) -
     let known = around.past.owned.values().find_map(|w| match w {
         Wanted::VfioBinding(binding) if binding.slot == slot => Some((binding.name.clone(), false)),
         Wanted::SharedGpu(shared) if shared.slot == slot => Some((shared.name.clone(), true)),
+        Wanted::VirtualFunctions(all) => {
+            let mine = (0usize..).zip(&all.functions).filter(|(_, (f, _))| f.slot == slot && functions.contains(f));
+            let names: Vec<String> = mine.map(|(number, _)| format!("{}/{number}", all.name)).collect();
+            (!names.is_empty()).then(|| (names.join(", "), false))
+        }
         _ => None,
     });
     let (name, shared) = known.map_or((None, false), |(name, shared)| (Some(name), shared));

@@ -50,6 +50,8 @@ pub struct Machine {
     pub applied_on: Option<String>,
     /// What to explain; by default every GPU.
     pub explain: Option<Vec<String>>,
+    /// Whether the plan of its manifest is shown too.
+    pub plan: bool,
 }
 
 impl Default for Machine {
@@ -80,6 +82,7 @@ impl Default for Machine {
             direct: BTreeMap::new(),
             applied_on: None,
             explain: None,
+            plan: false,
         }
     }
 }
@@ -430,12 +433,20 @@ fn devices(machine: &Machine, tree: &Tree<'_>, mounts: &mut String) -> BTreeMap<
                 tree.dir(&format!("{disk}/holders/{used}"));
             }
         }
-        if let Some((on, most)) = word("vfs").and_then(|v| v.split_once('/')) {
-            set("sriov_numvfs", on);
-            set("sriov_totalvfs", most);
+        // ON/MOST, and where the functions will be: /OFFSET/STRIDE/DEVICE.
+        for (name, value) in ["sriov_numvfs", "sriov_totalvfs", "sriov_offset", "sriov_stride", "sriov_vf_device"]
+            .into_iter()
+            .zip(word("vfs").into_iter().flat_map(|v| v.split('/')))
+        {
+            set(name, value);
         }
         if let Some(of) = word("physfn") {
-            tree.link(&format!("{at}/physfn"), &format!("{}/{of}", above.first().cloned().unwrap_or_default()));
+            let (of, number) = of.split_once('#').unwrap_or((of, ""));
+            let physical = format!("{}/{of}", above.first().cloned().unwrap_or_default());
+            tree.link(&format!("{at}/physfn"), &physical);
+            if !number.is_empty() {
+                tree.link(&format!("{physical}/virtfn{number}"), &at);
+            }
         }
         if let Some(number) = word("minor") {
             let model = word("model").unwrap_or("NVIDIA GPU").replace('_', " ");

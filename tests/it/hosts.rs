@@ -87,7 +87,7 @@ fn every_host_has_its_verdict() {
                 sound(name, &json, &mut wrong);
             }
         }
-        if machine.applied_on.is_some() {
+        if machine.applied_on.is_some() || machine.plan {
             seen += &said(&["plan", "-f", "host.yaml"], &root, work.path(), name);
         } else if manifest {
             seen += &said(&["check", "-f", "host.yaml"], &root, work.path(), name);

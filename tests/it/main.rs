@@ -40,5 +40,6 @@ mod tui;
 mod undo;
 mod verbs;
 mod virsh;
+mod virtual_functions;
 mod vm_looks;
 mod vms;

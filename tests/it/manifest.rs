@@ -41,6 +41,12 @@ fn each_rule_names_the_thing_and_its_place() {
     let vm = |rest: &str| format!("version: 1\n{GPUS}vms:\n  a:\n    cpus: 1\n    memory: 1GiB\n{rest}");
     let memory = |memory: &str| format!("version: 1\nvms: {{ a: {{ cpus: 1, memory: {memory} }} }}\n");
     let top = |rest: &str| format!("version: 1\n{rest}");
+    let given = |functions: &str, devices: &str| {
+        format!(
+            "version: 1\ndevices:\n  n: {{ match: '01:00', use: host, virtualFunctions: {{ {functions} }} }}\nvms:\n  \
+             a: {{ cpus: 1, memory: 1GiB, devices: [{devices}] }}\n"
+        )
+    };
     let cases = [
         // The format itself.
         ("version: 2\n".into(), "1:10 version: version 2 is not known"),
@@ -275,6 +281,43 @@ fn each_rule_names_the_thing_and_its_place() {
         (
             memory("{ size: 1536MiB, pages: 1GiB }"),
             "2:38 vms.a.memory.size: 1536MiB of memory is not a multiple of 1GiB",
+        ),
+        (
+            top("devices:\n  n: { match: '01:00', use: vfio, virtualFunctions: { count: 2 } }\n"),
+            "3:35 devices.n.virtualFunctions: `devices.n` does not stay with the host, whose driver makes virtual functions",
+        ),
+        (
+            top("gpus:\n  n: { match: '01:00', use: host, virtualFunctions: { count: 2 } }\n"),
+            "3:35 gpus.n.virtualFunctions: `gpus.n` cannot have plain virtual functions",
+        ),
+        (
+            top("devices:\n  n: { match: '01:00', use: host, virtualFunctions: { count: 0 } }\n"),
+            "3:62 devices.n.virtualFunctions.count: no virtual functions are asked for",
+        ),
+        (
+            top(
+                "devices:\n  n:\n    match: '01:00'\n    use: host\n    virtualFunctions:\n      count: 1\n      macs: ['52:54:00:00:00:01', '52:54:00:00:00:02']\n",
+            ),
+            "8:35 devices.n.virtualFunctions.macs[1]: `52:54:00:00:00:02` is for a virtual function 1, and there are 1",
+        ),
+        (given("count: 2", "n/2"), "5:41 vms.a.devices[0]: device `n` has no virtual function 2"),
+        (given("count: 2", "n"), "5:41 vms.a.devices[0]: device `n` stays with the host"),
+        (given("count: 2, use: host", "n/0"), "5:41 vms.a.devices[0]: the virtual functions of `n` stay with the host"),
+        (given("count: 2", "n/0, n/0"), "5:46 vms.a.devices[1]: device `n/0` is named twice in one VM"),
+        (given("count: 2", "m/0"), "5:41 vms.a.devices[0]: unknown device `m`"),
+        (
+            given("count: 2", "n/01"),
+            "5:41 vms.a.devices[0]: `n/01` is not a device's name, or with `/` and the number of a virtual function: `nic/0`",
+        ),
+        (
+            top("devices:\n  n: { match: '01:00', use: host }\nvms:\n  a: { cpus: 1, memory: 1GiB, devices: [n/0] }\n"),
+            "5:41 vms.a.devices[0]: device `n` has no virtual functions",
+        ),
+        (
+            top(
+                "devices:\n  n: { match: '01:00', use: host, virtualFunctions: { count: 2 } }\nvms:\n  a: { cpus: 1, memory: 1GiB, start: boot, devices: [n/1] }\n  b: { cpus: 1, memory: 1GiB, start: boot, devices: [n/0, n/1] }\n",
+            ),
+            "6:59 vms.b.devices[1]: device `n/1` is in VMs `a` and `b`, which both run",
         ),
         (vm("    disks: [512KiB]\n"), "7:13 vms.a.disks[0]: a disk of 512KiB is too small"),
         (vm("    absent: true\n    state: running\n"), "8:12 vms.a.state: VM `a` is to be taken away and to run"),

@@ -1090,7 +1090,7 @@ mod tests {
         second.boot =
             Some(Kernel { kernel: "/boot/vmlinuz".into(), initrd: None, cmdline: Some("a='b' \"c\" <&>".into()) });
         let slot: crate::types::PciSlot = "0000:7f:00".parse().unwrap();
-        second.slots = vec![PassedSlot { slot, functions: vec![slot.function(0), slot.function(1)] }];
+        second.slots = vec![PassedSlot::whole(slot, vec![slot.function(0), slot.function(1)])];
         let seen = settle(&second, Some(&first), &facts);
         assert_eq!(seen[1..], ["waits for guest restart"], "{seen:?}");
         assert_eq!(settle(&second, Some(&second), &facts), ["waits for guest restart"]);

@@ -5,10 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::program;
+use super::{files, program};
 use crate::host::{HostError, Program};
-use crate::plan::{BindTarget, SlotBinding};
+use crate::plan::{BindTarget, SlotBinding, VirtualFunctionsStep};
+use crate::resource::virtual_functions;
 use crate::types::PciAddress;
+
+/// More than the unit of the script has (`TimeoutStartSec`).
+const SCRIPT_LIMIT: Duration = Duration::from_secs(200);
 
 /// Probing a GPU's driver takes seconds.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -47,6 +51,45 @@ pub(super) fn bind(binding: &SlotBinding, progress: &mut dyn FnMut(&str)) -> Res
         moved.push((*address, before.as_deref()));
     }
     Ok(())
+}
+
+/// Virtual functions: the unit of their script makes them, and says why not; they go at once.
+pub(super) fn virtual_functions(step: &VirtualFunctionsStep, progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
+    let (at, name) = (device(step.physical).join("sriov_numvfs"), step.name.as_str());
+    let number = || fs::read_to_string(&at).ok().and_then(|t| t.trim().parse::<u16>().ok()).unwrap_or_default();
+    let done = Path::new(virtual_functions::DONE);
+    if step.count == 0 {
+        let now = number();
+        if now != 0 && now != step.before {
+            let (physical, before) = (step.physical, step.before);
+            return Err(HostError::Refused(format!(
+                "{physical} has {now} virtual functions and had {before} when the plan was made; plan again"
+            )));
+        }
+        // Before they go: cut off in between, what is left says that it is not as it was made.
+        files::remove(&done.join(name))?;
+        if now != 0 {
+            progress(&format!("{}: {now} virtual functions go", step.physical));
+            write(&at, "0")?;
+        }
+        return Ok(());
+    }
+    let why = done.join("why").join(name);
+    files::remove(&why)?;
+    let started =
+        program::perform(Program::Systemctl, &["start", &virtual_functions::unit(name)], SCRIPT_LIMIT, progress);
+    match (started, fs::read_to_string(&why)) {
+        (Err(_), Ok(why)) => Err(HostError::Refused(why.trim().to_owned())),
+        (Err(e), Err(_)) => Err(e),
+        // The unit starts nothing with `gpuvm.off`, and says nothing then.
+        (Ok(()), _) if number() != step.count => Err(HostError::Refused(format!(
+            "{} has {} virtual functions after its unit has run: systemctl status {}",
+            step.physical,
+            number(),
+            virtual_functions::unit(name)
+        ))),
+        (Ok(()), _) => Ok(()),
+    }
 }
 
 /// What had no driver gets none.

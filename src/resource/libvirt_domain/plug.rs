@@ -7,7 +7,7 @@ use roxmltree::{Document, Node};
 
 use super::PassedSlot;
 use super::read::{child, devices, function};
-use super::splice::{Edits, free_ports, put_slots, take_slots};
+use super::splice::{Edits, free_ports, put_slots, take_functions};
 use super::write;
 use crate::types::{PciAddress, PciSlot, Splice};
 
@@ -16,7 +16,7 @@ use crate::types::{PciAddress, PciSlot, Splice};
 pub fn with_slot(xml: &str, slot: &PassedSlot) -> Option<Vec<Splice>> {
     let doc = Document::parse(xml).ok()?;
     let mut edits = Edits::new(xml);
-    take_slots(&[slot.slot], &doc, &mut edits);
+    take_functions(|a| slot.has(a), &doc, &mut edits);
     put_slots(&[slot], &doc, &mut edits)?;
     Some(edits.splices())
 }
@@ -25,7 +25,7 @@ pub fn with_slot(xml: &str, slot: &PassedSlot) -> Option<Vec<Splice>> {
 pub fn without_slot(xml: &str, slot: PciSlot) -> Option<Vec<Splice>> {
     let doc = Document::parse(xml).ok()?;
     let mut edits = Edits::new(xml);
-    take_slots(&[slot], &doc, &mut edits);
+    take_functions(|a| a.slot == slot, &doc, &mut edits);
     Some(edits.splices())
 }
 
@@ -41,7 +41,7 @@ pub fn plugs(live: &str, slot: &PassedSlot) -> Option<Vec<String>> {
         return None;
     }
     let one = |(function, port): (&PciAddress, u32)| {
-        let alone = PassedSlot { slot: slot.slot, functions: vec![*function] };
+        let alone = PassedSlot::whole(slot.slot, vec![*function]);
         // Alone in its guest slot it is function 0 there, whatever it is on the host.
         write::hostdev(&alone, *function, Some((port, 0)))
     };

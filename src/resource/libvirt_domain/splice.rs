@@ -8,7 +8,7 @@ use roxmltree::{Document, Node};
 use super::read::{Projection, child, children, devices, function, is_disk, nic, sources};
 use super::write::{self, cpu_mode};
 use super::{Accel, Addition, Extra, Firmware, LibvirtDomain, PassedSlot};
-use crate::types::{PciSlot, Splice, xml_escape as e};
+use crate::types::{PciAddress, Splice, xml_escape as e};
 
 /// Why a definition is not edited, and what to do about it.
 #[derive(Debug, PartialEq, Eq)]
@@ -678,14 +678,15 @@ fn slots(
 ) -> Result<(), Refused> {
     let incomplete: Vec<_> =
         vm.slots.iter().filter(|s| s.functions.iter().any(|f| !is.functions.contains(f))).collect();
-    let out: Vec<_> = vm.slots_to_drop(last).chain(incomplete.iter().map(|s| s.slot)).collect();
-    take_slots(&out, doc, edits);
+    let out: Vec<_> = vm.slots_to_drop(last).chain(incomplete.iter().copied()).collect();
+    let kept = |a: PciAddress| vm.slots.iter().any(|s| s.has(a)) && !incomplete.iter().any(|s| s.has(a));
+    take_functions(|a| out.iter().any(|s| s.has(a)) && !kept(a), doc, edits);
     put_slots(&incomplete, doc, edits).ok_or_else(|| no_devices(vm))
 }
 
-/// Takes everything of these slots out.
-pub(super) fn take_slots(out: &[PciSlot], doc: &Document<'_>, edits: &mut Edits<'_>) {
-    for node in devices(doc, "hostdev").iter().filter(|h| function(**h).is_some_and(|a| out.contains(&a.slot))) {
+/// Takes everything of these functions out.
+pub(super) fn take_functions(out: impl Fn(PciAddress) -> bool, doc: &Document<'_>, edits: &mut Edits<'_>) {
+    for node in devices(doc, "hostdev").iter().filter(|h| function(**h).is_some_and(&out)) {
         edits.remove(*node);
     }
 }

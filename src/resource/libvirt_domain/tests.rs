@@ -46,7 +46,7 @@ fn nic(bridge: &str, last: u8) -> Nic {
 }
 fn slot(at: &str, functions: &[u8]) -> PassedSlot {
     let slot: PciSlot = at.parse().unwrap();
-    PassedSlot { slot, functions: functions.iter().map(|f| slot.function(*f)).collect() }
+    PassedSlot::whole(slot, functions.iter().map(|f| slot.function(*f)).collect())
 }
 
 /// The same VM after libvirt filled in its part and a person tuned it.
@@ -308,6 +308,39 @@ fn devices_come_and_go_as_whole_slots() {
     assert!(put.iter().any(|l| l.contains("bus='0x06' slot='0x00' function='0x0'/>")), "{put:?}");
     let (out, _) = edit(|vm| vm.nic = None);
     assert_eq!(out.len(), 6);
+}
+
+#[test]
+fn virtual_functions_of_one_slot_come_and_go_one_by_one() {
+    let function = |at: &str| PassedSlot::virtual_function(at.parse().unwrap());
+    let with = |all: &[PassedSlot]| {
+        let mut vm = vm();
+        vm.slots.extend(all.iter().cloned());
+        vm
+    };
+    let both = with(&[function("0000:03:10.0"), function("0000:03:10.2")]);
+    let xml = edited(&both, Some(&vm()), TUNED);
+    let is = |xml: &str| {
+        let all = project(xml).unwrap().functions;
+        all.iter().filter(|f| f.slot.bus == 3).map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(is(&xml), ["0000:03:10.0", "0000:03:10.2"]);
+    // Each is function 0 of a device of its own in the guest, whatever it is on the host.
+    let guest =
+        xml.matches("slot='0x00' function='0x0'/>").count() - TUNED.matches("slot='0x00' function='0x0'/>").count();
+    assert_eq!(guest, 2, "{xml}");
+    let second = with(&[function("0000:03:10.2")]);
+    let less = edited(&second, Some(&both), &xml);
+    assert_eq!(is(&less), ["0000:03:10.2"]);
+    let names = |wanted: &LibvirtDomain| {
+        let all = wanted.differences(Some(&both), &project(&xml).unwrap());
+        all.into_iter().map(|f| f.field).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&second), ["device 0000:03:10.0"]);
+    assert_eq!(names(&both), [""; 0]);
+    // What is wanted as a whole keeps what was passed alone.
+    assert_eq!(names(&with(&[slot("0000:03:10", &[0, 2])])), [""; 0]);
+    assert_eq!(is(&edited(&vm(), Some(&second), &less)), [""; 0]);
 }
 
 #[test]

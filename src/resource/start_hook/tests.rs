@@ -46,7 +46,7 @@ impl Machine {
         let mut facts = crate::resource::tests::facts();
         facts.pci.extend([work(0), work(1)].map(|f| (f.address, f)));
         let meant = Meant { name: "work".to_owned(), slot: work(0).address.slot, serial: None };
-        machine.write("etc/gpuvm/devices", devices(&[meant], &facts));
+        machine.write("etc/gpuvm/devices", devices(&[meant], &[], &facts));
         // What systemd is asked for is written down.
         machine.systemctl("exit 0");
         machine
