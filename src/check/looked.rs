@@ -158,5 +158,6 @@ fn dead(probe: &dyn Probe, gpu: &Gpu) -> Option<bool> {
     }
     let path = format!("/sys/bus/pci/devices/{}/config", gpu.slot.function(0));
     let bytes = probe.read(Path::new(&path)).ok().and_then(Answer::value)?;
-    bytes.get(..4).map(|id| id == [0xff; 4])
+    // Vendor and device alone read as ones in every virtual function (PCI Express Base 4.0, 9.3.4.1.1).
+    bytes.get(..8).map(|first| first == [0xff; 8])
 }

@@ -136,7 +136,7 @@ fn what_cannot_work_is_refused_before_anything_changes() {
         (
             "another key than the one that is named",
             ampere(),
-            of("branch: \"580\"").replace(&fingerprint(), &"0".repeat(40)),
+            of("branch: \"580\"").replace(&fingerprint(), &format!("\"{}\"", "0".repeat(40))),
             &["`cuda.asc` holds 5E9D87E8F5E0399A5722B5D596E94BC0BB1945B4, and `fingerprint` is 0000"],
         ),
         (

@@ -127,10 +127,12 @@ known_as() {
     return 1
 }
 
-# The first four bytes of configuration space: all ones where nothing answers (PCI specification). Empty where they
+# The first eight bytes of configuration space: all ones where nothing answers (PCI specification). Empty where they
 # cannot be read.
+# Vendor and device alone read as ones in every virtual function (PCI Express Base 4.0, 9.3.4.1.1); command and status
+# behind them only where nobody answers.
 answer() {
-    od -An -tx1 -N4 "$devices/$1/config" 2> /dev/null | tr -d ' \n'
+    od -An -tx1 -N8 "$devices/$1/config" 2> /dev/null | tr -d ' \n'
 }
 
 # Vendor and device of function $1, or of its subsystem.
@@ -155,7 +157,7 @@ remember() {
         {
             printf 'id %s\nsubsystem %s\nplace %s\nkernel %s\nvm %s\n' "$id" "$subsystem" "$place" "$kernel" "$vm"
             case "$(answer "$at")" in
-                ffffffff) printf 'cycles 0\nlost yes\n' ;;
+                ffffffffffffffff) printf 'cycles 0\nlost yes\n' ;;
                 '') printf 'cycles %s\n' "$cycles" ;;
                 *) printf 'cycles %s\n' "$((cycles + 1))" ;;
             esac
@@ -218,7 +220,7 @@ its serial number was $serial ($name), and is $value"
             break
         done
     fi
-    [ "$(answer "$one")" != ffffffff ] || refuse "$name ($one) does not answer: it reads as ones. \
+    [ "$(answer "$one")" != ffffffffffffffff ] || refuse "$name ($one) does not answer: it reads as ones. \
 A boot of the host, with its power cut, brings most cards back"
     [ -d "$at/iommu_group/devices" ] || refuse "$name ($one) has no IOMMU group: the IOMMU is off. \
 gpuvm gpu explain $name says why"

@@ -11,6 +11,13 @@ inside() { # VM COMMAND…: as the user that the manifest gave it
 }
 ready() { # VM
   expect_status 0 guest gpuvm vm wait "$1" --for ssh --timeout "$READY_S"
+  # At a first boot cloud-init starts ssh anew once it has said who gets in.
+  local n
+  for n in {1..60}; do
+    guest "gpuvm -q vm ssh $1 -- true" >"$LAST" 2>&1 </dev/null && break
+    [ "$n" -lt 60 ] || { show_last; fail "nobody gets into $1"; }
+    sleep 5
+  done
   inside "$1" sudo cloud-init status --wait
   expect_text "status: done"
 }
