@@ -19,7 +19,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -n "$topology" ] || die "which topology? See README.md"
-[ -f "$LAB/$base.img" ] || die "there is no disk \`$base\`: tests/lab/run build"
+[ -f "$LAB/$base.img" ] || die "there is no disk \`$base\`: tests/lab/run build [cloud]"
 ! running || die "the lab host \`$LAB_HOST\` runs already: tests/lab/run stop"
 
 mkdir -p "$DIR/s"
@@ -63,11 +63,13 @@ legacy_bus() {
   devices+=(-device "pcie-pci-bridge,id=pci1,bus=rp1")
 }
 
-uplink_at="addr=$card_at" disk_at="addr=4" iommu=(-device "intel-iommu,intremap=on,caching-mode=on") smbios=()
+qroot=qroot uplink_at="addr=$card_at" disk_at="addr=4" iommu=(-device "intel-iommu,intremap=on,caching-mode=on") smbios=()
 case $topology in
   plain) ;;
   display)
     # A display controller that QEMU emulates itself, so that the QEMU which runs nested guests with KVM has it.
+    qroot="qroot-nested"
+    [ -d "$LAB/$qroot" ] || die "its QEMU is not built: tests/lab/run build cloud"
     root_port rp1 1
     devices+=(-device "bochs-display,bus=rp1,addr=00.0") ;;
   twin | no-iommu)
@@ -165,9 +167,6 @@ if [ ${#functions[@]} -gt 0 ]; then
   done
 fi
 
-# Without simulated cards, the QEMU does that runs nested guests with KVM.
-qroot=qroot
-[ ${#functions[@]} -gt 0 ] || qroot="qroot-nested"
 # Mounts live in a namespace of their own: nothing of the machine's is left bound inside the chroot.
 in_qroot() {
   # shellcheck disable=SC2016
