@@ -4,10 +4,10 @@
 
 # A guest that boots under emulation takes minutes, and many when the machine has other work.
 READY_S=${READY_S:-1200}
-inside() { # VM COMMAND…: as the user that the manifest gave it
+inside() { # VM COMMAND…: a line for the guest's shell, as the user that the manifest gave it
   local vm=$1
   shift
-  expect_status 0 guest "gpuvm vm ssh $vm -- $(printf '%q ' "$@")"
+  expect_status 0 guest "gpuvm vm ssh $vm -- $(printf '%q ' "$*")"
 }
 ready() { # VM
   expect_status 0 guest gpuvm vm wait "$1" --for ssh --timeout "$READY_S"
@@ -80,10 +80,10 @@ expect_status 0 guest gpuvm plan -f host.yaml
 expect_text "nothing to do"
 
 step "a snapshot of the VM that runs, and back"
-inside web sh -c 'echo before >state && sync'
+inside web 'echo before >state && sync'
 # The card's state cannot be kept, its disk's can: what the guest's agent holds still is whole.
 expect_status 0 guest gpuvm vm snapshot create web good --yes
-inside web sh -c 'echo after >state && sync'
+inside web 'echo after >state && sync'
 expect_status 0 guest gpuvm vm stop web --timeout "$READY_S"
 expect_status 0 guest gpuvm vm snapshot restore web good --discard --yes
 expect_status 0 guest gpuvm vm start web
@@ -100,11 +100,11 @@ inside twin cat state
 expect_text before
 inside twin hostname
 expect_text twin
-inside twin sh -c 'cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub'
+inside twin cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub
 cp "$LAST" "$DIR/twin.identity"
 expect_status 0 guest gpuvm vm start web
 ready web
-inside web sh -c 'cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub'
+inside web cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub
 ! cmp -s "$LAST" "$DIR/twin.identity" || fail "the clone is the same machine to others"
 expect_status 0 guest gpuvm vm stop twin --timeout "$READY_S"
 expect_status 0 guest gpuvm vm delete twin --yes
