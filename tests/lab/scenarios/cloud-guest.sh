@@ -119,6 +119,7 @@ expect_text bob
 inside desk df --output=size -B1M /
 size=$(tail -n 1 "$LAST" | tr -d ' ')
 [ "$size" -gt 6000 ] || fail "the root file system has $size MiB of a disk of 7 GiB"
+expect_status 0 guest gpuvm vm stop desk --timeout "$READY_S"
 expect_status 0 guest gpuvm vm delete desk --yes
 
 step "and it goes"
