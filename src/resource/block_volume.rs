@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::Resource;
 use super::image;
-use super::libvirt_domain::project;
+use super::libvirt_domain::has_disk;
 use super::volume::FromImage;
 use crate::facts::HostFacts;
 use crate::host::{Answer, HostError, Output, Probe, Program};
@@ -92,6 +92,14 @@ pub struct Place {
     pub full: Option<u64>,
     /// Its volumes by name.
     pub volumes: BTreeMap<String, Found>,
+}
+
+impl Place {
+    /// The bytes of a size there: a whole number of extents.
+    pub fn whole(&self, size: ByteSize) -> u64 {
+        let extent = self.extent.max(1);
+        size.bytes().div_ceil(extent).saturating_mul(extent)
+    }
 }
 
 /// What is told of a store: `None` where there is none of this name.
@@ -217,11 +225,6 @@ impl BlockVolume {
         self.store.device(&self.name)
     }
 
-    /// A whole number of extents, as LVM and ZFS have it.
-    fn whole(&self, extent: u64) -> u64 {
-        self.size.bytes().div_ceil(extent.max(1)).saturating_mul(extent.max(1))
-    }
-
     fn step(&self, grow: bool) -> Step {
         Step::BlockVolume(BlockVolumeStep {
             store: self.store.clone(),
@@ -305,12 +308,8 @@ impl Resource for BlockVolume {
         };
         let path = self.device().to_string_lossy().into_owned();
         let known = super::libvirt::ask(host)?.value();
-        let has = |xml: &String| project(xml).is_ok_and(|is| is.disks.iter().flatten().any(|s| *s == path));
         let domains = known.iter().flat_map(|k| &k.domains);
-        let who: Vec<&str> = domains
-            .filter(|d| has(&d.inactive_xml) || d.live_xml.as_ref().is_some_and(has))
-            .map(|d| d.name.as_str())
-            .collect();
+        let who: Vec<&str> = domains.filter(|d| has_disk(d, |s| s == path)).map(|d| d.name.as_str()).collect();
         let other = who.iter().find(|name| **name != self.vm.as_str()).map(|name| (*name).to_owned());
         let libvirt = known.is_some();
         Ok(State { place, image, libvirt, had: who.contains(&self.vm.as_str()), other })
@@ -360,7 +359,7 @@ impl Resource for BlockVolume {
                     promise: change,
                 };
             }
-            if let Some(refused) = self.room(place, self.whole(place.extent), &mut change) {
+            if let Some(refused) = self.room(place, place.whole(self.size), &mut change) {
                 return refused;
             }
             return Diff::Change(change);
@@ -395,7 +394,7 @@ impl Resource for BlockVolume {
                 format!("write `image: {is}`, or give a new VM another name"),
             );
         }
-        let (is, wanted) = (found.size, self.whole(place.extent));
+        let (is, wanted) = (found.size, place.whole(self.size));
         let is_size = ByteSize::from_bytes(is);
         if is == wanted || is == self.size.bytes() {
             return Diff::InSync { evidence: format!("{is_size} in {store}") };

@@ -24,7 +24,7 @@ pub use drives::{Drive, Source, drives, with_file_moved, with_sources};
 pub use extras::{Display, Extra};
 pub use plug::{passed_function, plugs, unplugs, with_slot, without_slot};
 use read::is_disk;
-pub use read::{Projection, disk_files, is_marked, managed_functions, nvram, project, raw_and_others, taps};
+pub use read::{Projection, disk_files, has_disk, is_marked, managed_functions, nvram, project, raw_and_others, taps};
 pub use splice::{with_mark, with_passwords, with_uuid, without_private_parts};
 pub use write::MARK;
 

@@ -203,6 +203,13 @@ fn carried(physical: &PciFunction, change: &mut Change) -> Result<(), (String, S
     Ok(())
 }
 
+/// What of the host one of those that are there carries, or who else has one.
+fn in_use(sriov: &Sriov, state: &FunctionsState, facts: &HostFacts) -> Option<String> {
+    let of_host = sriov.functions.values().filter_map(|a| facts.pci.get(a)).find(|f| !f.carries.is_empty());
+    let carries = of_host.and_then(|f| Some(format!("{} carries {}", f.address, f.carries.first()?)));
+    carries.or_else(|| state.held.clone())
+}
+
 impl Resource for VirtualFunctions {
     const KIND: &'static str = "virtual-functions";
     type State = FunctionsState;
@@ -299,9 +306,7 @@ impl Resource for VirtualFunctions {
             }
             // The same Ethernet addresses once more change nothing for who has one.
             let same = last.is_some_and(|l| l.functions == self.functions && l.for_vms == self.for_vms);
-            let of_host = sriov.functions.values().filter_map(|a| facts.pci.get(a)).find(|f| !f.carries.is_empty());
-            let carries = of_host.and_then(|f| Some(format!("{} carries {}", f.address, f.carries.first()?)));
-            if let Some(held) = carries.or_else(|| state.held.clone()).filter(|_| !(same && differ.is_empty())) {
+            if let Some(held) = in_use(sriov, state, facts).filter(|_| !(same && differ.is_empty())) {
                 return blocked(
                     format!("its virtual functions would be changed, and {held}"),
                     "shut that VM down first (gpuvm vm stop VM), or leave them as they are",
@@ -336,9 +341,7 @@ impl Resource for VirtualFunctions {
         let another = self.binding_now(facts).another(&self.binding(), facts).is_some();
         let now = physical.filter(|_| !another).and_then(|f| f.sriov.as_ref()).filter(|s| s.now != 0);
         if let (Some(sriov), Some(physical)) = (now, physical) {
-            let of_host = sriov.functions.values().filter_map(|a| facts.pci.get(a)).find(|f| !f.carries.is_empty());
-            let carries = of_host.and_then(|f| Some(format!("{} carries {}", f.address, f.carries.first()?)));
-            if let Some(held) = carries.or_else(|| state.held.clone()) {
+            if let Some(held) = in_use(sriov, state, facts) {
                 return Diff::Blocked {
                     why: format!("they left the manifest, and {held}"),
                     help: "shut that VM down first (gpuvm vm stop VM), or keep them in the manifest until then"

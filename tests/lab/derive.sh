@@ -1,19 +1,14 @@
 # shellcheck shell=bash
+# shellcheck source=tests/lab/disk.sh
+. "$HERE/disk.sh"
+
 # derive NAME <<'S': the disk NAME is the bare one after these commands ran in its root file system, as its own shell would
 # run them before its first boot. No service is started: policy-rc.d(8) says so.
 derive() {
-  local name=$1 image=$LAB/$1.img.new mount=$LAB/mnt loop='' mounted=''
-  # shellcheck disable=SC2317,SC2329 # called by the trap
-  tidy() {
-    [ -z "$mounted" ] || umount --recursive "$mount"
-    [ -z "$loop" ] || losetup -d "$loop"
-  }
-  trap tidy EXIT
+  local name=$1 image=$LAB/$1.img.new
   cp --sparse=always "$LAB/bare.img" "$image"
-  loop=$(losetup -f --show -o $((ROOT_START * 512)) --sizelimit $((ROOT_SIZE * 512)) "$image")
-  mkdir -p "$mount"
-  mount "$loop" "$mount"
-  mounted=1
+  attach "$image" "$ROOT_START" "$ROOT_SIZE"
+  mount_root
   mount --rbind /dev "$mount/dev"
   mount -t proc proc "$mount/proc"
   mount -t tmpfs run "$mount/run"
@@ -23,10 +18,6 @@ derive() {
   chmod 755 "$mount/usr/sbin/policy-rc.d"
   DEBIAN_FRONTEND=noninteractive chroot "$mount" sh -eu
   rm -f "$mount/usr/sbin/policy-rc.d"
-  umount --recursive "$mount"
-  mounted=''
-  losetup -d "$loop"
-  loop=''
-  trap - EXIT
+  let_go
   mv "$image" "$LAB/$name.img"
 }

@@ -21,10 +21,10 @@ fn refused(why: String) -> HostError {
     HostError::Refused(why)
 }
 
-/// What is there by this name, and the size of an extent.
+/// What is there by this name, and the bytes that it is to have.
 fn found(step: &BlockVolumeStep, host: &dyn Probe) -> Result<(Option<Found>, u64), HostError> {
     match look(&step.store, host)? {
-        Answer::Value(Some(mut place)) => Ok((place.volumes.remove(&step.name), place.extent.max(1))),
+        Answer::Value(Some(mut place)) => Ok((place.volumes.remove(&step.name), place.whole(step.size))),
         Answer::Denied => Err(refused(format!("only root may look into {}", step.store))),
         _ => Err(refused(format!("there is no {} any more; plan again", step.store))),
     }
@@ -32,9 +32,8 @@ fn found(step: &BlockVolumeStep, host: &dyn Probe) -> Result<(Option<Found>, u64
 
 /// As [`BlockVolumeStep`] says. `host` looks anew: it is no snapshot.
 pub(super) fn make(step: &BlockVolumeStep, host: &dyn Probe, progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
-    let (there, extent) = found(step, host)?;
+    let (there, bytes) = found(step, host)?;
     let device = step.store.device(&step.name);
-    let bytes = step.size.bytes().div_ceil(extent).saturating_mul(extent);
     let of_vm = |found: &Found| found.vm.as_deref() == Some(step.vm.as_str());
     if step.grow {
         return match there {

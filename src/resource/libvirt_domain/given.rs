@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::project;
+use super::has_disk;
+use crate::gpu::{names, text};
 use crate::host::{Answer, Probe, Virtualisation};
 use crate::plan::Diff;
 use crate::types::DomainName;
@@ -25,15 +26,6 @@ pub(super) struct Given {
 }
 
 const BLOCK: &str = "/sys/class/block";
-
-fn names(host: &dyn Probe, dir: &str) -> Vec<String> {
-    let names = host.list(Path::new(dir)).ok().and_then(Answer::value).unwrap_or_default();
-    names.into_iter().map(|n| n.to_string_lossy().into_owned()).collect()
-}
-
-fn text(host: &dyn Probe, path: &str) -> Option<String> {
-    host.text(Path::new(path)).ok().and_then(Answer::value)
-}
 
 /// The last part of where a link leads, or of the path itself.
 fn name_of(host: &dyn Probe, path: &Path) -> Option<String> {
@@ -65,7 +57,7 @@ pub(super) fn look(path: &Path, vm: &DomainName, known: Option<&Virtualisation>,
     // The device itself and its partitions: what uses one of them uses it.
     let mut parts = vec![device.clone()];
     parts.extend(all.iter().filter(|n| disk_of(host, n, &all).as_ref() == Some(&device)).cloned());
-    let number = |name: &str| text(host, &format!("{BLOCK}/{name}/dev")).map(|t| t.trim().to_owned());
+    let number = |name: &str| text(host, &format!("{BLOCK}/{name}/dev"));
     let Some(mounts) = text(host, "/proc/self/mountinfo").filter(|t| !t.is_empty()) else {
         return Given { unknown: Some("what is mounted could not be read".to_owned()), ..given };
     };
@@ -116,7 +108,7 @@ pub(super) fn look(path: &Path, vm: &DomainName, known: Option<&Virtualisation>,
 
 fn held(host: &dyn Probe, name: &str) -> Option<String> {
     let holder = names(host, &format!("{BLOCK}/{name}/holders")).into_iter().next()?;
-    let called = text(host, &format!("{BLOCK}/{holder}/dm/name")).map_or(String::new(), |n| format!(" ({})", n.trim()));
+    let called = text(host, &format!("{BLOCK}/{holder}/dm/name")).map_or(String::new(), |n| format!(" ({n})"));
     Some(format!("`{holder}`{called} is made of `{name}`"))
 }
 
@@ -129,13 +121,11 @@ fn other(
     host: &dyn Probe,
 ) -> Option<String> {
     let of_other = known.domains.iter().filter(|d| d.name != vm.as_str());
-    let same = |source: &String| {
+    let same = |source: &str| {
         let name = source.starts_with("/dev/").then(|| name_of(host, Path::new(source))).flatten();
         name.is_some_and(|n| parts.contains(&n) || above == Some(n.as_str()))
     };
-    let has = |xml: &String| project(xml).is_ok_and(|is| is.disks.iter().flatten().any(same));
-    let found = of_other.into_iter().find(|d| has(&d.inactive_xml) || d.live_xml.as_ref().is_some_and(has));
-    found.map(|d| d.name.clone())
+    of_other.into_iter().find(|d| has_disk(d, same)).map(|d| d.name.clone())
 }
 
 impl Given {

@@ -7,6 +7,7 @@ use roxmltree::{Document, Node};
 
 use super::write::MARK;
 use super::{Disk, DiskOptions, Pins};
+use crate::host::Domain;
 use crate::plan::FieldDiff;
 use crate::types::{ByteSize, MacAddress, PciAddress, PciSlot, cpu_list, cpu_list_text};
 
@@ -177,6 +178,12 @@ impl DiskOptions {
             _ => self.discard.clone(),
         }
     }
+}
+
+/// Whether a VM has one of some disks, or layers over it, in its stored definition or as it runs.
+pub fn has_disk(domain: &Domain, is: impl Fn(&str) -> bool) -> bool {
+    let has = |xml: &String| project(xml).is_ok_and(|p| p.disks.iter().flatten().any(|source| is(source)));
+    has(&domain.inactive_xml) || domain.live_xml.as_ref().is_some_and(has)
 }
 
 /// Whether a source, as [`sources`] writes it, is this disk.

@@ -291,21 +291,41 @@ fn topology(
     root: Node<'_, '_>,
     edits: &mut Edits<'_>,
 ) {
-    let cpu = child(root, "cpu");
-    let there = cpu.and_then(|c| child(c, "topology"));
-    match (&vm.topology, there) {
-        (Some(wanted), _) if is.topology.as_ref() == Some(&wanted.text()) => {}
-        (Some(wanted), Some(there)) => edits.replace(there.range(), write::topology(wanted)),
-        (Some(wanted), None) => match cpu {
-            Some(cpu) => edits.insert_into(cpu, "model", &[write::topology(wanted)]),
+    let wanted = vm.topology.as_ref();
+    if wanted.is_some_and(|wanted| is.topology.as_ref() == Some(&wanted.text())) {
+        return;
+    }
+    let was = last.is_some_and(|l| l.topology.is_some());
+    let at = Nested { above: "cpu", name: "topology", behind: "model", beside: ["features", "os"] };
+    nested(&at, wanted.map(write::topology), was, root, edits);
+}
+
+/// The place of an element in another one, which may not be there either.
+struct Nested {
+    /// The one that it is in.
+    above: &'static str,
+    name: &'static str,
+    /// In that, what it stands behind (see [`Edits::insert_into`]).
+    behind: &'static str,
+    /// What the other one is put beside where it is not there: the first of these that is.
+    beside: [&'static str; 2],
+}
+
+/// Such an element as it is wanted, or gone where it `was` of the manifest and is no longer.
+fn nested(at: &Nested, wanted: Option<String>, was: bool, root: Node<'_, '_>, edits: &mut Edits<'_>) {
+    let above = child(root, at.above);
+    let there = above.and_then(|a| child(a, at.name));
+    match (wanted, there) {
+        (Some(wanted), Some(there)) => edits.replace(there.range(), wanted),
+        (Some(wanted), None) => match above {
+            Some(above) => edits.insert_into(above, at.behind, &[wanted]),
             None => {
-                let whole = format!("<cpu>\n    {}\n  </cpu>", write::topology(wanted));
-                if let Some(beside) = child(root, "features").or_else(|| child(root, "os")) {
-                    edits.insert_after(beside, &[whole]);
+                if let Some(beside) = at.beside.iter().find_map(|name| child(root, name)) {
+                    edits.insert_after(beside, &[format!("<{0}>\n    {wanted}\n  </{0}>", at.above)]);
                 }
             }
         },
-        (None, Some(there)) if last.is_some_and(|l| l.topology.is_some()) => edits.remove(there),
+        (None, Some(there)) if was => edits.remove(there),
         (None, _) => {}
     }
 }
@@ -403,24 +423,13 @@ fn huge_pages(
     root: Node<'_, '_>,
     edits: &mut Edits<'_>,
 ) {
-    let backing = child(root, "memoryBacking");
-    let there = backing.and_then(|b| child(b, "hugepages"));
-    match (vm.huge_pages, there) {
-        (Some(size), _) if is.huge_pages == Some(size) => {}
-        (Some(size), Some(there)) => edits.replace(there.range(), write::huge_pages(size)),
-        (Some(size), None) => match backing {
-            Some(backing) => edits.insert_into(backing, "hugepages", &[write::huge_pages(size)]),
-            None => {
-                let whole = format!("<memoryBacking>\n    {}\n  </memoryBacking>", write::huge_pages(size));
-                let beside = child(root, "currentMemory").or_else(|| child(root, "memory"));
-                if let Some(beside) = beside {
-                    edits.insert_after(beside, &[whole]);
-                }
-            }
-        },
-        (None, Some(there)) if last.is_some_and(|l| l.huge_pages.is_some()) => edits.remove(there),
-        (None, _) => {}
+    if vm.huge_pages.is_some() && is.huge_pages == vm.huge_pages {
+        return;
     }
+    let was = last.is_some_and(|l| l.huge_pages.is_some());
+    let beside = ["currentMemory", "memory"];
+    let at = Nested { above: "memoryBacking", name: "hugepages", behind: "hugepages", beside };
+    nested(&at, vm.huge_pages.map(write::huge_pages), was, root, edits);
 }
 
 fn boot(vm: &LibvirtDomain, last: Option<&LibvirtDomain>, is: &Projection, root: Node<'_, '_>, edits: &mut Edits<'_>) {
@@ -512,13 +521,7 @@ fn disks(
             Some(_) => {}
         }
     }
-    for gone in vm.seed_to_drop(last) {
-        let path = gone.to_string_lossy();
-        for node in there.iter().filter(|d| sources(**d).first().is_some_and(|s| *s == path)) {
-            edits.remove(*node);
-        }
-    }
-    for gone in vm.media_to_drop(last) {
+    for gone in vm.seed_to_drop(last).chain(vm.media_to_drop(last)) {
         let path = gone.to_string_lossy();
         for node in there.iter().filter(|d| sources(**d).first().is_some_and(|s| *s == path)) {
             edits.remove(*node);

@@ -2,6 +2,7 @@
 # The baked disk: the bare one with libvirt and QEMU.
 #needs bare
 #< derive.sh
+#< disk.sh
 # shellcheck source=tests/lab/derive.sh
 . "$HERE/derive.sh"
 derive baked <<'C'

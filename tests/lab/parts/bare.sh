@@ -2,26 +2,20 @@
 # The bare disk: the lab host's root file system behind a real firmware and GRUB, made without starting it. GRUB is a
 # standalone image that finds the root file system by its label, so update-grub and initramfs have their real effect.
 #needs root driver guest
-root=$LAB/root image=$LAB/bare.img.new mount=$LAB/mnt
+#< disk.sh
+# shellcheck source=tests/lab/disk.sh
+. "$HERE/disk.sh"
+root=$LAB/root image=$LAB/bare.img.new
 kernel=$(basename "$(find "$root/lib/modules" -mindepth 1 -maxdepth 1 | sort -V | tail -n 1)")
 esp_start=2048 esp_size=262144 # sectors
-
-loop='' mounted=''
-tidy() {
-  [ -z "$mounted" ] || umount "$mount"
-  [ -z "$loop" ] || losetup -d "$loop"
-}
-trap tidy EXIT
 
 rm -f "$image"
 truncate -s 12G "$image"
 printf 'label: gpt\nstart=%s,size=%s,type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\nstart=%s,size=%s,type=0FC63DAF-8483-4772-8E79-3D69D8477DE4\n' \
   "$esp_start" "$esp_size" "$ROOT_START" "$ROOT_SIZE" | sfdisk -q "$image"
-loop=$(losetup -f --show -o $((ROOT_START * 512)) --sizelimit $((ROOT_SIZE * 512)) "$image")
+attach "$image" "$ROOT_START" "$ROOT_SIZE"
 mkfs.ext4 -q -L root "$loop"
-mkdir -p "$mount"
-mount "$loop" "$mount"
-mounted=1
+mount_root
 cp -a "$root/." "$mount/"
 
 install -Dm644 "$LAB/nvidia.ko" "$mount/lib/modules/$kernel/extra/nvidia.ko"
@@ -79,14 +73,6 @@ chroot "$mount" grub-mkstandalone -O x86_64-efi \
   -o /tmp/BOOTX64.EFI "boot/grub/grub.cfg=/tmp/embed.cfg"
 mv "$mount/tmp/BOOTX64.EFI" "$LAB/BOOTX64.EFI"
 rm -f "$mount/tmp/embed.cfg"
-umount "$mount"
-mounted=''
-losetup -d "$loop"
-
-loop=$(losetup -f --show -o $((esp_start * 512)) --sizelimit $((esp_size * 512)) "$image")
-mkfs.vfat -F 32 -n ESP "$loop" >/dev/null
-losetup -d "$loop"
-loop=''
-mmd -i "$image@@$((esp_start * 512))" ::/EFI ::/EFI/BOOT
-mcopy -i "$image@@$((esp_start * 512))" "$LAB/BOOTX64.EFI" ::/EFI/BOOT/BOOTX64.EFI
+let_go
+esp "$image" "$esp_start" "$esp_size"
 mv "$image" "$LAB/bare.img"

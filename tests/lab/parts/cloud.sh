@@ -3,15 +3,11 @@
 # cloud-init, QEMU's guest agent and ssh, boot loaders for UEFI and BIOS, its root the last partition, and nobody who can
 # log in.
 #needs baked
-root=$LAB/cloud-root image=$LAB/cloud-image.raw mount=$LAB/mnt
+#< disk.sh
+# shellcheck source=tests/lab/disk.sh
+. "$HERE/disk.sh"
+root=$LAB/cloud-root image=$LAB/cloud-image.raw
 bios_start=34 bios_size=2014 esp_start=2048 esp_size=262144 sectors=4194304 # all in sectors
-
-loop='' mounted=''
-tidy() {
-  [ -z "$mounted" ] || umount "$mount"
-  [ -z "$loop" ] || losetup -d "$loop"
-}
-trap tidy EXIT
 
 packages=linux-image-cloud-amd64,systemd-sysv,udev,dbus,openssh-server,iproute2,kmod,initramfs-tools,netplan.io
 packages+=,systemd-resolved,cloud-init,cloud-guest-utils,fdisk,qemu-guest-agent,sudo,pciutils,procps,zstd,grub-pc-bin,grub-common
@@ -28,11 +24,9 @@ start=$bios_start, size=$bios_size, type=21686148-6449-6E6F-744E-656564454649
 start=$esp_start, size=$esp_size, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B
 start=$ROOT_START, size=$sectors, type=0FC63DAF-8483-4772-8E79-3D69D8477DE4
 P
-loop=$(losetup -f --show -o $((ROOT_START * 512)) --sizelimit $((sectors * 512)) "$image")
+attach "$image" "$ROOT_START" "$sectors"
 mkfs.ext4 -q -L root "$loop"
-mkdir -p "$mount"
-mount "$loop" "$mount"
-mounted=1
+mount_root
 cp -a "$root/." "$mount/"
 echo 'LABEL=root / ext4 defaults 0 1' >"$mount/etc/fstab"
 rm -f "$mount"/etc/ssh/ssh_host_* "$mount/etc/hostname"
@@ -69,26 +63,15 @@ dd if="$mount/usr/lib/grub/i386-pc/boot.img" of="$image" bs=1 count=440 conv=not
 printf "$(little_endian "$bios_start")" | dd of="$image" bs=1 seek=$((0x5c)) conv=notrunc status=none
 dd if="$mount/tmp/core.img" of="$image" bs=512 seek="$bios_start" conv=notrunc status=none
 rm -f "$mount/tmp/core.img" "$mount/tmp/embed.cfg"
-umount "$mount"
-mounted=''
-losetup -d "$loop"
-loop=$(losetup -f --show -o $((esp_start * 512)) --sizelimit $((esp_size * 512)) "$image")
-mkfs.vfat -F 32 -n ESP "$loop" >/dev/null
-losetup -d "$loop"
-loop=''
-mmd -i "$image@@$((esp_start * 512))" ::/EFI ::/EFI/BOOT
-mcopy -i "$image@@$((esp_start * 512))" "$LAB/BOOTX64.EFI" ::/EFI/BOOT/BOOTX64.EFI
+let_go
+esp "$image" "$esp_start" "$esp_size"
 qemu-img convert -O qcow2 "$image" "$LAB/cloud-image.qcow2"
 rm -rf "$image" "${root:?}"
 
 rm -f "$LAB/cloud.img.new"
 cp --sparse=always "$LAB/baked.img" "$LAB/cloud.img.new"
-loop=$(losetup -f --show -o $((ROOT_START * 512)) --sizelimit $((ROOT_SIZE * 512)) "$LAB/cloud.img.new")
-mount "$loop" "$mount"
-mounted=1
+attach "$LAB/cloud.img.new" "$ROOT_START" "$ROOT_SIZE"
+mount_root
 mv "$LAB/cloud-image.qcow2" "$mount/var/lib/gpuvm-lab/debian-13-lab.qcow2"
-umount "$mount"
-mounted=''
-losetup -d "$loop"
-loop=''
+let_go
 mv "$LAB/cloud.img.new" "$LAB/cloud.img"

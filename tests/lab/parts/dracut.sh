@@ -3,6 +3,7 @@
 # into the initramfs: the hardest case for early binding.
 #needs bare
 #< derive.sh
+#< disk.sh
 # shellcheck source=tests/lab/derive.sh
 . "$HERE/derive.sh"
 derive dracut <<'C'

@@ -2,6 +2,7 @@
 # The bare disk as a host whose uplink is ifupdown's: Debian's own default.
 #needs bare
 #< derive.sh
+#< disk.sh
 # shellcheck source=tests/lab/derive.sh
 . "$HERE/derive.sh"
 derive ifupdown <<'C'

@@ -19,6 +19,16 @@ vms:
 Y
 }
 
+unwanted() { # no virtual functions
+  manifest <<Y
+version: 1
+devices:
+  nic: { match: "${NIC%.*}", use: host }
+vms:
+  one: { cpus: 1, memory: 256MiB, accel: tcg, boot: $GUEST_BOOT, start: manual }
+Y
+}
+
 boot sr-iov --disk baked
 expect_driver "$NIC" igb
 wanted 8
@@ -46,13 +56,7 @@ step "another number of them while the VM has one"
 wanted 3
 expect_status 1 guest gpuvm plan -f host.yaml
 expect_text "VM \`one\` has one of them"
-manifest <<Y
-version: 1
-devices:
-  nic: { match: "${NIC%.*}", use: host }
-vms:
-  one: { cpus: 1, memory: 256MiB, accel: tcg, boot: $GUEST_BOOT, start: manual }
-Y
+unwanted
 expect_status 1 guest gpuvm plan -f host.yaml
 expect_text "VM \`one\` has one of them"
 has 2
@@ -87,13 +91,7 @@ expect_driver "$VF" igbvf
 [ "$(mac_of 0)" = 52:54:00:aa:00:01 ] || fail "the first has the address $(mac_of 0)"
 
 step "they leave the manifest"
-manifest <<Y
-version: 1
-devices:
-  nic: { match: "${NIC%.*}", use: host }
-vms:
-  one: { cpus: 1, memory: 256MiB, accel: tcg, boot: $GUEST_BOOT, start: manual }
-Y
+unwanted
 apply_across_reboot 900
 has 0
 expect_status 0 guest gpuvm plan -f host.yaml
