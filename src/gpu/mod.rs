@@ -6,6 +6,7 @@ mod holders;
 pub mod identity;
 mod seen;
 pub mod topology;
+pub mod vfio_rule;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
