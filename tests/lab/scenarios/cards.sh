@@ -21,6 +21,8 @@ look() {
 again() { # TOPOLOGY
   guest systemctl poweroff || true
   wait_off 120
+  # The firmware tries its shell before a disk that came into another place.
+  rm -f "$DIR/vars.fd"
   BOOT_S=${BACK_S:-120} "$HERE/boot.sh" "$1" --disk baked || fail "the host did not come back"
 }
 
