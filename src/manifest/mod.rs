@@ -243,6 +243,11 @@ pub struct DeviceEntry {
     /// functions, made at each boot. VMs list them as `NAME/0`, `NAME/1`, ….
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtual_functions: Option<VirtualFunctionsEntry>,
+    /// Of a GPU on a board with NVSwitches: its place there, as NVIDIA's driver tells it (`nvidia-smi -q`: GPU Module Id).
+    /// Which GPUs may be one VM's goes by that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16))]
+    pub module_id: Option<u8>,
 }
 
 /// Virtual functions of a device (SR-IOV).

@@ -145,6 +145,7 @@ impl<'a> Checks<'a> {
 
     fn devices(&mut self) {
         let mut seen: HashMap<String, (String, Span)> = HashMap::new();
+        let mut modules: HashMap<u8, Span> = HashMap::new();
         for (section, _) in DEVICE_SECTIONS {
             for (name, entry) in self.entries(section) {
                 if let Some(at) = self.at(&[section, name.as_str()]).get("existing")
@@ -157,6 +158,7 @@ impl<'a> Checks<'a> {
                 }
                 self.shared(section, name.as_str(), entry);
                 self.virtual_functions(section, name.as_str(), entry);
+                self.module_id(section, name.as_str(), entry, &mut modules);
                 if self.at(&[section, name.as_str()]).lacks("match") {
                     continue;
                 }
@@ -199,6 +201,27 @@ impl<'a> Checks<'a> {
                     }
                 }
             }
+        }
+    }
+
+    /// The place of a GPU on a board.
+    fn module_id(&mut self, section: &str, name: &str, entry: &DeviceEntry, seen: &mut HashMap<u8, Span>) {
+        let at = self.at(&[section, name]).get("moduleId");
+        let (Some(id), Some(at)) = (entry.module_id, at) else { return };
+        if section == "devices" {
+            let message = format!("`devices.{name}` is no GPU on a board");
+            return self.wrong(&at, at.key_span(), message, "GPUs only", Some("take `moduleId` out".into()));
+        }
+        if !(1..=16).contains(&id) {
+            let help = "`nvidia-smi -q` tells it (GPU Module Id)";
+            return self.value(&at, format!("no board has a module {id}"), "1 to 16", Some(help));
+        }
+        match seen.get(&id) {
+            Some(first) => {
+                let message = format!("two GPUs have the module id {id}");
+                self.twice((first.clone(), "first given here"), (&at, at.span(), "given again here"), message, None);
+            }
+            None => _ = seen.insert(id, at.span()),
         }
     }
 

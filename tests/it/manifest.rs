@@ -291,6 +291,20 @@ fn each_rule_names_the_thing_and_its_place() {
             "3:35 gpus.n.virtualFunctions: `gpus.n` cannot have plain virtual functions",
         ),
         (
+            top(
+                "gpus:\n  a: { match: '01:00', use: vfio, moduleId: 3 }\n  b: { match: '02:00', use: vfio, moduleId: 3 }\n",
+            ),
+            "4:45 gpus.b.moduleId: two GPUs have the module id 3",
+        ),
+        (
+            top("gpus:\n  a: { match: '01:00', use: vfio, moduleId: 0 }\n"),
+            "3:45 gpus.a.moduleId: no board has a module 0",
+        ),
+        (
+            top("devices:\n  n: { match: '01:00', use: host, moduleId: 1 }\n"),
+            "3:35 devices.n.moduleId: `devices.n` is no GPU on a board",
+        ),
+        (
             top("devices:\n  n: { match: '01:00', use: host, virtualFunctions: { count: 0 } }\n"),
             "3:62 devices.n.virtualFunctions.count: no virtual functions are asked for",
         ),
