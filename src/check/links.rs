@@ -582,7 +582,17 @@ fn sharing(on: &On<'_>) -> Vec<Link> {
     let sharing = &on.gpu.sharing;
     let dir = format!("/sys/bus/pci/devices/{}", on.gpu.slot.function(0));
     let mut links = Vec::new();
+    if !sharing.vgpus.is_empty() {
+        let types: Vec<String> = sharing.vgpus.iter().map(|(f, t)| format!("{f}: {t}")).collect();
+        links.push(
+            Link::new("sharing", Status::Fail, format!("{} vGPUs are made of it", sharing.vgpus.len()))
+                .seen("nvidia/current_vgpu_type", types.join(", "))
+                .fix("take `vgpu` out of host.yaml, or write 0 there, once no VM has them"),
+        );
+    }
     if sharing.virtual_functions > 0 {
+        let nvidia = on.gpu.id.vendor == 0x10de;
+        let fix = if nvidia { "sriov-manage -d takes them away" } else { "write 0 there" };
         links.push(
             Link::new(
                 "sharing",
@@ -593,7 +603,7 @@ fn sharing(on: &On<'_>) -> Vec<Link> {
                 ),
             )
             .seen(format!("{dir}/sriov_numvfs"), sharing.virtual_functions.to_string())
-            .fix("write 0 there once nobody uses them"),
+            .fix(format!("{fix} once nobody uses them")),
         );
     }
     if !sharing.mediated.is_empty() {

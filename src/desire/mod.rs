@@ -14,6 +14,7 @@ mod parts;
 mod program;
 mod sockets;
 mod starts;
+mod vgpu;
 mod virtual_functions;
 mod vms;
 

@@ -37,7 +37,8 @@ pub fn modules(m: &Manifest, facts: &HostFacts) -> BTreeMap<PciSlot, u8> {
 
 /// The slots that a VM has as a whole. One that is not found has its finding.
 pub fn slots_of(m: &Manifest, vm: &VmEntry, facts: &HostFacts) -> BTreeSet<PciSlot> {
-    let gpus = vm.gpus.iter().filter_map(|n| slot_of(m.gpus.get(n)?, true, facts));
+    let gpus = vm.gpus.iter().filter(|g| g.function.is_none());
+    let gpus = gpus.filter_map(|g| slot_of(m.gpus.get(&g.name)?, true, facts));
     let devices = vm.devices.iter().filter(|d| d.function.is_none());
     gpus.chain(devices.filter_map(|d| slot_of(m.devices.get(&d.name)?, false, facts))).collect()
 }

@@ -29,7 +29,7 @@ pub use saved::{SavedManifest, SavedPlan, SavedPlanError};
 pub use select::{ImageTask, NoSuchKind, Selection, Selector};
 pub use step::{
     AptPackage, BindTarget, BlockStore, BlockVolumeStep, Content, CopyVolumeStep, FetchStep, FileCopy, FileEdit,
-    FileWrite, NetworkSwitch, Proof, ServiceAction, SlotBinding, SnapshotStep, Step, TextEdit, VirtualFunctionsStep,
+    FileWrite, NetworkSwitch, Proof, ServiceAction, SlotBinding, SnapshotStep, Step, TextEdit, VgpuStep, VirtualFunctionsStep,
     VolumeStep,
 };
 

@@ -40,6 +40,7 @@ mod tui;
 mod undo;
 mod verbs;
 mod virsh;
+mod vgpu;
 mod virtual_functions;
 mod vm_looks;
 mod vms;
