@@ -9,7 +9,7 @@ use crate::gpu::architecture::NVIDIA;
 use crate::manifest::{DeviceEntry, Loaded};
 use crate::plan::{FileWrite, Key, Refresh, Severity};
 use crate::resource::file;
-use crate::resource::vfio_binding::{self, Card};
+use crate::resource::vfio_binding::Card;
 use crate::resource::vgpu::{self, Vgpus};
 use crate::types::{PciAddress, PciSlot};
 
@@ -52,7 +52,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
             name: name.clone(),
             physical: physical.address,
             id: physical.id,
-            pattern: vfio_binding::device_path(physical).unwrap_or_else(|| "*".to_owned()),
+            pattern: physical.path_pattern().unwrap_or_else(|| "*".to_owned()),
             card: Card::of(facts, slot),
             vouched: vouched(entry),
             vgpu_type: wanted.vgpu_type.to_string(),
