@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use super::next_boot::{Rule, initramfs};
 use super::{Asked, Link, Looked, SecureBoot, Status};
-use crate::facts::{HostFacts, InitramfsTool, Iommu, PciFunction, SECURE_BOOT, turns_iommu_off};
+use crate::facts::{FABRIC_MANAGER, HostFacts, InitramfsTool, Iommu, PciFunction, SECURE_BOOT, turns_iommu_off};
+use crate::gpu::nvswitch::{Board, Split};
 use crate::gpu::{Framebuffer, Gpu, GpuKind, Holder, HolderKind};
 use crate::types::{PciAddress, PciSlot};
 
@@ -581,7 +582,17 @@ fn sharing(on: &On<'_>) -> Vec<Link> {
     let sharing = &on.gpu.sharing;
     let dir = format!("/sys/bus/pci/devices/{}", on.gpu.slot.function(0));
     let mut links = Vec::new();
+    if !sharing.vgpus.is_empty() {
+        let types: Vec<String> = sharing.vgpus.iter().map(|(f, t)| format!("{f}: {t}")).collect();
+        links.push(
+            Link::new("sharing", Status::Fail, format!("{} vGPUs are made of it", sharing.vgpus.len()))
+                .seen("nvidia/current_vgpu_type", types.join(", "))
+                .fix("take `vgpu` out of host.yaml, or write 0 there, once no VM has them"),
+        );
+    }
     if sharing.virtual_functions > 0 {
+        let nvidia = on.gpu.id.vendor == 0x10de;
+        let fix = if nvidia { "sriov-manage -d takes them away" } else { "write 0 there" };
         links.push(
             Link::new(
                 "sharing",
@@ -592,7 +603,7 @@ fn sharing(on: &On<'_>) -> Vec<Link> {
                 ),
             )
             .seen(format!("{dir}/sriov_numvfs"), sharing.virtual_functions.to_string())
-            .fix("write 0 there once nobody uses them"),
+            .fix(format!("{fix} once nobody uses them")),
         );
     }
     if !sharing.mediated.is_empty() {
@@ -686,7 +697,7 @@ fn memory(on: &On<'_>) -> Link {
         .asked
         .vms
         .iter()
-        .max_by_key(|(_, s)| s.len())
+        .max_by_key(|(_, s)| on.gpus.iter().filter(|g| s.contains(&g.slot)).count())
         .map_or_else(|| BTreeSet::from([on.gpu.slot]), |(_, s)| s.clone());
     let cards: Vec<&Gpu> = on.gpus.iter().filter(|g| slots.contains(&g.slot)).collect();
     let of = |g: &Gpu| g.bars.iter().filter(|b| b.wide).map(|b| b.size).sum::<u64>();
@@ -831,28 +842,33 @@ fn next_boot(on: &On<'_>) -> Link {
     }
 }
 
+/// Whether the GPUs of each VM that has this one are as the board's switches can join them.
 fn nvswitch(on: &On<'_>) -> Option<Link> {
-    let switches: Vec<String> =
-        on.facts.pci.values().filter(|f| f.is_nvswitch()).map(|f| f.address.to_string()).collect();
-    if switches.is_empty() || on.gpu.id.vendor != 0x10de {
-        return None;
-    }
-    let evidence = |link: Link| link.seen("/sys/bus/pci/devices", switches.join(" "));
-    for (vm, slots) in &on.asked.vms {
-        if !matches!(slots.len(), 1 | 2 | 4 | 8) {
-            let says = format!("{} GPUs for {vm}: NVSwitch partitions have 8, 4, 2 or 1", slots.len());
-            return Some(
-                evidence(Link::new("nvswitch", Status::Fail, says))
-                    .fix("give the VM 1, 2, 4 or 8 GPUs of one partition"),
-            );
+    let board = Board::of(on.facts).filter(|board| board.gpus.contains(&on.gpu.slot))?;
+    let switches: Vec<String> = board.switches.iter().map(ToString::to_string).collect();
+    let evidence = |link: Link| {
+        let seen = if switches.is_empty() { "none that is seen".to_owned() } else { switches.join(" ") };
+        let mode = on.facts.fabric_mode.as_ref().map_or("not there".to_owned(), |mode| format!("FABRIC_MODE={mode}"));
+        let link = link.seen("/sys/bus/pci/devices", format!("switches: {seen}")).seen(FABRIC_MANAGER, mode);
+        match on.asked.modules.get(&on.gpu.slot) {
+            Some(id) => link.seen("host.yaml", format!("moduleId: {id}")),
+            None => link,
         }
-    }
-    let says = format!(
-        "{} switches join the GPUs: which of them make a partition only the Fabric Manager tells",
-        switches.len()
-    );
-    Some(
-        evidence(Link::new("nvswitch", Status::Unknown, says))
-            .fix("the switches stay with the host or a service VM; see fmpm -l"),
-    )
+    };
+    let alone = [(String::new(), BTreeSet::from([on.gpu.slot]))];
+    let vms = if on.asked.vms.is_empty() { &alone[..] } else { &on.asked.vms };
+    let one = |(vm, slots): &(String, BTreeSet<PciSlot>)| {
+        let named =
+            |says: String| if vm.is_empty() { format!("alone in a VM: {says}") } else { format!("{vm}: {says}") };
+        match board.split(slots, &on.asked.modules, on.facts) {
+            Split::Allowed(says) => Link::new("nvswitch", Status::Ok, named(says)),
+            Split::Partition { why, help } | Split::Unknown { why, help } => {
+                Link::new("nvswitch", Status::Unknown, named(why)).fix(help)
+            }
+            Split::Wrong { why, help } => Link::new("nvswitch", Status::Fail, named(why)).fix(help),
+        }
+    };
+    let all: Vec<Link> = vms.iter().map(one).collect();
+    let worst = [Status::Fail, Status::Unknown, Status::Ok].into_iter();
+    worst.filter_map(|s| all.iter().find(|l| l.status == s)).next().cloned().map(evidence)
 }

@@ -6,7 +6,7 @@ mod links;
 mod looked;
 mod next_boot;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -102,8 +102,10 @@ pub struct Asked {
     pub another: Option<(String, String)>,
     /// Where host and VMs share it: what is stopped on the host for a VM, as the manifest names it.
     pub shared: Option<Vec<String>>,
-    /// The VMs that have it, each with the slots of all its GPUs.
+    /// The VMs that have it, each with all slots that it has as a whole.
     pub vms: Vec<(String, BTreeSet<PciSlot>)>,
+    /// Where GPUs are on a board with NVSwitches, as far as the manifest says.
+    pub modules: BTreeMap<PciSlot, u8>,
 }
 
 /// Why a GPU can or cannot be passed through.

@@ -142,11 +142,8 @@ impl Seen {
         let given = |usage: DeviceUse| usage == DeviceUse::Vfio;
         let devices = m.devices.iter().filter(|(_, e)| given(e.usage));
         let devices = devices.filter_map(|(_, e)| desire::resolve(e, false, &self.facts).ok());
-        let slot_of = |name: &str| named.iter().find(|(n, ..)| n == name).map(|(_, s, _)| *s);
         let vms = m.vms.iter().filter(|(_, vm)| !vm.absent);
-        let vms = vms.map(|(n, vm)| {
-            (n.to_string(), vm.gpus.iter().filter_map(|g| slot_of(g.as_str())).collect::<BTreeSet<_>>())
-        });
+        let vms = vms.map(|(n, vm)| (n.to_string(), desire::slots_of(m, vm, &self.facts)));
         let name = named.iter().find(|(_, s, _)| *s == slot).map(|(n, ..)| n.as_str());
         Asked {
             another: name.and_then(|name| self.another(name)),
@@ -154,6 +151,7 @@ impl Seen {
             given: named.iter().filter(|(.., u)| given(*u)).map(|(_, s, _)| *s).chain(devices).collect(),
             vms: vms.filter(|(_, slots)| slots.contains(&slot)).collect(),
             shared: self.release(m, slot),
+            modules: desire::modules(m, &self.facts),
         }
     }
 

@@ -171,7 +171,7 @@ fn differs(path: &Path, args: &MoveArgs, attach: bool) {
 fn rewritten(args: &MoveArgs, manifest: &Loaded, attach: bool) -> miette::Result<Option<(Loaded, PathBuf)>> {
     let (vm, gpu) = (args.vm.as_str(), args.gpu.as_str());
     let entry = manifest.manifest.vms.get(&args.vm);
-    let lists = entry.is_some_and(|vm| vm.gpus.iter().any(|g| g.as_str() == gpu));
+    let lists = entry.is_some_and(|vm| vm.gpus.iter().any(|g| g.function.is_none() && g.name.as_str() == gpu));
     let named = manifest.manifest.gpus.keys().any(|n| n.as_str() == gpu);
     if lists == attach || (!named && !args.save) {
         return Ok(None);

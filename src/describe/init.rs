@@ -82,7 +82,11 @@ fn bound(slot: PciSlot, probe: &dyn Probe, facts: &HostFacts) -> Bound {
 fn devices(probe: &dyn Probe, facts: &HostFacts, out: &mut String) {
     let firsts = |gpu: bool| {
         let mut slots: BTreeMap<PciSlot, &PciFunction> = BTreeMap::new();
-        for f in facts.pci.values().filter(|f| f.is_gpu() == gpu && !f.is_management() && !f.is_bridge()) {
+        for f in facts
+            .pci
+            .values()
+            .filter(|f| f.is_gpu() == gpu && !f.is_management() && !f.is_bridge() && f.virtual_of.is_none())
+        {
             slots.entry(f.address.slot).or_insert(f);
         }
         slots
@@ -123,6 +127,33 @@ fn devices(probe: &dyn Probe, facts: &HostFacts, out: &mut String) {
         for (n, (slot, first)) in (1..).zip(steady) {
             device(&format!("device{n}"), *slot, first, probe, facts, out);
         }
+    }
+    sharing(facts, out);
+}
+
+/// Devices with virtual functions that others made: in comments, since a section would make them at each boot.
+fn sharing(facts: &HostFacts, out: &mut String) {
+    let on = |f: &&PciFunction| !f.is_gpu() && f.sriov.as_ref().is_some_and(|s| s.now > 0);
+    let all: Vec<&PciFunction> = facts.pci.values().filter(on).collect();
+    if all.is_empty() {
+        return;
+    }
+    line(out, "");
+    line(out, "# Devices that share themselves in hardware (SR-IOV), which something else sees to. Written so, under");
+    line(out, "# `devices`, gpuvm makes as many at each boot; VMs then list them as `NAME/0`, `NAME/1`, …:");
+    for (n, f) in (1..).zip(all) {
+        let Some(sriov) = &f.sriov else { continue };
+        let there: Vec<&PciFunction> = sriov.functions.values().filter_map(|a| facts.pci.get(a)).collect();
+        let given = there.iter().filter(|v| v.driver.as_deref().is_some_and(|d| d.contains("vfio"))).count();
+        let usage = if given == there.len() { "" } else { ", use: host" };
+        let function = match f.address.function {
+            0 => String::new(),
+            n => format!(", function: {n}"),
+        };
+        line(out, &format!("#   # {} at {}, {given} of {} on vfio-pci", comment(&f.name), f.address, sriov.now));
+        let slot = f.address.slot;
+        let words = format!("count: {}{function}{usage}", sriov.now);
+        line(out, &format!("#   shared{n}: {{ match: \"{slot}\", use: host, virtualFunctions: {{ {words} }} }}"));
     }
 }
 

@@ -107,7 +107,7 @@ pub(super) fn vm(
         cloud_init: None,
         ubuntu: None,
         network: nic.entry,
-        gpus,
+        gpus: gpus.into_iter().map(GivenDevice::from).collect(),
         devices: devices.into_iter().map(GivenDevice::from).collect(),
         firmware: if is.uefi { Firmware::Uefi } else { Firmware::Bios },
         guest: None,
@@ -279,7 +279,6 @@ pub(super) fn lines(entry: &VmEntry, rest: &[String]) -> Vec<String> {
         None => format!("memory: {}", entry.memory.size),
     });
     let list = |names: &[GivenDevice]| names.iter().map(|n| scalar(&n.to_string())).collect::<Vec<_>>().join(", ");
-    let gpus: Vec<GivenDevice> = entry.gpus.iter().cloned().map(GivenDevice::from).collect();
     if !entry.disks.is_empty() {
         let disk = |d: &DiskEntry| match &d.pool {
             Some(pool) => format!("{{ size: {}, pool: {} }}", d.size.unwrap_or_default(), scalar(pool.as_str())),
@@ -291,7 +290,7 @@ pub(super) fn lines(entry: &VmEntry, rest: &[String]) -> Vec<String> {
         let mac = nic.mac.map_or(String::new(), |m| format!(", mac: \"{m}\""));
         lines.push(format!("network: {{ name: {}{mac} }}", scalar(nic.name.as_str())));
     }
-    for (section, names) in [("gpus", &gpus), ("devices", &entry.devices)] {
+    for (section, names) in [("gpus", &entry.gpus), ("devices", &entry.devices)] {
         if !names.is_empty() {
             lines.push(format!("{section}: [{}]", list(names)));
         }

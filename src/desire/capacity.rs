@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 
 use super::Desired;
 use crate::facts::HostFacts;
-use crate::manifest::{CpuSet, Manifest, StartWhen, VmEntry, VmState};
+use crate::manifest::{CpuSet, GivenDevice, Manifest, StartWhen, VmEntry, VmState};
 use crate::plan::{Finding, Severity};
-use crate::types::{ByteSize, ResourceName, cpu_list_text};
+use crate::types::{ByteSize, cpu_list_text};
 
 /// The codes of what keeps a VM from starting. Where a plan neither makes nor starts such a VM (it runs already, or was
 /// taken over as it is), they are warnings there.
@@ -104,8 +104,8 @@ pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
 /// What is locked in memory on one NUMA node by VMs that run at the same time, beside their GPUs.
 fn near(m: &Manifest, facts: &HostFacts, find: &mut impl FnMut(Severity, &str, String, String, String)) {
     for node in &facts.cpu.nodes {
-        let on_node = |name: &ResourceName| {
-            let slot = m.gpus.get(name).and_then(|e| super::slot_of(e, true, facts));
+        let on_node = |gpu: &GivenDevice| {
+            let slot = m.gpus.get(&gpu.name).and_then(|e| super::slot_of(e, true, facts));
             slot.is_some_and(|slot| facts.slot(slot).any(|f| f.numa_node == Some(node.number)))
         };
         let there = || m.vms.iter().filter(|(_, vm)| runs(vm) && vm.gpus.first().is_some_and(on_node));

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::vgpu;
 use super::virtual_functions::{self, ForVm};
 use super::{Desired, Shared};
 use crate::facts::{BootLoader, HostFacts, INTEL_IOMMU_ON, InitramfsTool, PciFunction, turns_iommu_off};
@@ -18,14 +19,15 @@ use crate::types::PciSlot;
 pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, shared: &mut Shared) {
     let gpus = manifest.manifest.gpus.iter().map(|(n, d)| (format!("gpus.{n}"), n, d, true));
     let devices = manifest.manifest.devices.iter().map(|(n, d)| (format!("devices.{n}"), n, d, false));
-    let mut found: BTreeMap<PciSlot, String> = BTreeMap::new();
+    let mut found: BTreeMap<PciSlot, Vec<(String, &DeviceEntry)>> = BTreeMap::new();
     let (mut kept, mut of_both) = (Vec::new(), Vec::new());
     let mut existing: BTreeSet<PciSlot> = BTreeSet::new();
     let mut meant = Vec::new();
     for (place, name, entry, gpu) in gpus.chain(devices) {
         match resolve(entry, gpu, facts) {
             Ok(slot) => {
-                if let Some(other) = found.insert(slot, place.clone()) {
+                let others = found.entry(slot).or_default();
+                if let Some((other, _)) = others.iter().find(|(_, other)| !entry.is_another_port(other)) {
                     desired.findings.push(error(
                         "same-device",
                         &place,
@@ -33,6 +35,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
                         "name each device once",
                     ));
                 }
+                others.push((place.clone(), entry));
                 if entry.usage != DeviceUse::Host {
                     let serial = entry.matches.serial.clone().filter(|s| !s.contains(char::is_whitespace));
                     meant.push(Meant { name: name.to_string(), slot, serial });
@@ -51,7 +54,8 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
         }
     }
     desired.for_vms.extend(meant.iter().map(|m| m.slot));
-    let virtuals = virtual_functions::desire(manifest, facts, desired);
+    let mut virtuals = virtual_functions::desire(manifest, facts, desired);
+    virtuals.extend(vgpu::desire(manifest, facts, desired));
     // What others bind is theirs to look after, as long as nothing here is gpuvm's.
     if kept.is_empty() && of_both.is_empty() && virtuals.is_empty() {
         return;
@@ -61,13 +65,15 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     }
     let slots: BTreeSet<PciSlot> = kept.iter().map(|(_, _, slot, _)| *slot).chain(existing).collect();
     let given = kept.iter().map(|(place, _, slot, _)| (place, *slot));
-    let with_virtuals = virtual_functions::slots(manifest, facts);
+    let mut with_virtuals = virtual_functions::slots(manifest, facts);
+    let from_virtuals = if with_virtuals.is_empty() { "vgpu" } else { "virtualFunctions" };
+    with_virtuals.extend(vgpu::slots(manifest, facts));
     let given = given.chain(of_both.iter().map(|(place, _, slot, _)| (place, *slot)));
     let given: Vec<_> = given.chain(with_virtuals.iter().map(|(place, slot)| (place, *slot))).collect();
     let from = match (kept.is_empty(), of_both.is_empty()) {
         (false, _) => "use: vfio",
         (true, false) => "use: shared",
-        (true, true) => "virtualFunctions",
+        (true, true) => from_virtuals,
     };
     shared.kernel_args.extend(iommu_on(&given, facts).map(|argument| (argument, from.to_owned())));
     desired.findings.extend(given.first().and_then(|(place, _)| off_at_boot(place, facts)));

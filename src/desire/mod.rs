@@ -9,10 +9,12 @@ mod guests;
 mod host_basics;
 mod images;
 mod nvidia;
+mod nvswitch;
 mod parts;
 mod program;
 mod sockets;
 mod starts;
+mod vgpu;
 mod virtual_functions;
 mod vms;
 
@@ -38,6 +40,7 @@ pub struct Node {
 pub use capacity::ADMISSION;
 pub use gpus::{resolve, slot_of};
 pub use host_basics::secrets;
+pub use nvswitch::{modules, slots_of};
 pub use program::installs_program;
 pub use vms::IMAGES;
 
@@ -103,6 +106,7 @@ pub fn desire(manifest: &Loaded, facts: &HostFacts) -> Desired {
     bridge::desire(manifest, &mut desired);
     vms::desire(manifest, facts, &mut desired, &mut shared);
     capacity::check(&manifest.manifest, facts, &mut desired);
+    nvswitch::check(&manifest.manifest, facts, &mut desired);
     drivers::desire(manifest, facts, &mut desired, &mut shared);
     host_basics::desire(manifest, facts, &mut desired, shared);
     program::desire(manifest, facts, &mut desired);

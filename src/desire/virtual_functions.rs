@@ -123,7 +123,7 @@ fn mac_of(wanted: &VirtualFunctionsEntry, host: &str, device: &ResourceName, num
 }
 
 /// One that is not there yet. The number of its vendor is that of the card (SR-IOV specification, "VF Vendor ID").
-fn expected(physical: &PciFunction, address: PciAddress) -> PciFunction {
+pub(super) fn expected(physical: &PciFunction, address: PciAddress) -> PciFunction {
     let device = physical.sriov.as_ref().and_then(|s| s.device).unwrap_or(physical.id.device);
     let ports = physical.path.rsplit_once(['/', ':']).map_or("", |(ports, _)| ports);
     let separator = if physical.path.contains('/') { '/' } else { ':' };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::gpus::{proof, resolve};
-use super::{Desired, Shared, guests, images, parts, sockets, starts, virtual_functions};
+use super::{Desired, Shared, guests, images, parts, sockets, starts, vgpu, virtual_functions};
 use crate::facts::HostFacts;
 use crate::manifest::{self, DiskEntry, Loaded, Manifest, NicEntry, StartWhen, VmEntry, VmState};
 use crate::plan::{BlockStore, Finding, Key, Severity};
@@ -14,8 +14,8 @@ use crate::resource::libvirt_domain::{
     Accel, Arch, Disk, DiskOptions, Firmware, Kernel, LibvirtDomain, Near, Nic, NicOn, PassedSlot, Pins, Topology,
 };
 use crate::resource::{
-    Resource, libvirt_network::LibvirtNetwork, pool::Pool, shared_gpu::SharedGpu, virtual_functions::VirtualFunctions,
-    volume::Volume,
+    Resource, libvirt_network::LibvirtNetwork, pool::Pool, shared_gpu::SharedGpu, vgpu::Vgpus,
+    virtual_functions::VirtualFunctions, volume::Volume,
 };
 use crate::types::{DomainName, MacAddress, ResourceName, cpu_list_text, sha256_hex};
 
@@ -423,7 +423,8 @@ fn slots(
     vm: &VmEntry,
     after: &mut Vec<Key>,
 ) -> Vec<PassedSlot> {
-    let gpus = vm.gpus.iter().map(|n| (n, m.gpus.get(n), true));
+    let gpus = vm.gpus.iter().filter(|g| g.function.is_none());
+    let gpus = gpus.map(|g| (&g.name, m.gpus.get(&g.name), true));
     let devices = vm.devices.iter().filter(|d| d.function.is_none());
     let devices = devices.map(|d| (&d.name, m.devices.get(&d.name), false));
     let mut all: Vec<PassedSlot> = Vec::new();
@@ -436,6 +437,13 @@ fn slots(
         }
         after.extend([Key::new("vfio-binding", name.as_str()), Key::new(SharedGpu::KIND, name.as_str()), proof()]);
         all.push(PassedSlot::whole(slot, facts.slot(slot).map(|f| f.address).collect()));
+    }
+    for gpu in &vm.gpus {
+        let (Some(number), Some(entry)) = (gpu.function, m.gpus.get(&gpu.name)) else { continue };
+        let found = vgpu::resolved(entry, facts);
+        let Some(address) = found.and_then(|(_, all)| all.get(usize::from(number)).copied()) else { continue };
+        after.extend([Key::new(Vgpus::KIND, gpu.name.as_str()), proof()]);
+        all.push(PassedSlot::virtual_function(address));
     }
     for device in &vm.devices {
         let (Some(number), Some(entry)) = (device.function, m.devices.get(&device.name)) else { continue };

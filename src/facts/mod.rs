@@ -88,6 +88,10 @@ pub struct HostFacts {
     /// What drivers need; looked at only where a manifest wants some ([`drivers::look`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drivers: Option<DriverFacts>,
+    /// `FABRIC_MODE` of NVIDIA's Fabric Manager, where its configuration is there: 0 for the host itself, 1 for VMs that
+    /// have whole GPUs, 2 for vGPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fabric_mode: Option<String>,
     /// The program that runs; looked at only where a manifest has it installed.
     #[serde(skip)]
     pub myself: Option<Known<Myself>>,
@@ -126,8 +130,18 @@ pub fn collect(probe: &dyn Probe) -> HostFacts {
         root: status.lines().any(|l| l.strip_prefix("Uid:").is_some_and(|v| v.split_whitespace().nth(1) == Some("0"))),
         kernel,
         drivers: None,
+        fabric_mode: fabric_mode(&os::text(probe, FABRIC_MANAGER)),
         myself: None,
     }
+}
+
+/// The configuration of NVIDIA's Fabric Manager, where its packages have it.
+pub const FABRIC_MANAGER: &str = "/usr/share/nvidia/nvswitch/fabricmanager.cfg";
+
+/// The last line that sets it counts. A file without one has the default of Fabric Manager, which is 0.
+fn fabric_mode(text: &str) -> Option<String> {
+    let mut lines = text.lines().filter_map(|l| l.trim().strip_prefix("FABRIC_MODE=").map(|v| v.trim().to_owned()));
+    (!text.trim().is_empty()).then(|| lines.next_back().unwrap_or_else(|| "0".to_owned()))
 }
 
 /// Distribution and release, from os-release(5).

@@ -4,6 +4,7 @@
 pub mod architecture;
 mod holders;
 pub mod identity;
+pub mod nvswitch;
 mod seen;
 pub mod topology;
 pub mod vfio_rule;
@@ -161,8 +162,8 @@ pub struct Sharing {
     pub mediated: Vec<String>,
     /// Whether mediated types are offered.
     pub offers_mediated: bool,
-    /// NVIDIA's vGPU type of a virtual function, where one is set.
-    pub vgpu_type: Option<u32>,
+    /// NVIDIA's vGPUs: each virtual function that has a type, with that type's number.
+    pub vgpus: BTreeMap<PciAddress, u32>,
 }
 
 /// What a function is, by its class (the PCI SIG's code assignment).
@@ -254,9 +255,13 @@ fn one(probe: &dyn Probe, facts: &HostFacts, f: &PciFunction, users: &holders::U
                 .filter(|n| n.len() == 36 && n.parse::<uuid::Uuid>().is_ok())
                 .collect(),
             offers_mediated: !names(probe, &format!("{dir}/mdev_supported_types")).is_empty(),
-            vgpu_type: text(probe, &format!("{dir}/nvidia/current_vgpu_type"))
-                .and_then(|t| t.parse().ok())
-                .filter(|t| *t != 0),
+            // The card itself has no such file.
+            vgpus: facts
+                .pci
+                .values()
+                .filter(|v| v.virtual_of == Some(f.address))
+                .filter_map(|v| vgpu(probe, v))
+                .collect(),
         },
         holders: users.of(slot, &groups),
         hidden_holders: users.hidden(slot),
@@ -264,6 +269,12 @@ fn one(probe: &dyn Probe, facts: &HostFacts, f: &PciFunction, users: &holders::U
         elsewhere,
         groups,
     }
+}
+
+/// The type of a vGPU, where this virtual function has one.
+fn vgpu(probe: &dyn Probe, f: &PciFunction) -> Option<(PciAddress, u32)> {
+    let told = text(probe, &format!("{DEVICES}/{}/nvidia/current_vgpu_type", f.address))?;
+    Some((f.address, told.parse().ok().filter(|t| *t != 0)?))
 }
 
 fn function(f: &PciFunction) -> Function {

@@ -14,6 +14,7 @@ mod play_iommu;
 mod play_libvirt;
 mod play_shared;
 mod play_snapshots;
+mod play_vgpus;
 mod play_virtual_functions;
 mod record_file;
 

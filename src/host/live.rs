@@ -220,6 +220,7 @@ impl Host for Live {
             Step::SwitchNetwork(switch) => network::switch(switch, running),
             Step::BindSlot(binding) => pci::bind(binding, progress),
             Step::VirtualFunctions(step) => pci::virtual_functions(step, progress),
+            Step::Vgpus(step) => pci::vgpus(step, progress),
             Step::Refresh { refresh } => self.refresh(refresh, progress),
             Step::Reboot => runner::reboot(running.run_dir, progress),
             Step::Adopt => Ok(()),

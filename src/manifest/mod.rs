@@ -25,7 +25,7 @@ pub use schema::schema;
 pub use short::{
     AptWord, CpuCount, CpuSet, CudaVersion, FilePath, Fingerprint, GivenDevice, Ip, IpWithPrefix, KernelArg, LvmGroup,
     LvmThinPool, ModuleName, NvidiaBranch, NvidiaVersion, Sha256Hex, Sha512Hex, SlotOrFunction, SshKey, UserName,
-    WebAddress, WordError, ZfsDataset,
+    VgpuType, WebAddress, WordError, ZfsDataset,
 };
 
 use crate::types::{
@@ -243,6 +243,37 @@ pub struct DeviceEntry {
     /// functions, made at each boot. VMs list them as `NAME/0`, `NAME/1`, ….
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtual_functions: Option<VirtualFunctionsEntry>,
+    /// Of a card of NVIDIA's that stays with the host: vGPUs, made at each boot by NVIDIA's vGPU driver for KVM hosts, which
+    /// you install. VMs list them as `NAME/0`, `NAME/1`, ….
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vgpu: Option<VgpuEntry>,
+    /// Of a GPU on a board with NVSwitches: its place there, as NVIDIA's driver tells it (`nvidia-smi -q`: GPU Module Id).
+    /// Which GPUs may be one VM's goes by that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16))]
+    pub module_id: Option<u8>,
+}
+
+impl DeviceEntry {
+    /// Whether two entries are two functions of one card, each of which shares itself: its ports.
+    pub fn is_another_port(&self, other: &Self) -> bool {
+        match (&self.virtual_functions, &other.virtual_functions) {
+            (Some(a), Some(b)) => a.function != b.function,
+            _ => false,
+        }
+    }
+}
+
+/// vGPUs of a card, all of one type.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VgpuEntry {
+    /// The type, as the card's own list names it (`NVIDIA A40-8Q`).
+    #[serde(rename = "type")]
+    pub vgpu_type: VgpuType,
+    /// How many. The card tells how many of a type fit.
+    #[schemars(range(min = 1))]
+    pub count: u16,
 }
 
 /// Virtual functions of a device (SR-IOV).
@@ -255,7 +286,8 @@ pub struct VirtualFunctionsEntry {
     /// Whom they belong to.
     #[serde(rename = "use", default)]
     pub usage: VirtualUse,
-    /// Of a card with several functions: which of them has the virtual ones.
+    /// Of a card with several functions: which of them has the virtual ones. For two of them, such as a network card's ports,
+    /// the card has two entries.
     #[serde(default, skip_serializing_if = "is_zero")]
     #[schemars(range(max = 7))]
     pub function: u8,
@@ -436,9 +468,9 @@ pub struct VmEntry {
     /// The bridge or one of `networks`; none where left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NicEntry>,
-    /// GPUs by their names in `gpus`.
+    /// GPUs by their names in `gpus`; `NAME/0` is the first of its vGPUs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub gpus: Vec<ResourceName>,
+    pub gpus: Vec<GivenDevice>,
     /// Other devices by their names in `devices`; `NAME/0` is the first of its virtual functions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<GivenDevice>,

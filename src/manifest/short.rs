@@ -214,12 +214,19 @@ as_string!(
     "0000:02:00"
 );
 
-/// A device that a VM is given: one of `devices` as a whole, or one of its virtual functions (`nic/0`).
+word!(
+    /// A type of vGPU. It becomes a line of a file that a shell script reads.
+    VgpuType, "a type of vGPU as the card's list names it", "^[A-Za-z0-9][A-Za-z0-9 ._+-]*$", "NVIDIA A40-8Q",
+    |t| t.len() < 64 && t.starts_with(|c: char| c.is_ascii_alphanumeric()) && !t.contains("  ") && !t.ends_with(' ')
+        && t.chars().all(|c| c.is_ascii_alphanumeric() || " ._+-".contains(c))
+);
+
+/// A device that a VM is given: one of `gpus` or `devices` as a whole, or one of its vGPUs or virtual functions (`nic/0`).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GivenDevice {
-    /// Its name in `devices`.
+    /// Its name in `gpus` or `devices`.
     pub name: ResourceName,
-    /// The number of the virtual function, from 0.
+    /// The number of the vGPU or virtual function, from 0.
     pub function: Option<u16>,
 }
 impl From<ResourceName> for GivenDevice {
@@ -239,7 +246,7 @@ impl FromStr for GivenDevice {
             (Ok(name), Some(Some(number))) => Ok(Self { name, function: Some(number) }),
             _ => Err(WordError {
                 text: text.to_owned(),
-                what: "a device's name, or with `/` and the number of a virtual function: `nic/0`",
+                what: "a device's name, or with `/` and the number of a vGPU or virtual function: `nic/0`",
             }),
         }
     }
@@ -254,7 +261,7 @@ impl fmt::Display for GivenDevice {
 }
 as_string!(
     GivenDevice,
-    "a name of `devices`, or one of its virtual functions",
+    "a name of `gpus` or `devices`, or one of its vGPUs or virtual functions",
     "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}(/(0|[1-9][0-9]{0,4}))?$",
     "nic/0"
 );

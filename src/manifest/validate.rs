@@ -144,7 +144,8 @@ impl<'a> Checks<'a> {
     }
 
     fn devices(&mut self) {
-        let mut seen: HashMap<String, (String, Span)> = HashMap::new();
+        let mut seen: HashMap<String, Vec<(String, Span, &DeviceEntry)>> = HashMap::new();
+        let mut modules: HashMap<u8, Span> = HashMap::new();
         for (section, _) in DEVICE_SECTIONS {
             for (name, entry) in self.entries(section) {
                 if let Some(at) = self.at(&[section, name.as_str()]).get("existing")
@@ -157,6 +158,8 @@ impl<'a> Checks<'a> {
                 }
                 self.shared(section, name.as_str(), entry);
                 self.virtual_functions(section, name.as_str(), entry);
+                self.module_id(section, name.as_str(), entry, &mut modules);
+                self.vgpu(section, name.as_str(), entry);
                 if self.at(&[section, name.as_str()]).lacks("match") {
                     continue;
                 }
@@ -175,13 +178,16 @@ impl<'a> Checks<'a> {
                     [(field, text)] => {
                         let span = place.get(field).unwrap_or_else(|| place.clone()).span();
                         let label = format!("{section}.{name}");
-                        if let Some((other, first)) = seen.get(&format!("{field} {text}")) {
+                        let earlier = seen.entry(format!("{field} {text}")).or_default();
+                        let same = earlier.iter().find(|(.., other)| !entry.is_another_port(other));
+                        if let Some((other, first, _)) = same {
                             let message = format!("`{text}` is `{other}` already");
-                            let again = (&place, span, "the same device");
-                            let help = "name a device once and use it by that name";
-                            self.twice((first.clone(), "first named here"), again, message, Some(help));
+                            let (first, again) = (first.clone(), (&place, span, "the same device"));
+                            let help = "name a device once and use it by that name; of a card with several ports that share \
+                                        themselves, each may have an entry with its own `virtualFunctions: { function: N }`";
+                            self.twice((first, "first named here"), again, message, Some(help));
                         } else {
-                            seen.insert(format!("{field} {text}"), (label, span));
+                            earlier.push((label, span, entry));
                         }
                     }
                     [] => {
@@ -199,6 +205,27 @@ impl<'a> Checks<'a> {
                     }
                 }
             }
+        }
+    }
+
+    /// The place of a GPU on a board.
+    fn module_id(&mut self, section: &str, name: &str, entry: &DeviceEntry, seen: &mut HashMap<u8, Span>) {
+        let at = self.at(&[section, name]).get("moduleId");
+        let (Some(id), Some(at)) = (entry.module_id, at) else { return };
+        if section == "devices" {
+            let message = format!("`devices.{name}` is no GPU on a board");
+            return self.wrong(&at, at.key_span(), message, "GPUs only", Some("take `moduleId` out".into()));
+        }
+        if !(1..=16).contains(&id) {
+            let help = "`nvidia-smi -q` tells it (GPU Module Id)";
+            return self.value(&at, format!("no board has a module {id}"), "1 to 16", Some(help));
+        }
+        match seen.get(&id) {
+            Some(first) => {
+                let message = format!("two GPUs have the module id {id}");
+                self.twice((first.clone(), "first given here"), (&at, at.span(), "given again here"), message, None);
+            }
+            None => _ = seen.insert(id, at.span()),
         }
     }
 
@@ -244,6 +271,57 @@ impl<'a> Checks<'a> {
                 None => _ = seen.insert(mac.0, at.span()),
             }
         }
+    }
+
+    /// The vGPUs of a card.
+    fn vgpu(&mut self, section: &str, name: &str, entry: &DeviceEntry) {
+        let place = self.at(&[section, name]);
+        let (Some(wanted), Some(at)) = (&entry.vgpu, place.get("vgpu")) else { return };
+        if section == "devices" {
+            let message = format!("`devices.{name}` cannot have vGPUs");
+            let help = "name the card under `gpus`";
+            return self.wrong(&at, at.key_span(), message, "GPUs only", Some(help.into()));
+        }
+        if entry.usage != DeviceUse::Host && !place.lacks("use") {
+            let usage = place.get("use").unwrap_or_else(|| place.clone());
+            let message = format!("`gpus.{name}` does not stay with the host, whose driver makes vGPUs");
+            let help = "write `use: host`; VMs get the vGPUs";
+            let again = (&at, at.key_span(), "its vGPUs");
+            self.twice((usage.span(), "it is given away here"), again, message, Some(help));
+        }
+        if let Some(count) = at.get("count").filter(|_| wanted.count == 0) {
+            let help = "leave `vgpu` out: they go when they are no longer in the manifest";
+            self.value(&count, "no vGPUs are asked for".to_owned(), "at least 1", Some(help));
+        }
+    }
+
+    /// Whether a vGPU is meant, and why a VM cannot have it; or the card as a whole, of which vGPUs are made.
+    fn is_vgpu(&mut self, given: &GivenDevice, at: &Place<'_>) -> bool {
+        let name = given.name.as_str();
+        let Some(entry) = self.manifest.gpus.get(name) else { return false };
+        let own = self.at(&["gpus", name]);
+        let first = own.get("vgpu").unwrap_or_else(|| own.clone()).span();
+        let again = (at, at.span(), "given to a VM here");
+        match (given.function, &entry.vgpu) {
+            (None, None) => return false,
+            // What could not be read has its own message.
+            (_, None) if own.get("vgpu").is_some() => {}
+            (Some(_), None) => {
+                let help = "a vGPU is named so. Write `vgpu: { type: TYPE, count: 1 }` for the card, or its name alone";
+                self.twice((own.key_span(), "named here"), again, format!("GPU `{name}` has no vGPUs"), Some(help));
+            }
+            (None, Some(_)) => {
+                let message = format!("GPU `{name}` stays with the host");
+                let help = format!("name one of its vGPUs: `{name}/0`");
+                self.twice((first, "for these"), again, message, Some(&help));
+            }
+            (Some(number), Some(wanted)) if number >= wanted.count && wanted.count > 0 => {
+                let label = format!("{} of them: 0 to {}", wanted.count, wanted.count - 1);
+                self.twice((first, &label), again, format!("GPU `{name}` has no vGPU {number}"), None);
+            }
+            (Some(_), Some(_)) => {}
+        }
+        true
     }
 
     /// Why a VM cannot have this virtual function, or this device as a whole.
@@ -807,6 +885,7 @@ impl<'a> Checks<'a> {
                 seen.insert(name.clone(), at.span());
                 if section == "devices" {
                     self.given(device, &at);
+                } else if self.is_vgpu(device, &at) {
                 } else if self.entries(section).get(name.as_str()).is_some_and(|e| e.usage == DeviceUse::Host) {
                     let usage = self.at(&[section, name, "use"]).span();
                     let again = (&at, at.span(), "given to a VM here");
@@ -988,7 +1067,7 @@ impl<'a> Checks<'a> {
 
 /// The GPUs and other devices of a VM, as the sections have them.
 fn given(vm: &VmEntry) -> [Vec<GivenDevice>; 2] {
-    [vm.gpus.iter().cloned().map(GivenDevice::from).collect(), vm.devices.clone()]
+    [vm.gpus.clone(), vm.devices.clone()]
 }
 
 /// Whether the manifest makes a VM run.

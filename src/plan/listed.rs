@@ -34,6 +34,17 @@ pub(super) fn listed(entries: &[Entry], desired: &Desired, past: &Past, probe: &
         let goes = was.functions.iter().filter(|(f, _)| was.for_vms && !stay.contains(f));
         virtuals.extend(goes.map(|(address, _)| (*address, key.to_string())));
     }
+    for (key, wanted) in &past.owned {
+        let Wanted::Vgpus(was) = wanted else { continue };
+        let stay: &[PciAddress] = match desired.nodes.get(key).map(|n| &n.wanted) {
+            Some(Wanted::Vgpus(is)) => &is.functions,
+            Some(_) => &[],
+            None if gone.contains(&key) => &[],
+            None => continue,
+        };
+        let goes = was.functions.iter().filter(|f| !stay.contains(f));
+        virtuals.extend(goes.map(|address| (*address, key.to_string())));
+    }
     let slots: BTreeMap<PciSlot, String> =
         gone.iter().copied().filter_map(|key| slot(&key)).filter(|(slot, _)| !desired.for_vms.contains(slot)).collect();
     let proof = gone.iter().any(|k| **k == Key::new(File::KIND, start_hook::DEVICES));
@@ -83,7 +94,7 @@ fn one(
             format!(
                 "VM `{name}` stays and has {function}, which {key} will not have for VMs: it would not start any more"
             ),
-            "take it out of the VM first (`devices` of its entry under `vms`); or let the VM go too, by `absent: true` there",
+            "take it out of the VM first (`gpus` or `devices` of its entry under `vms`); or let the VM go too, by `absent: true` there",
         ));
     }
     if let Some((slot, key)) = slots.iter().find(|(slot, _)| lists.contains(slot)) {

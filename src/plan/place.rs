@@ -39,6 +39,13 @@ pub enum Place {
         /// Its function that has them.
         physical: PciAddress,
     },
+    /// How many vGPUs a card has.
+    Vgpus {
+        /// The card's name.
+        name: ResourceName,
+        /// Its function that has them.
+        physical: PciAddress,
+    },
     /// An argument of the running kernel, which the next boot changes.
     Argument(String),
     /// A pool of libvirt's.
@@ -70,6 +77,7 @@ impl fmt::Display for Place {
             Place::Module(name) => write!(f, "module {name}"),
             Place::Function(address) | Place::FunctionAtBoot(address) => write!(f, "function {address}"),
             Place::VirtualFunctions { physical, .. } => write!(f, "virtual functions of {physical}"),
+            Place::Vgpus { physical, .. } => write!(f, "vGPUs of {physical}"),
             Place::Argument(argument) => write!(f, "kernel argument {argument}"),
             Place::Pool(name) => write!(f, "pool {name}"),
             Place::Volume { pool, name } => write!(f, "volume {pool}/{name}"),
@@ -179,6 +187,7 @@ pub fn touched(step: &Step) -> Vec<Place> {
         Step::VirtualFunctions(step) => {
             vec![Place::VirtualFunctions { name: step.name.clone(), physical: step.physical }]
         }
+        Step::Vgpus(step) => vec![Place::Vgpus { name: step.name.clone(), physical: step.physical }],
         Step::Pool { name, .. } | Step::RemovePool { name } => vec![Place::Pool(name.clone())],
         Step::Volume(volume) => vec![Place::Volume { pool: volume.pool.clone(), name: volume.name.clone() }],
         Step::CopyVolume(copy) => vec![Place::Volume { pool: copy.pool.clone(), name: copy.name.clone() }],

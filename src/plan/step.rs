@@ -131,6 +131,20 @@ pub struct VirtualFunctionsStep {
     pub count: u16,
 }
 
+/// How many vGPUs a card has. What else is said of them is in a file that is written before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VgpuStep {
+    /// The card's name, which its file and unit have.
+    pub name: ResourceName,
+    /// Its function that has them.
+    pub physical: PciAddress,
+    /// How many there are.
+    pub before: u16,
+    /// How many there will be.
+    pub count: u16,
+}
+
 /// All functions of a slot, or none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -508,6 +522,8 @@ pub enum Step {
     BindSlot(SlotBinding),
     /// Makes the virtual functions of a device, or takes them away.
     VirtualFunctions(VirtualFunctionsStep),
+    /// Makes the vGPUs of a card, or takes them away.
+    Vgpus(VgpuStep),
     /// Changes the host's network under guard.
     SwitchNetwork(NetworkSwitch),
     /// Defines, builds, starts and autostarts a directory pool.
@@ -777,6 +793,8 @@ impl Step {
             Step::BindSlot(_) => "bind the slot",
             Step::VirtualFunctions(VirtualFunctionsStep { count: 0, .. }) => "take the virtual functions away",
             Step::VirtualFunctions(_) => "make the virtual functions",
+            Step::Vgpus(VgpuStep { count: 0, .. }) => "take the vGPUs away",
+            Step::Vgpus(_) => "make the vGPUs",
             Step::SwitchNetwork(_) => "switch the network, under guard",
             Step::Pool { .. } => "make the pool",
             Step::RemovePool { .. } => "take the pool away",
@@ -847,6 +865,7 @@ impl Step {
             Step::Fetch(fetch) => vec![format!("image {} in {}", fetch.name, fetch.pool.display())],
             Step::RemoveImage { path } | Step::Seed { path, .. } => vec![path.display().to_string()],
             Step::VirtualFunctions(step) => vec![format!("virtual functions of {}", step.physical)],
+            Step::Vgpus(step) => vec![format!("vGPUs of {}", step.physical)],
             Step::BindSlot(binding) => binding.functions.iter().map(|(a, _)| format!("function {a}")).collect(),
             _ => Vec::new(),
         }

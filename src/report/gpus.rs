@@ -252,8 +252,8 @@ fn status(named: &NamedGpu, out: &mut String) -> std::fmt::Result {
     if s.offers_mediated {
         line("vgpu", format!("mediated types offered, {} made", s.mediated.len()))?;
     }
-    if let Some(vgpu) = s.vgpu_type {
-        line("vgpu", format!("type {vgpu}"))?;
+    for (address, vgpu) in &s.vgpus {
+        line("vgpu", format!("{address} type {vgpu}"))?;
     }
     Ok(())
 }

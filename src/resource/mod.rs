@@ -26,6 +26,7 @@ pub mod shared_gpu;
 pub mod snapshots;
 pub mod start_hook;
 pub mod vfio_binding;
+pub mod vgpu;
 pub mod virtual_functions;
 pub mod vmctl;
 pub mod volume;
@@ -150,6 +151,7 @@ kinds! {
     container_runtime::ContainerRuntime,
     shared_gpu::SharedGpu,
     virtual_functions::VirtualFunctions,
+    vgpu::Vgpus,
     bridge::Bridge,
     pool::Pool,
     image::Image,

@@ -376,7 +376,7 @@ impl VirtualFunctions {
 }
 
 /// Who has one of these functions, or may have. `None` is known to be nobody.
-fn held(functions: Vec<PciAddress>, host: &dyn Probe) -> Option<String> {
+pub(super) fn held(functions: Vec<PciAddress>, host: &dyn Probe) -> Option<String> {
     if functions.is_empty() {
         return None;
     }

@@ -12,8 +12,8 @@ use crate::host::{Answer, HostError, Probe};
 use crate::net::netplan;
 use crate::plan::{
     Action, BindTarget, Change, Content, Diff, Entry, FieldDiff, FileWrite, Finding, Key, PLAN_FORMAT, Past, Place,
-    Plan, Refresh, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, TextEdit, VirtualFunctionsStep,
-    VolumeStep, WaitFor, host_line, name_guests, order,
+    Plan, Refresh, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, TextEdit, VgpuStep,
+    VirtualFunctionsStep, VolumeStep, WaitFor, host_line, name_guests, order,
 };
 use crate::resource::chains::over;
 use crate::resource::libvirt_domain::{project, without_private_parts};
@@ -287,7 +287,8 @@ impl Thing<'_> {
             }
             match place {
                 Place::FunctionAtBoot(_) if bound_at_once => {}
-                Place::VirtualFunctions { name, physical } => virtuals.push((name, *physical, *before, is)),
+                Place::VirtualFunctions { name, physical } => virtuals.push((name, *physical, *before, is, false)),
+                Place::Vgpus { name, physical } => virtuals.push((name, *physical, *before, is, true)),
                 Place::FunctionAtBoot(_) | Place::Argument(_) => with_boot.push((*place, *before, is)),
                 _ => self.place(place, before, is, &mut change, probe),
             }
@@ -312,8 +313,8 @@ impl Thing<'_> {
                 help: format!("take it from there first: gpuvm gpu detach {vm} {}", key.name),
             });
         }
-        for (name, physical, before, is) in virtuals {
-            if let Some(diff) = self.virtual_functions(name, physical, (before, is), &mut change, probe)? {
+        for (name, physical, before, is, vgpu) in virtuals {
+            if let Some(diff) = self.virtual_functions((name, physical, vgpu), (before, is), &mut change, probe)? {
                 return Ok(diff);
             }
         }
@@ -674,15 +675,18 @@ impl Thing<'_> {
     /// that come back do so after it.
     fn virtual_functions(
         &self,
-        name: &ResourceName,
-        physical: PciAddress,
+        (name, physical, vgpu): (&ResourceName, PciAddress, bool),
         (before, is): (&Seen, &Seen),
         change: &mut Change,
         probe: &dyn Probe,
     ) -> Result<Option<Diff>, HostError> {
         let number = |seen: &Seen| if let Seen::Count(n) = seen { *n } else { 0 };
         let (then, now) = (number(before), number(is));
-        let functions = virtual_functions::there(physical, probe);
+        let mut functions = virtual_functions::there(physical, probe);
+        if vgpu && then > now {
+            // More of them touch none of those that are there.
+            functions.clear();
+        }
         if let Some(vm) = running_with(|f| functions.values().any(|v| v == f), probe)?
             && !self.stops(&vm)
         {
@@ -690,10 +694,15 @@ impl Thing<'_> {
             return Ok(Some(Diff::Blocked { why, help: format!("shut it down first: gpuvm vm stop {vm}") }));
         }
         let (was, becomes) = (Some(now.to_string()), Some(then.to_string()));
-        change.fields.push(FieldDiff::new("virtual functions", was, becomes));
-        let step = VirtualFunctionsStep { name: name.clone(), physical, before: now, count: then };
+        let what = if vgpu { "vGPUs" } else { "virtual functions" };
+        change.fields.push(FieldDiff::new(what, was, becomes));
+        let name = name.clone();
+        let step = match vgpu {
+            true => Step::Vgpus(VgpuStep { name, physical, before: now, count: then }),
+            false => Step::VirtualFunctions(VirtualFunctionsStep { name, physical, before: now, count: then }),
+        };
         let at = if then == 0 { 0 } else { change.steps.len() };
-        change.steps.insert(at, Step::VirtualFunctions(step));
+        change.steps.insert(at, step);
         Ok(None)
     }
 
@@ -763,8 +772,8 @@ fn word(seen: &Seen) -> String {
 
 fn action(mine: &[(&Place, &Seen)], now: &Looked) -> Action {
     let main = |place: &&Place| {
-        use Place::{Argument, Function, FunctionAtBoot, VirtualFunctions};
-        !matches!(place, FunctionAtBoot(_) | Function(_) | Argument(_) | VirtualFunctions { .. })
+        use Place::{Argument, Function, FunctionAtBoot, Vgpus, VirtualFunctions};
+        !matches!(place, FunctionAtBoot(_) | Function(_) | Argument(_) | VirtualFunctions { .. } | Vgpus { .. })
     };
     let of = |place: &Place| now.seen.get(place).unwrap_or(&Seen::Nothing);
     let mut places = mine.iter().filter(|(place, before)| main(place) && *before != of(place)).peekable();

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::facts;
 use crate::host::{Answer, FileKind, HostError, Probe, Virtualisation};
 use crate::plan::{Place, Seen};
-use crate::resource::Resource;
 use crate::resource::service::{Service, UnitState};
+use crate::resource::{Resource, vgpu};
 use crate::types::{UnitName, sha256_hex};
 
 /// What was seen, with the contents of the files among it.
@@ -60,6 +60,10 @@ pub fn look(probe: &dyn Probe, places: &BTreeSet<Place>) -> Result<Looked, HostE
             Place::VirtualFunctions { physical, .. } => {
                 let text = probe.text(Path::new(&format!("/sys/bus/pci/devices/{physical}/sriov_numvfs")))?;
                 text.value().and_then(|t| t.trim().parse().ok()).map_or(Seen::Nothing, Seen::Count)
+            }
+            Place::Vgpus { physical, .. } => {
+                let made = vgpu::types(*physical, probe).into_values().filter(|t| *t != 0).count();
+                Seen::Count(u16::try_from(made).unwrap_or(u16::MAX))
             }
             Place::Argument(argument) => {
                 let text = probe.text(Path::new("/proc/cmdline"))?.value().unwrap_or_default();

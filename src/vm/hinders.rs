@@ -9,6 +9,7 @@ use crate::facts::HostFacts;
 use crate::host::{Answer, Domain, Probe, Virtualisation};
 use crate::resource::libvirt_domain::{managed_functions, project};
 use crate::resource::shared_gpu::shared_now;
+use crate::resource::vgpu;
 
 /// Something in the way, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -76,7 +77,16 @@ pub fn hinders(probe: &dyn Probe, domain: &Domain, known: &Virtualisation, facts
                 let driver = function.driver.as_deref().unwrap_or("no driver");
                 // What is shared comes from the host when the VM starts.
                 let comes = shared.iter().any(|s| s.slot == address.slot);
-                if driver != "vfio-pci" && !comes && !managed.contains(address) {
+                // A vGPU stays with NVIDIA's driver.
+                let vgpu =
+                    function.virtual_of.and_then(|_| vgpu::type_of(*address, probe)).filter(|_| driver == "nvidia");
+                if vgpu == Some(0) {
+                    hinder(
+                        format!("device {address} has no vGPU"),
+                        "gpuvm plan says what is missing, and systemctl status 'gpuvm-vgpu@*' why it was not made"
+                            .to_owned(),
+                    );
+                } else if driver != "vfio-pci" && !comes && !managed.contains(address) && vgpu.is_none() {
                     hinder(
                         format!("device {address} is on {driver}, not on vfio-pci"),
                         format!("see why: gpuvm gpu explain {}", address.slot),

@@ -247,6 +247,11 @@ fn device(slot: PciSlot, functions: &BTreeSet<PciAddress>, around: Around<'_>) -
             let names: Vec<String> = mine.map(|(number, _)| format!("{}/{number}", all.name)).collect();
             (!names.is_empty()).then(|| (names.join(", "), false))
         }
+        Wanted::Vgpus(all) => {
+            let mine = (0usize..).zip(&all.functions).filter(|(_, f)| f.slot == slot && functions.contains(f));
+            let names: Vec<String> = mine.map(|(number, _)| format!("{}/{number}", all.name)).collect();
+            (!names.is_empty()).then(|| (names.join(", "), false))
+        }
         _ => None,
     });
     let (name, shared) = known.map_or((None, false), |(name, shared)| (Some(name), shared));

@@ -5,6 +5,7 @@ use std::fs;
 
 use proptest::prelude::*;
 
+use crate::composed::expand;
 use crate::foreign::{Foreign, Has, domains};
 use crate::machine::{copy_tree, gpuvm, repository, tree};
 
@@ -77,6 +78,29 @@ fn it_says_what_is_there_and_what_comes_next() {
         assert!(text.contains(said), "{said}\n{text}");
     }
     assert!(text.lines().all(|l| l.chars().count() <= 160), "{text}");
+}
+
+/// Virtual functions that others made are told, and are no cards of their own.
+#[test]
+fn what_shares_itself_in_hardware_is_told() {
+    for (name, told, count) in [
+        (
+            "sriov-of-many-kinds",
+            "#   shared1: { match: \"0000:05:00\", use: host, virtualFunctions: { count: 2, use: host } }",
+            0,
+        ),
+        ("sriov-vfs", "gpu1:", 1),
+    ] {
+        let host = Foreign { dir: tempfile::tempdir().unwrap() };
+        let machine = fs::read_to_string(repository().join("tests/hosts").join(name).join("machine.yaml")).unwrap();
+        expand(&serde_yaml::from_str(&machine).unwrap(), &host.dir.path().join("host"));
+        assert_eq!(host.run(&["init"]).0, 0);
+        let text = host.manifest();
+        assert!(text.contains(told), "{text}");
+        assert_eq!(text.matches("    match:").count(), count, "{text}");
+        let (code, said) = host.run(&["plan"]);
+        assert!(code == 0 && said.contains("nothing to do"), "{name}: {said}\n{text}");
+    }
 }
 
 #[test]

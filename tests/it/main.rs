@@ -39,6 +39,7 @@ mod terminal;
 mod tui;
 mod undo;
 mod verbs;
+mod vgpu;
 mod virsh;
 mod virtual_functions;
 mod vm_looks;

@@ -295,6 +295,52 @@ fn each_rule_names_the_thing_and_its_place() {
             "3:35 gpus.n.virtualFunctions: `gpus.n` cannot have plain virtual functions",
         ),
         (
+            top("gpus:\n  a: { match: '01:00', use: vfio, vgpu: { type: NVIDIA A40-8Q, count: 1 } }\n"),
+            "3:35 gpus.a.vgpu: `gpus.a` does not stay with the host, whose driver makes vGPUs",
+        ),
+        (
+            top("devices:\n  a: { match: '01:00', use: host, vgpu: { type: NVIDIA A40-8Q, count: 1 } }\n"),
+            "3:35 devices.a.vgpu: `devices.a` cannot have vGPUs",
+        ),
+        (
+            top("gpus:\n  a: { match: '01:00', use: host, vgpu: { type: NVIDIA A40-8Q, count: 0 } }\n"),
+            "3:71 gpus.a.vgpu.count: no vGPUs are asked for",
+        ),
+        (
+            top("gpus:\n  a: { match: '01:00', use: host, vgpu: { type: 'a/b', count: 1 } }\n"),
+            "3:49 gpus.a.vgpu.type: `a/b` is not a type of vGPU as the card's list names it",
+        ),
+        (
+            top(
+                "gpus:\n  a: { match: '01:00', use: host, vgpu: { type: T, count: 2 } }\nvms:\n  v: { cpus: 1, memory: 1GiB, gpus: [a/2] }\n",
+            ),
+            "5:38 vms.v.gpus[0]: GPU `a` has no vGPU 2",
+        ),
+        (
+            top(
+                "gpus:\n  a: { match: '01:00', use: host, vgpu: { type: T, count: 2 } }\nvms:\n  v: { cpus: 1, memory: 1GiB, gpus: [a] }\n",
+            ),
+            "5:38 vms.v.gpus[0]: GPU `a` stays with the host",
+        ),
+        (
+            top("gpus:\n  a: { match: '01:00', use: vfio }\nvms:\n  v: { cpus: 1, memory: 1GiB, gpus: [a/0] }\n"),
+            "5:38 vms.v.gpus[0]: GPU `a` has no vGPUs",
+        ),
+        (
+            top(
+                "gpus:\n  a: { match: '01:00', use: vfio, moduleId: 3 }\n  b: { match: '02:00', use: vfio, moduleId: 3 }\n",
+            ),
+            "4:45 gpus.b.moduleId: two GPUs have the module id 3",
+        ),
+        (
+            top("gpus:\n  a: { match: '01:00', use: vfio, moduleId: 0 }\n"),
+            "3:45 gpus.a.moduleId: no board has a module 0",
+        ),
+        (
+            top("devices:\n  n: { match: '01:00', use: host, moduleId: 1 }\n"),
+            "3:35 devices.n.moduleId: `devices.n` is no GPU on a board",
+        ),
+        (
             top("devices:\n  n: { match: '01:00', use: host, virtualFunctions: { count: 0 } }\n"),
             "3:62 devices.n.virtualFunctions.count: no virtual functions are asked for",
         ),
@@ -311,7 +357,7 @@ fn each_rule_names_the_thing_and_its_place() {
         (given("count: 2", "m/0"), "5:41 vms.a.devices[0]: unknown device `m`"),
         (
             given("count: 2", "n/01"),
-            "5:41 vms.a.devices[0]: `n/01` is not a device's name, or with `/` and the number of a virtual function: `nic/0`",
+            "5:41 vms.a.devices[0]: `n/01` is not a device's name, or with `/` and the number of a vGPU or virtual function: `nic/0`",
         ),
         (
             top("devices:\n  n: { match: '01:00', use: host }\nvms:\n  a: { cpus: 1, memory: 1GiB, devices: [n/0] }\n"),

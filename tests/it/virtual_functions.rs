@@ -103,3 +103,49 @@ fn an_undo_waits_for_the_vm_that_a_later_run_gave_one() {
     assert!(said.contains("VM `router` runs with one of them"), "{said}");
     assert_eq!(number(&host), "2");
 }
+
+#[test]
+fn two_ports_of_one_card_have_an_entry_each() {
+    const PORTS: &str = "version: 1
+devices:
+  p0: { match: \"0000:03:00\", use: host, virtualFunctions: { count: 2 } }
+  p1: { match: \"0000:03:00\", use: host, virtualFunctions: { count: 1, function: 1 } }
+vms:
+  router: { cpus: 1, memory: 512MiB, disks: [1GiB], devices: [p0/1, p1/0] }
+";
+    let host = Host::bare(PORTS);
+    copy_tree(&repository().join("tests/cases/virtual-functions/overlay"), &host.at("host"));
+    let sys = host.at("host/root/sys");
+    let real = sys.join("devices/pci0000:00/0000:00:13.0");
+    copy_tree(&real.join("0000:03:00.0"), &real.join("0000:03:00.1"));
+    fs::remove_dir_all(real.join("0000:03:00.1/net")).unwrap();
+    let (group, own) = (sys.join("kernel/iommu_groups/12"), real.join("0000:03:00.1/iommu_group"));
+    fs::create_dir_all(group.join("devices")).unwrap();
+    fs::copy(sys.join("kernel/iommu_groups/11/reserved_regions"), group.join("reserved_regions")).unwrap();
+    let device = "../../../../devices/pci0000:00/0000:00:13.0/0000:03:00.1";
+    std::os::unix::fs::symlink(device, group.join("devices/0000:03:00.1")).unwrap();
+    fs::remove_file(&own).unwrap();
+    std::os::unix::fs::symlink("../../../../kernel/iommu_groups/12", own).unwrap();
+    let device = "../../../devices/pci0000:00/0000:00:13.0/0000:03:00.1";
+    std::os::unix::fs::symlink(device, sys.join("bus/pci/devices/0000:03:00.1")).unwrap();
+    host.says("apply --yes --reboot", 0);
+    let number = |f: u8| {
+        let file = host.at(&format!("host/root/sys/bus/pci/devices/0000:03:00.{f}/sriov_numvfs"));
+        fs::read_to_string(file).unwrap().trim().to_owned()
+    };
+    assert_eq!((number(0), number(1)), ("2".to_owned(), "1".to_owned()));
+    let xml = host.domain("router")["inactiveXml"].as_str().unwrap().to_owned();
+    for function in ["0x1", "0x2"] {
+        assert!(xml.contains(&format!("bus='0x03' slot='0x10' function='{function}'")), "{function}: {xml}");
+    }
+    says(&host, "plan -f host.yaml", 0);
+    fs::write(host.at("host.yaml"), PORTS.replace(", function: 1", "")).unwrap();
+    let said = says(&host, "plan -f host.yaml", 1);
+    assert!(said.contains("`0000:03:00` is `devices.p0` already"), "{said}");
+    let without = PORTS.replace(", p1/0", "");
+    let begin = without.find("  p1:").unwrap();
+    let end = begin + without[begin..].find('\n').unwrap() + 1;
+    fs::write(host.at("host.yaml"), without[..begin].to_owned() + &without[end..]).unwrap();
+    host.says("apply --yes", 0);
+    assert_eq!((number(0), number(1)), ("2".to_owned(), "0".to_owned()));
+}

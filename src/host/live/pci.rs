@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::{files, program};
 use crate::host::{HostError, Program};
-use crate::plan::{BindTarget, SlotBinding, VirtualFunctionsStep};
-use crate::resource::virtual_functions;
+use crate::plan::{BindTarget, SlotBinding, VgpuStep, VirtualFunctionsStep};
+use crate::resource::{vgpu, virtual_functions};
 use crate::types::PciAddress;
 
 /// More than the unit of the script has (`TimeoutStartSec`).
@@ -87,6 +87,38 @@ pub(super) fn virtual_functions(step: &VirtualFunctionsStep, progress: &mut dyn 
             step.physical,
             number(),
             virtual_functions::unit(name)
+        ))),
+        (Ok(()), _) => Ok(()),
+    }
+}
+
+/// vGPUs: the unit of their script makes them, and says why not; the same script takes them away.
+pub(super) fn vgpus(step: &VgpuStep, progress: &mut dyn FnMut(&str)) -> Result<(), HostError> {
+    let name = step.name.as_str();
+    let done = Path::new(vgpu::DONE);
+    let why = done.join("why").join(name);
+    files::remove(&why)?;
+    let ran = match step.count {
+        // As text: the file may be gone already, where nothing of the manifest has vGPUs any more.
+        0 => {
+            let words = ["-c", vgpu::SCRIPT.1, vgpu::SCRIPT.0, name, "off"];
+            program::perform_at(Path::new("/bin/sh"), &words, SCRIPT_LIMIT, progress).map_err(|e| match e {
+                HostError::Timeout { limit, .. } => {
+                    HostError::Timeout { what: format!("taking the vGPUs of {name} away"), limit }
+                }
+                _ => HostError::Refused(format!("the vGPUs of {name} did not go: see dmesg")),
+            })
+        }
+        _ => program::perform(Program::Systemctl, &["start", &vgpu::unit(name)], SCRIPT_LIMIT, progress),
+    };
+    let same = || fs::read(done.join(name)).ok() == fs::read(Path::new(vgpu::KNOWN).join(name)).ok();
+    match (ran, fs::read_to_string(&why)) {
+        (Err(_), Ok(why)) => Err(HostError::Refused(why.trim().to_owned())),
+        (Err(e), Err(_)) => Err(e),
+        // The unit starts nothing with `gpuvm.off`, and says nothing then.
+        (Ok(()), _) if step.count != 0 && !same() => Err(HostError::Refused(format!(
+            "the vGPUs of {name} are not made after their unit has run: systemctl status {}",
+            vgpu::unit(name)
         ))),
         (Ok(()), _) => Ok(()),
     }

@@ -251,8 +251,13 @@ for one in $passed; do
     known_as "$one" || continue
     driver=$(cd -P "$devices/$one/driver" 2> /dev/null && pwd -P)
     driver=${driver##*/}
-    case "$driver" in
-        *vfio*) ;;
+    # A vGPU stays with NVIDIA's driver, and is one as long as it has a type.
+    value=
+    [ "$driver" != nvidia ] || read -r value 2> /dev/null < "$devices/$one/nvidia/current_vgpu_type"
+    case "$driver/$value" in
+        *vfio*/* | nvidia/[1-9]*) ;;
+        nvidia/0) refuse "$name ($one) has no vGPU. gpuvm plan says what is missing; \
+systemctl status gpuvm-vgpu@${name%/*}.service says why it was not made" ;;
         *) refuse "$name ($one) is on ${driver:-no driver}, not on vfio-pci. \
 gpuvm plan says what is missing; gpuvm gpu explain $name says who holds it" ;;
     esac

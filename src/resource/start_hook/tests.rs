@@ -268,6 +268,22 @@ fn the_virtual_function_of_a_network_card_is_looked_at_too() {
 }
 
 #[test]
+fn a_vgpu_stays_with_nvidias_driver_and_has_a_type() {
+    let machine = Machine::new();
+    machine.drive("0000:02:00.1", "nvidia");
+    assert!(machine.refused(&ours()).contains("(0000:02:00.1) is on nvidia, not on vfio-pci"));
+    let file = machine.sys("0000:02:00.1", "nvidia/current_vgpu_type");
+    std::fs::create_dir_all(machine.at(&file).parent().unwrap()).unwrap();
+    machine.write(&file, "0\n");
+    assert!(machine.refused(&ours()).contains("(0000:02:00.1) has no vGPU"));
+    machine.write(&file, "564\n");
+    assert!(machine.start(&ours()).0);
+    // What is no vGPU's driver makes none of it.
+    machine.drive("0000:02:00.1", "snd_hda_intel");
+    assert!(machine.refused(&ours()).contains("is on snd_hda_intel"));
+}
+
+#[test]
 fn gpuvm_off_switches_it_off() {
     let machine = Machine::new();
     machine.write(&machine.sys("0000:02:00.0", "device"), "0x2704\n");

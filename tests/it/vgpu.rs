@@ -1,0 +1,153 @@
+//! vGPUs as a person has them: the card's own list and driver decide; a VM that has one keeps it; what gpuvm did not make
+//! stays. NVIDIA's driver is played.
+
+use std::fs;
+
+use crate::host::Host;
+use crate::machine::{copy_tree, repository};
+
+const A40: &str = "version: 1
+gpus:
+  a40: { match: { address: \"0000:03:00\" }, use: host, vgpu: { type: NVIDIA A40-8Q, count: 2 } }
+networks:
+  nat: { libvirt: default }
+vms:
+  web: { cpus: 1, memory: 512MiB, disks: [1GiB], network: nat, gpus: [a40/1], start: boot }
+";
+// Where the links of /sys/bus/pci lead, which are those of a host.
+const SYS: &str = "host/root/sys/devices/pci0000:00/0000:00:13.0/0000:03:00";
+
+fn host(manifest: &str) -> Host {
+    let host = Host::bare(manifest);
+    copy_tree(&repository().join("tests/cases/vgpu/overlay"), &host.at("host"));
+    host
+}
+
+fn made() -> Host {
+    let host = host(A40);
+    host.says("apply --yes --reboot", 0);
+    host
+}
+
+fn types(host: &Host) -> String {
+    let one =
+        |n: u8| fs::read_to_string(host.at(&format!("{SYS}.{n}/nvidia/current_vgpu_type"))).unwrap_or("-".to_owned());
+    (4..8).map(one).map(|t| t.trim().to_owned()).collect::<Vec<_>>().join(" ")
+}
+
+/// As it was before it was cut into lines.
+fn says(host: &Host, command: &str, code: i32) -> String {
+    host.says(command, code).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_vm_that_runs_with_one_keeps_it_and_others_come_beside_it() {
+    let host = made();
+    assert_eq!(types(&host), "564 564 0 0");
+    assert!(host.domain("web")["inactiveXml"].as_str().unwrap().contains("function='0x5'"), "{}", host.domain("web"));
+    let with = |text: &str| fs::write(host.at("host.yaml"), text).unwrap();
+    let without = A40.replace(", vgpu: { type: NVIDIA A40-8Q, count: 2 }", "").replace(", gpus: [a40/1]", "");
+    for (then, what) in [
+        (A40.replace("A40-8Q", "A40-4Q"), "its vGPUs would be changed, and VM `web` has one of them"),
+        (A40.replace("count: 2", "count: 1").replace(", gpus: [a40/1]", ""), "would be changed, and VM `web`"),
+        (without.clone(), "they left the manifest, and VM `web` has one of them"),
+    ] {
+        with(&then);
+        let plan = says(&host, "plan -f host.yaml", 1);
+        assert!(plan.contains(what), "{plan}");
+        says(&host, "apply --yes", 1);
+        assert_eq!(types(&host), "564 564 0 0");
+    }
+    with(&A40.replace("count: 2", "count: 3"));
+    says(&host, "apply --yes", 0);
+    assert_eq!(types(&host), "564 564 564 0");
+    let said = says(&host, "undo --yes", 1);
+    assert!(
+        said.contains("VM `web` runs with one of them"),
+        "which of them would go, the file that comes back says: {said}"
+    );
+    assert_eq!(types(&host), "564 564 564 0");
+    host.libvirt(|known| {
+        known["domains"][0]["active"] = false.into();
+        known["domains"][0]["liveXml"] = serde_json::Value::Null;
+    });
+    says(&host, "undo --yes", 0);
+    assert_eq!(types(&host), "564 564 0 0");
+    with(&without.replace("start: boot", "start: manual"));
+    says(&host, "apply --yes", 0);
+    assert_eq!(types(&host), "- - - -");
+    assert!(!host.domain("web")["inactiveXml"].as_str().unwrap().contains("<hostdev"));
+}
+
+#[test]
+fn a_vm_that_would_stay_with_one_that_goes_is_named() {
+    let host = made();
+    host.libvirt(|known| {
+        known["domains"][0]["active"] = false.into();
+        known["domains"][0]["liveXml"] = serde_json::Value::Null;
+    });
+    let alone = &A40[..A40.find("networks:").unwrap()];
+    for then in ["version: 1\n".to_owned(), alone.replace("count: 2", "count: 1")] {
+        fs::write(host.at("host.yaml"), &then).unwrap();
+        let plan = says(&host, "plan -f host.yaml", 1);
+        assert!(plan.contains("VM `web` stays and has 0000:03:00.5, which vgpu[a40] will not have"), "{then}: {plan}");
+    }
+}
+
+#[test]
+fn what_the_host_or_the_card_cannot_do_is_refused_before_anything_changes() {
+    let refused = |change: &dyn Fn(&Host), manifest: &str, what: &str| {
+        let host = host(manifest);
+        change(&host);
+        let plan = says(&host, "plan -f host.yaml", 1);
+        assert!(plan.contains(what), "{what}: {plan}");
+        says(&host, "apply --yes --reboot", 1);
+        assert!(!host.at("host/root/etc/gpuvm").exists());
+    };
+    let nothing = |_: &Host| {};
+    refused(
+        &nothing,
+        &A40.replace("count: 2", "count: 5"),
+        "gpus.a40.vgpu.count: 0000:03:00.0 can have 4 vGPUs at most",
+    );
+    let drivers = "drivers: { nvidia: { branch: \"570\" } }\n";
+    refused(&nothing, &format!("{A40}{drivers}"), "installs the data centre driver, which makes no vGPUs");
+    let without = |host: &Host| fs::remove_file(host.at("host/root/usr/lib/nvidia/sriov-manage")).unwrap();
+    refused(&without, A40, "NVIDIA's vGPU driver for KVM hosts is not installed");
+    let old = |host: &Host| fs::write(host.at("host/root/proc/sys/kernel/osrelease"), "6.1.0-38-amd64\n").unwrap();
+    refused(&old, A40, "the kernel is 6.1.0-38-amd64, where NVIDIA's driver offers vGPUs as mediated devices");
+    let plain = |host: &Host| {
+        for name in ["sriov_totalvfs", "sriov_numvfs"] {
+            fs::remove_file(host.at(&format!("{SYS}.0/{name}"))).unwrap();
+        }
+    };
+    refused(&plain, A40, "has no virtual functions (SR-IOV)");
+    let other = |host: &Host| fs::write(host.at(&format!("{SYS}.0/vendor")), "0x1002\n").unwrap();
+    refused(&other, A40, "is no card of NVIDIA's");
+}
+
+#[test]
+fn a_type_that_the_card_does_not_have_is_refused_with_those_that_it_has() {
+    // Its virtual functions were turned on by hand, so that the card tells.
+    let host = made();
+    host.libvirt(|known| {
+        known["domains"][0]["active"] = false.into();
+        known["domains"][0]["liveXml"] = serde_json::Value::Null;
+    });
+    for n in 4..8 {
+        fs::write(host.at(&format!("{SYS}.{n}/nvidia/current_vgpu_type")), "0\n").unwrap();
+    }
+    fs::write(host.at("host.yaml"), A40.replace("A40-8Q", "A40-9Q")).unwrap();
+    let plan = says(&host, "plan -f host.yaml", 1);
+    assert!(plan.contains("`NVIDIA A40-9Q` is no type that 0000:03:00.0 can have now"), "{plan}");
+    assert!(plan.contains("what it can: NVIDIA A40-1B, NVIDIA A40-1Q"), "{plan}");
+}
+
+#[test]
+fn a_card_with_vgpus_is_shown_so_and_not_given_away() {
+    let host = made();
+    let shown = says(&host, "gpu status 0000:03:00", 0);
+    assert!(shown.contains("vgpu 0000:03:00.4 type 564") && shown.contains("4 of 4 virtual functions on"), "{shown}");
+    let said = says(&host, "gpu explain 0000:03:00", 1);
+    assert!(said.contains("2 vGPUs are made of it") && said.contains("sriov-manage -d takes them away"), "{said}");
+}
