@@ -4,6 +4,7 @@
 pub mod architecture;
 mod holders;
 pub mod identity;
+pub mod mig;
 mod seen;
 pub mod topology;
 

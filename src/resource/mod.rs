@@ -16,6 +16,7 @@ pub mod layers;
 mod libvirt;
 pub mod libvirt_domain;
 pub mod libvirt_network;
+pub mod mig;
 pub mod module;
 pub mod package;
 pub mod pool;
@@ -150,6 +151,7 @@ kinds! {
     container_runtime::ContainerRuntime,
     shared_gpu::SharedGpu,
     virtual_functions::VirtualFunctions,
+    mig::Mig,
     bridge::Bridge,
     pool::Pool,
     image::Image,

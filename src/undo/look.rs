@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::facts;
+use crate::gpu::mig;
 use crate::host::{Answer, FileKind, HostError, Probe, Virtualisation};
 use crate::plan::{Place, Seen};
 use crate::resource::Resource;
+use crate::resource::mig::state;
 use crate::resource::service::{Service, UnitState};
 use crate::types::{UnitName, sha256_hex};
 
@@ -61,6 +63,16 @@ pub fn look(probe: &dyn Probe, places: &BTreeSet<Place>) -> Result<Looked, HostE
                 let text = probe.text(Path::new(&format!("/sys/bus/pci/devices/{physical}/sriov_numvfs")))?;
                 text.value().and_then(|t| t.trim().parse().ok()).map_or(Seen::Nothing, Seen::Count)
             }
+            // Before its driver is there, nothing is made of it; asking would be of no use.
+            Place::Mig { physical, .. } if !mig::is_driven(probe, *physical) => Seen::Nothing,
+            Place::Mig { physical, .. } => match mig::ask(probe, *physical) {
+                mig::Told::Card(card) => Seen::Mig(state(&card)),
+                mig::Told::Without => Seen::Nothing,
+                mig::Told::Unknown(why) => {
+                    tracing::warn!("{physical}: {why}");
+                    Seen::Denied
+                }
+            },
             Place::Argument(argument) => {
                 let text = probe.text(Path::new("/proc/cmdline"))?.value().unwrap_or_default();
                 there(text.split_whitespace().any(|a| a == argument))
