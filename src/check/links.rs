@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::next_boot::initramfs;
+use super::next_boot::{Rule, initramfs};
 use super::{Asked, Link, Looked, SecureBoot, Status};
 use crate::facts::{HostFacts, InitramfsTool, Iommu, PciFunction, SECURE_BOOT, turns_iommu_off};
 use crate::gpu::{Framebuffer, Gpu, GpuKind, Holder, HolderKind};
@@ -776,13 +776,14 @@ fn next_initramfs(on: &On<'_>) -> Option<Link> {
     let known = next.unpacked().is_some() || next.known_release().is_some();
     let release = next.release.as_ref().filter(|_| known);
     release?;
-    let own = |address: &PciAddress| on.gpu.functions.iter().any(|f| f.address == *address);
-    next.rules.iter().any(|r| r.functions.iter().any(own)).then(|| initramfs(next, on.facts, &own))
+    let own = |rule: &Rule| on.gpu.functions.iter().any(|f| rule.functions.contains(&f.address));
+    next.rules.iter().any(own).then(|| initramfs(next, on.facts, &own))
 }
 
 fn next_boot(on: &On<'_>) -> Link {
     let bound = on.gpu.functions.iter().all(|f| f.driver.as_deref() == Some("vfio-pci"));
-    let ours = on.gpu.functions.iter().all(|f| on.looked.rules.contains(&format!("KERNEL==\"{}\"", f.address)));
+    let taken = |a: &PciAddress| on.facts.pci.get(a).is_some_and(|f| on.looked.rules.iter().any(|r| r.takes(f)));
+    let ours = on.gpu.functions.iter().all(|f| taken(&f.address));
     let id = on.gpu.id.to_string();
     let by_id = on.looked.by_id.iter().find(|(_, line)| line.contains(&id));
     let rules = "/etc/udev/rules.d";

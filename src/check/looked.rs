@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::NextBoot;
 use crate::facts::{HostFacts, SecureBoot, secure_boot};
+use crate::gpu::vfio_rule::VfioRule;
 use crate::gpu::{Framebuffer, Gpu, framebuffer, names, text};
 use crate::host::{Answer, Probe};
 use crate::types::{PciId, PciSlot};
@@ -32,8 +33,8 @@ pub struct Looked {
     pub framebuffers: BTreeMap<PciSlot, Framebuffer>,
     /// The first bytes of configuration space read as ones: the card does not answer. Only of cards that are awake.
     pub dead: BTreeMap<PciSlot, bool>,
-    /// Rules of ours in /etc/udev/rules.d, as one text.
-    pub rules: String,
+    /// Rules of ours in /etc/udev/rules.d.
+    pub rules: Vec<VfioRule>,
     /// What boots next; looked at where gpuvm's rules bind something.
     pub next: Option<NextBoot>,
     /// Files of modprobe.d that give ids to vfio-pci, with the line.
@@ -69,7 +70,8 @@ impl Looked {
         let sizes = info.lines().find_map(|l| l.strip_prefix("address sizes")?.split_once(':'));
         let rules = "/etc/udev/rules.d";
         let ours = names(probe, rules).into_iter().filter(|n| n.starts_with("61-gpuvm-vfio-"));
-        let rules: String = ours.filter_map(|n| text(probe, &format!("{rules}/{n}"))).collect::<Vec<_>>().join("\n");
+        let texts = ours.filter_map(|n| text(probe, &format!("{rules}/{n}")));
+        let rules: Vec<VfioRule> = texts.flat_map(|t| VfioRule::all(&t).collect::<Vec<_>>()).collect();
         let next = (!rules.is_empty()).then(|| NextBoot::look(probe, facts));
         // What the boot loader says goes before what is the newest.
         let newer_kernel = match next.as_ref().and_then(NextBoot::known_release) {

@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::looked::version;
 use super::{Link, Verdict};
 use crate::facts::{BootLoader, HostFacts};
+use crate::gpu::vfio_rule::VfioRule;
 use crate::gpu::{names, text};
 use crate::host::{Answer, Initramfs, Probe};
 use crate::types::PciAddress;
@@ -53,7 +54,7 @@ pub struct Rule {
     pub file: String,
     /// Its content.
     pub text: String,
-    /// The functions that it names.
+    /// The functions that it takes, of those that are there.
     pub functions: BTreeSet<PciAddress>,
 }
 
@@ -125,7 +126,7 @@ impl NextBoot {
             intel_on: config.map(|c| c.lines().any(|l| l == "CONFIG_INTEL_IOMMU_DEFAULT_ON=y")),
             dkms: dkms(probe),
             driver_modules: driver_modules(probe, facts),
-            rules: rules(probe),
+            rules: rules(probe, facts),
             chosen,
             release,
             newest,
@@ -242,14 +243,15 @@ fn dkms(probe: &dyn Probe) -> BTreeMap<String, BTreeSet<String>> {
     all
 }
 
-fn rules(probe: &dyn Probe) -> Vec<Rule> {
+fn rules(probe: &dyn Probe, facts: &HostFacts) -> Vec<Rule> {
     const FOLDER: &str = "/etc/udev/rules.d";
     let read = |file: String| {
         let name = file.strip_prefix("61-gpuvm-vfio-")?.strip_suffix(".rules")?.to_owned();
         // Byte for byte: it is compared.
         let text = probe.text(Path::new(&format!("{FOLDER}/{file}"))).ok()?.value()?;
-        let address = |l: &str| l.split_once("KERNEL==\"")?.1.split('"').next()?.parse().ok();
-        let functions = text.lines().filter_map(address).collect();
+        let rules: Vec<VfioRule> = VfioRule::all(&text).collect();
+        let taken = facts.pci.values().filter(|f| rules.iter().any(|r| r.takes(f)));
+        let functions = taken.map(|f| f.address).collect();
         Some(Rule { name, file, functions, text })
     };
     names(probe, FOLDER).into_iter().filter_map(read).collect()

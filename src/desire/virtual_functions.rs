@@ -9,7 +9,7 @@ use crate::facts::{HostFacts, PciFunction};
 use crate::manifest::{DeviceEntry, Loaded, VirtualFunctionsEntry, VirtualUse};
 use crate::plan::{FileWrite, Key, Refresh, Severity};
 use crate::resource::vfio_binding::Card;
-use crate::resource::{file, vfio_binding, virtual_functions, virtual_functions::VirtualFunctions};
+use crate::resource::{file, virtual_functions, virtual_functions::VirtualFunctions};
 use crate::types::{MacAddress, PciAddress, PciId, PciSlot, ResourceName};
 
 /// The physical function that is meant, and where each of its virtual ones is or will be. `None` where that cannot be
@@ -52,7 +52,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
             name: name.clone(),
             physical: physical.address,
             id: physical.id,
-            pattern: vfio_binding::device_path(physical).unwrap_or_else(|| "*".to_owned()),
+            pattern: physical.path_pattern().unwrap_or_else(|| "*".to_owned()),
             card: Card::of(facts, slot),
             vouched: vouched(entry),
             for_vms: to_vms,

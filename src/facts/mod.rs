@@ -405,6 +405,26 @@ impl PciFunction {
     pub fn is_network(&self) -> bool {
         self.class >> 16 == 0x02
     }
+    /// Its path in sysfs with the bus numbers left open: root and ports, as `path` names them. A pattern of udev's and of
+    /// the shell's alike. `None` where the path is not known.
+    pub fn path_pattern(&self) -> Option<String> {
+        let (_, rest) = self.path.split_once(':')?;
+        let parts: Vec<&str> = rest.split('/').collect();
+        let (root, ports) = match parts.split_first()? {
+            (root, ports) if root.contains(':') => (*root, ports),
+            _ => ("0000:00", parts.as_slice()),
+        };
+        let (domain, bus) = root.split_once(':')?;
+        let mut path = format!("*/pci{root}");
+        for (i, port) in ports.iter().enumerate() {
+            let (device, function) = port.split_once('.').unwrap_or((port, ""));
+            let device = u8::from_str_radix(device, 16).ok()?;
+            let bus = if i == 0 { bus } else { "??" };
+            let function = if i + 1 == ports.len() { self.address.function.to_string() } else { function.to_owned() };
+            path += &format!("/{domain}:{bus}:{device:02x}.{function}");
+        }
+        Some(path)
+    }
     /// Whether it is known to be awake: only then may it be asked anything that reaches the hardware.
     pub fn is_awake(&self) -> bool {
         self.power_state.as_deref() == Some("D0")

@@ -7,6 +7,7 @@ pub mod identity;
 pub mod mig;
 mod seen;
 pub mod topology;
+pub mod vfio_rule;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

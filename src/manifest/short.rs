@@ -411,7 +411,10 @@ short_or_mapping!(NicEntry, "a network's name, or `{ name, mac, address, gateway
     { name: ResourceName, #[serde(default)] mac: Option<MacAddress>, #[serde(default)] address: Option<IpWithPrefix>,
       #[serde(default)] gateway: Option<Ip>, #[serde(default)] nameservers: Vec<Ip> });
 short_or_mapping!(DeviceMatch, "a slot such as `\"0000:02:00\"`, or one of `{ address }`, `{ slot }`, `{ model }`, `{ id }`, `{ serial }`, `{ uuid }`",
-    |t| Ok(DeviceMatch { address: Some(t.parse().map_err(E::custom)?), ..DeviceMatch::default() }),
+    |t| match t.starts_with("pci:") || t.starts_with("pcie:") {
+        true => Err(E::custom(format!("`{t}` is a path of ports; write `match: {{ slot: \"{t}\" }}`"))),
+        false => Ok(DeviceMatch { address: Some(t.parse().map_err(E::custom)?), ..DeviceMatch::default() }),
+    },
     { #[serde(default)] address: Option<SlotOrFunction>, #[serde(default)] slot: Option<String>, #[serde(default)] model: Option<String>,
       #[serde(default)] id: Option<CardId>, #[serde(default)] serial: Option<String>, #[serde(default)] uuid: Option<String> });
 

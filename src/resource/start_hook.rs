@@ -5,7 +5,6 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::vfio_binding::device_path;
 use crate::facts::{HostFacts, PciFunction};
 use crate::types::PciSlot;
 
@@ -39,14 +38,14 @@ pub fn devices(meant: &[Meant], virtuals: &[(String, PciFunction)], facts: &Host
         let mut serial = meant.serial.as_deref();
         for f in functions {
             let subsystem = f.subsystem.map_or("-".to_owned(), |s| s.to_string());
-            let path = device_path(f).unwrap_or_else(|| "*".to_owned());
+            let path = f.path_pattern().unwrap_or_else(|| "*".to_owned());
             let serial = serial.take().unwrap_or("-");
             // Writing to a String cannot fail.
             let _ = writeln!(text, "{} {} {subsystem} {path} {} {} {serial}", f.address, f.id, f.path, meant.name);
         }
     }
     for (name, f) in virtuals {
-        let path = device_path(f).unwrap_or_else(|| "*".to_owned());
+        let path = f.path_pattern().unwrap_or_else(|| "*".to_owned());
         let _ = writeln!(text, "{} {} - {path} {} {name} -", f.address, f.id, f.path);
     }
     text

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Resource;
 use crate::facts::{HostFacts, InitramfsTool, Iommu, PciFunction};
+use crate::gpu::vfio_rule::VfioRule;
 use crate::host::{Answer, HostError, Probe};
 use crate::plan::Place;
 use crate::plan::{Action, BindTarget, Change, Diff, FieldDiff, FileWrite, Refresh, Risk, SlotBinding, Step, WaitFor};
@@ -104,23 +105,18 @@ impl VfioBinding {
         format!("/etc/udev/rules.d/61-gpuvm-vfio-{}.rules", self.name).into()
     }
 
-    /// One rule a function, for this card in this place alone: after a renumbering another card has its address, and
-    /// is left to its driver. `gpuvm.off` on the kernel's command line jumps over them.
+    /// One rule a function. `gpuvm.off` on the kernel's command line jumps over them.
     fn rules(&self, functions: &[&PciFunction]) -> String {
+        // What is said of it stays when the buses get other numbers, as the rules do.
+        let place = functions.first().map(|f| f.path.clone()).filter(|p| !p.is_empty());
         let mut text = format!(
             "# Written by gpuvm: {} is kept for VMs. `gpuvm.off` on the kernel's command line switches this off.\n\
              IMPORT{{cmdline}}=\"gpuvm.off\"\nENV{{gpuvm.off}}==\"?*\", GOTO=\"gpuvm_end\"\n",
-            self.slot
+            place.unwrap_or_else(|| self.slot.to_string())
         );
         for f in functions {
-            text += &format!("ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"{}\"", f.address);
-            if let Some(path) = device_path(f) {
-                text += &format!(", DEVPATH==\"{path}\"");
-            }
-            text += &format!(
-                ", ATTR{{vendor}}==\"{:#06x}\", ATTR{{device}}==\"{:#06x}\", ATTR{{driver_override}}=\"vfio-pci\"\n",
-                f.id.vendor, f.id.device
-            );
+            text += &VfioRule::line(f);
+            text += "\n";
         }
         text + "LABEL=\"gpuvm_end\"\n"
     }
@@ -253,27 +249,6 @@ impl VfioBinding {
             )
         })
     }
-}
-
-/// A device's path in sysfs with the bus numbers left open: root and ports, as `path` names them. A pattern of udev's and
-/// of the shell's alike.
-pub fn device_path(f: &PciFunction) -> Option<String> {
-    let (_, rest) = f.path.split_once(':')?;
-    let parts: Vec<&str> = rest.split('/').collect();
-    let (root, ports) = match parts.split_first()? {
-        (root, ports) if root.contains(':') => (*root, ports),
-        _ => ("0000:00", parts.as_slice()),
-    };
-    let (domain, bus) = root.split_once(':')?;
-    let mut path = format!("*/pci{root}");
-    for (i, port) in ports.iter().enumerate() {
-        let (device, function) = port.split_once('.').unwrap_or((port, ""));
-        let device = u8::from_str_radix(device, 16).ok()?;
-        let bus = if i == 0 { bus } else { "??" };
-        let function = if i + 1 == ports.len() { f.address.function.to_string() } else { function.to_owned() };
-        path += &format!("/{domain}:{bus}:{device:02x}.{function}");
-    }
-    Some(path)
 }
 
 /// What a change becomes that waits for the boot after which the slot has its IOMMU groups: whom it shares them with is
@@ -563,8 +538,11 @@ mod tests {
     fn hook(cmdline: &str) -> (String, String, String) {
         let dir = tempfile::tempdir().unwrap();
         let at = |path: &str| dir.path().join(path);
-        // The path of each is that of a machine, below the folder that plays it.
-        let real = |function: &str| at("sys/devices/pci0000:00/0000:00:12.0").join(function);
+        // The path of each is that of a machine, below the folder that plays it: a port for each bus.
+        let real = |function: &str| {
+            let port = if function.starts_with("0000:02") { "12.0" } else { "13.0" };
+            at(&format!("sys/devices/pci0000:00/0000:00:{port}")).join(function)
+        };
         std::fs::create_dir_all(at("sys/bus/pci/devices")).unwrap();
         for function in FUNCTIONS {
             std::fs::create_dir_all(real(function)).unwrap();
@@ -575,18 +553,19 @@ mod tests {
         }
         std::fs::write(at("sys/bus/pci/drivers_probe"), "").unwrap();
         std::fs::create_dir_all(at("etc/udev/rules.d")).unwrap();
-        let rule = |function: &str, port: &str, device: &str| {
-            format!(
-                "ACTION==\"add\", SUBSYSTEM==\"pci\", KERNEL==\"{function}\", \
-                 DEVPATH==\"*/pci0000:00/0000:00:{port}/0000:??:00.?\", ATTR{{vendor}}==\"0x10de\", \
-                 ATTR{{device}}==\"{device}\", ATTR{{driver_override}}=\"vfio-pci\"\n"
-            )
+        let rule = |address: &str, path: &str, device: &str| {
+            let mut f = function(address, 0x03_0000, &[]);
+            f.path = path.to_owned();
+            f.id = format!("10de:{device}").parse().unwrap();
+            VfioRule::line(&f) + "\n"
         };
+        // By their path whatever the bus is; another model; nothing there; by address, and that is in another place.
         let rules = [
-            rule(FUNCTIONS[0], "12.0", "0x2684"),
-            rule(FUNCTIONS[1], "12.0", "0x2684"),
-            rule(FUNCTIONS[2], "13.0", "0x2684"),
-            rule(FUNCTIONS[3], "12.0", "0x2685"),
+            rule("0000:07:00.0", "pcie:12.0/0", "2684"),
+            rule("0000:07:00.1", "pcie:12.0/0", "2684"),
+            rule("0000:04:00.0", "pcie:13.0/0", "2685"),
+            rule("0000:04:00.0", "pcie:14.0/0", "2684"),
+            rule("0000:03:00.0", "pcie:12.0/0", "2684").replace("DEVPATH", "KERNEL==\"0000:03:00.0\", DEVPATH"),
         ];
         std::fs::write(at("etc/udev/rules.d/61-gpuvm-vfio-work.rules"), rules.concat()).unwrap();
         let root = dir.path().display().to_string();

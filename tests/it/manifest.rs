@@ -54,6 +54,10 @@ fn each_rule_names_the_thing_and_its_place() {
         ("".into(), "1:1 : the file is empty"),
         ("- 1\n".into(), "1:1 : expected a mapping, found a list"),
         (top("version: 1\n"), "2:1 : `version` is given twice"),
+        (
+            top("gpus: { w: { match: 'pcie:12.0/0', use: vfio } }\n"),
+            "2:21 gpus.w.match: `pcie:12.0/0` is a path of ports; write `match: { slot: \"pcie:12.0/0\" }`",
+        ),
         (top("---\nversion: 1\n"), "2:1 : more than one YAML document"),
         (top("bridge:\n  name: br0\n  uplnk: auto\n"), "4:3 bridge.uplnk: unknown field `uplnk`"),
         (top("gpus:\n"), "2:1 gpus: expected a mapping, found nothing"),

@@ -1,11 +1,10 @@
 //! The chain of the next boot, in the order in which it happens.
 
 use super::super::{Link, Status, Verdict};
-use super::{Chosen, Content, GRUB_CFG, NextBoot, NextBootReport};
+use super::{Chosen, Content, GRUB_CFG, NextBoot, NextBootReport, Rule};
 use crate::facts::drivers::is_module;
 use crate::facts::{HostFacts, InitramfsTool};
 use crate::gpu::Gpu;
-use crate::types::PciAddress;
 
 /// Goes through the whole chain.
 pub fn judge(next: &NextBoot, facts: &HostFacts, gpus: &[Gpu]) -> NextBootReport {
@@ -124,8 +123,8 @@ fn modules(next: &NextBoot) -> Link {
     }
 }
 
-/// Whether what binds these functions early is in the initramfs. Also asked for one GPU alone.
-pub(in crate::check) fn initramfs(next: &NextBoot, facts: &HostFacts, of: &dyn Fn(&PciAddress) -> bool) -> Link {
+/// Whether what binds devices early by these rules is in the initramfs. Also asked for one GPU alone.
+pub(in crate::check) fn initramfs(next: &NextBoot, facts: &HostFacts, of: &dyn Fn(&Rule) -> bool) -> Link {
     let release = next.release.as_deref().unwrap_or_default();
     let again = match facts.boot.initramfs {
         InitramfsTool::Dracut => format!("dracut --force --kver {release}"),
@@ -176,7 +175,7 @@ pub(in crate::check) fn initramfs(next: &NextBoot, facts: &HostFacts, of: &dyn F
             format!("no {missing}"),
         );
     }
-    for rule in next.rules.iter().filter(|r| r.functions.iter().any(of)) {
+    for rule in next.rules.iter().filter(|r| of(r)) {
         match all.text_named(&rule.file) {
             None => return fail(format!("the rule for {} is not in it", rule.name), format!("no {}", rule.file)),
             Some(text) if text != rule.text => {

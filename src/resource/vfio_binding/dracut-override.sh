@@ -19,6 +19,13 @@ gpuvm_is_there() {
     case "$gpuvm_value" in $gpuvm_wanted) return 0 ;; *) return 1 ;; esac
 }
 
+# Whether it has the address that the rule names, where it names one.
+gpuvm_is_named() {
+    case "$gpuvm_rule" in *'KERNEL=="'*) ;; *) return 0 ;; esac
+    gpuvm_wanted=${gpuvm_rule#*KERNEL==\"}
+    [ "${gpuvm_at##*/}" = "${gpuvm_wanted%%\"*}" ]
+}
+
 gpuvm_override() {
     getarg gpuvm.off > /dev/null && return 0
     gpuvm_slots=
@@ -27,16 +34,17 @@ gpuvm_override() {
         while read -r gpuvm_rule; do
             case "$gpuvm_rule" in
                 ACTION==*'KERNEL=="'*'ATTR{driver_override}="vfio-pci"'*) ;;
+                ACTION==*'DEVPATH=="'*'ATTR{driver_override}="vfio-pci"'*) ;;
                 *) continue ;;
             esac
-            gpuvm_device=${gpuvm_rule#*KERNEL==\"}
-            gpuvm_device=${gpuvm_device%%\"*}
-            gpuvm_at=/sys/bus/pci/devices/$gpuvm_device
-            if ! [ -e "$gpuvm_at/driver_override" ] || ! gpuvm_is vendor || ! gpuvm_is device || ! gpuvm_is_there; then
-                continue
-            fi
-            echo vfio-pci > "$gpuvm_at/driver_override"
-            gpuvm_slots="$gpuvm_slots $gpuvm_device"
+            for gpuvm_at in /sys/bus/pci/devices/*; do
+                if ! [ -e "$gpuvm_at/driver_override" ] || ! gpuvm_is_named || ! gpuvm_is vendor || ! gpuvm_is device ||
+                    ! gpuvm_is_there; then
+                    continue
+                fi
+                echo vfio-pci > "$gpuvm_at/driver_override"
+                gpuvm_slots="$gpuvm_slots ${gpuvm_at##*/}"
+            done
         done < "$gpuvm_rules"
     done
     [ -n "$gpuvm_slots" ] || return 0
