@@ -10,7 +10,7 @@ use crate::gpu::architecture::NVIDIA;
 use crate::manifest::{ContainerRuntime, DeviceUse, Loaded};
 use crate::plan::{FileWrite, Key, Refresh, Severity};
 use crate::resource::vfio_binding::Card;
-use crate::resource::{file, mig, mig::Mig, vfio_binding};
+use crate::resource::{file, mig, mig::Mig};
 
 pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired) {
     let m = &manifest.manifest;
@@ -37,7 +37,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
             name: name.clone(),
             physical: physical.address,
             id: physical.id,
-            pattern: vfio_binding::device_path(physical).unwrap_or_else(|| "*".to_owned()),
+            pattern: physical.path_pattern().unwrap_or_else(|| "*".to_owned()),
             card: Card::of(facts, slot),
             vouched: vouched(entry),
             profiles: profiles.iter().map(ToString::to_string).collect(),
