@@ -58,6 +58,11 @@ pub(super) fn run(args: &FactsArgs) -> miette::Result<u8> {
             let gpus = crate::gpu::collect(&recorder, &facts);
             crate::check::Looked::look(&recorder, &facts, &gpus);
             crate::check::NextBoot::look(&recorder, &facts);
+            // Of cards that are cut already: asking another would wake it.
+            for gpu in gpus.iter().filter(|g| !g.sharing.mig_instances.is_empty()) {
+                let display = gpu.functions.iter().find(|f| f.role == "display");
+                let _ = display.map(|f| crate::gpu::mig::ask(&recorder, f.address));
+            }
             // What any manifest may ask.
             for question in [service::UNIT_FILES, service::UNITS] {
                 let _ = recorder.query(Program::Systemctl, &question);

@@ -17,11 +17,11 @@ use crate::check::{self, Asked, Explanation, Looked, NextBoot, Verdict};
 use crate::desire;
 use crate::facts::{self, HostFacts};
 use crate::gpu::identity::{self, Criterion};
-use crate::gpu::{self, Gpu, GpuKind, RefusedStart, topology};
+use crate::gpu::{self, Gpu, GpuKind, RefusedStart, mig, topology};
 use crate::host::{Probe, Snapshot};
 use crate::manifest::{self, DeviceUse, Loaded, Manifest};
 use crate::plan::{Finding, Key, Past, Severity};
-use crate::report::{self, NamedGpu};
+use crate::report::{self, MigNow, NamedGpu};
 use crate::resource::shared_gpu::{SharedGpu, SharedNow, shared_now};
 use crate::resource::vfio_binding::VfioBinding;
 use crate::resource::{Resource, Wanted};
@@ -182,8 +182,24 @@ impl Seen {
             kept_by_host: self.named().iter().any(|(_, slot, usage)| *slot == gpu.slot && *usage == DeviceUse::Host),
             matched_by: first.map_or(String::new(), |f| identity::shortest(f, true, &self.facts)),
             shared: self.shared.iter().find(|s| s.slot == gpu.slot).cloned(),
+            mig: None,
             gpu: gpu.clone(),
         }
+    }
+
+    /// The same with its MIG instances: where there are any, its driver has the card awake.
+    fn with_instances(&self, gpu: &Gpu, probe: &dyn Probe) -> NamedGpu {
+        let mut named = self.named_gpu(gpu);
+        let of_card = self.facts.slot(gpu.slot).find(|f| f.is_gpu());
+        if let Some(f) = of_card.filter(|_| !gpu.sharing.mig_instances.is_empty()) {
+            let (instances, unknown) = match mig::ask(probe, f.address) {
+                mig::Told::Card(card) => (card.instances, None),
+                mig::Told::Without => (Vec::new(), Some("its driver says that it has no MIG".to_owned())),
+                mig::Told::Unknown(why) => (Vec::new(), Some(why)),
+            };
+            named.mig = Some(MigNow { instances, unknown });
+        }
+        named
     }
 
     fn explain(&self, gpu: &Gpu) -> Explanation {
@@ -301,12 +317,12 @@ pub(super) fn gpu(args: &GpuArgs, verbose: bool, talk: Talk<'_>) -> miette::Resu
             tell_or_json(l.output, &all, || report::gpu_list(&all))?;
             Ok(code::OK)
         }),
-        GpuCommand::Status { gpu, look: l } => look(l.root.as_ref(), l.file.as_ref(), |seen, _| {
+        GpuCommand::Status { gpu, look: l } => look(l.root.as_ref(), l.file.as_ref(), |seen, probe| {
             let wanted = match gpu {
                 Some(text) => vec![seen.find(text)?],
                 None => seen.gpus.iter().collect(),
             };
-            let all: Vec<NamedGpu> = wanted.into_iter().map(|g| seen.named_gpu(g)).collect();
+            let all: Vec<NamedGpu> = wanted.into_iter().map(|g| seen.with_instances(g, probe)).collect();
             tell_or_json(l.output, &all, || all.iter().map(report::gpu_status).collect::<Vec<_>>().join("\n"))?;
             Ok(code::OK)
         }),

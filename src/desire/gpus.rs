@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::vgpu;
 use super::virtual_functions::{self, ForVm};
-use super::{Desired, Shared};
+use super::{Desired, Shared, mig};
 use crate::facts::{BootLoader, HostFacts, INTEL_IOMMU_ON, InitramfsTool, PciFunction, turns_iommu_off};
 use crate::gpu::identity::{self, Criterion};
 use crate::manifest::{DeviceEntry, DeviceMatch, DeviceUse, Loaded};
@@ -56,6 +56,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     desired.for_vms.extend(meant.iter().map(|m| m.slot));
     let mut virtuals = virtual_functions::desire(manifest, facts, desired);
     virtuals.extend(vgpu::desire(manifest, facts, desired));
+    mig::desire(manifest, facts, desired);
     // What others bind is theirs to look after, as long as nothing here is gpuvm's.
     if kept.is_empty() && of_both.is_empty() && virtuals.is_empty() {
         return;

@@ -8,6 +8,7 @@ mod gpus;
 mod guests;
 mod host_basics;
 mod images;
+mod mig;
 mod nvidia;
 mod nvswitch;
 mod parts;

@@ -56,7 +56,7 @@ pub enum HolderKind {
 }
 
 impl HolderKind {
-    fn of(user: &DeviceUser) -> Self {
+    pub(super) fn of(user: &DeviceUser) -> Self {
         const DISPLAY: [&str; 14] = [
             "Xorg",
             "X",
@@ -230,6 +230,15 @@ impl Users {
 fn is_nvidia_card(node: &str) -> bool {
     let number = node.strip_prefix("/dev/nvidia");
     number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// A process as a person is told of it.
+pub(super) fn named(user: &DeviceUser) -> String {
+    match HolderKind::of(user) {
+        HolderKind::Container { engine, id } => format!("{engine} {id} ({}, pid {})", user.name, user.pid),
+        HolderKind::Service(unit) => format!("{unit} ({}, pid {})", user.name, user.pid),
+        _ => format!("{} (pid {})", user.name, user.pid),
+    }
 }
 
 fn holder(user: &DeviceUser, nodes: BTreeSet<PathBuf>) -> Holder {

@@ -4,6 +4,7 @@
 pub mod architecture;
 mod holders;
 pub mod identity;
+pub mod mig;
 pub mod nvswitch;
 mod seen;
 pub mod topology;

@@ -12,6 +12,7 @@ mod play_guests;
 mod play_initramfs;
 mod play_iommu;
 mod play_libvirt;
+mod play_mig;
 mod play_shared;
 mod play_snapshots;
 mod play_vgpus;
@@ -285,6 +286,9 @@ impl Probe for Fixture {
     fn query(&self, program: Program, args: &[&str]) -> Result<Answer<Output>, HostError> {
         let record = self.record.borrow();
         let known = record.queries.iter().find(|q| q.program == program && q.args == args);
+        if program == Program::NvidiaSmi && self.is_without_mig_mode(&record, args) {
+            return Ok(Answer::Value(play_mig::not_on()));
+        }
         if program == Program::AptGet && known.is_none_or(|q| q.output.as_ref().is_some_and(|o| o.status == 0)) {
             drop(record);
             return self.simulated(args);

@@ -12,6 +12,7 @@ mod images;
 mod initramfs;
 mod layers;
 mod libvirt;
+mod mig;
 mod myself;
 mod network;
 mod pci;
@@ -49,6 +50,9 @@ const QUERY_LIMIT: Duration = Duration::from_secs(8);
 
 /// apt's simulation reads all package lists, which takes a slow machine longer.
 const APT_LIMIT: Duration = Duration::from_secs(60);
+
+/// NVIDIA's driver wakes a card that nobody holds open, which takes it seconds.
+const DRIVER_LIMIT: Duration = Duration::from_secs(30);
 
 /// What takes a moment on any machine.
 const SHORT_LIMIT: Duration = Duration::from_secs(60);
@@ -141,7 +145,11 @@ impl Probe for Live {
         }
     }
     fn query(&self, program: Program, args: &[&str]) -> Result<Answer<Output>, HostError> {
-        let limit = if program == Program::AptGet { APT_LIMIT } else { QUERY_LIMIT };
+        let limit = match program {
+            Program::AptGet => APT_LIMIT,
+            Program::NvidiaSmi => DRIVER_LIMIT,
+            _ => QUERY_LIMIT,
+        };
         match program::place(program) {
             None => Ok(Answer::Absent),
             Some(path) => program::ask(&path, args, limit).map(Answer::Value),
@@ -217,6 +225,7 @@ impl Host for Live {
                 let word = if *present { "-a" } else { "-d" };
                 program::perform(Program::Gpasswd, &[word, user, group], SHORT_LIMIT, progress)
             }
+            Step::Mig(step) => mig::set(step, self, running),
             Step::SwitchNetwork(switch) => network::switch(switch, running),
             Step::BindSlot(binding) => pci::bind(binding, progress),
             Step::VirtualFunctions(step) => pci::virtual_functions(step, progress),

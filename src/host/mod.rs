@@ -124,6 +124,8 @@ pub enum Program {
     Netplan,
     /// nvidia-ctk, of NVIDIA's container toolkit
     NvidiaCtk,
+    /// nvidia-smi, of NVIDIA's driver
+    NvidiaSmi,
     /// qemu-img(1)
     QemuImg,
     /// sqv(1)
@@ -164,6 +166,7 @@ impl Program {
             Program::Modprobe => "modprobe",
             Program::Netplan => "netplan",
             Program::NvidiaCtk => "nvidia-ctk",
+            Program::NvidiaSmi => "nvidia-smi",
             Program::QemuImg => "qemu-img",
             Program::Sqv => "sqv",
             Program::Ssh => "ssh",

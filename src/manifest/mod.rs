@@ -24,8 +24,8 @@ pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, parse_as
 pub use schema::schema;
 pub use short::{
     AptWord, CpuCount, CpuSet, CudaVersion, FilePath, Fingerprint, GivenDevice, Ip, IpWithPrefix, KernelArg, LvmGroup,
-    LvmThinPool, ModuleName, NvidiaBranch, NvidiaVersion, Sha256Hex, Sha512Hex, SlotOrFunction, SshKey, UserName,
-    VgpuType, WebAddress, WordError, ZfsDataset,
+    LvmThinPool, MigProfile, ModuleName, NvidiaBranch, NvidiaVersion, Sha256Hex, Sha512Hex, SlotOrFunction, SshKey,
+    UserName, VgpuType, WebAddress, WordError, ZfsDataset,
 };
 
 use crate::types::{
@@ -243,6 +243,12 @@ pub struct DeviceEntry {
     /// functions, made at each boot. VMs list them as `NAME/0`, `NAME/1`, ….
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtual_functions: Option<VirtualFunctionsEntry>,
+    /// Of an NVIDIA GPU that stays with the host and can be cut into instances (MIG: A100, A30, H100 and later): the profiles
+    /// of the instances, as the card names them (`nvidia-smi mig -lgip`), one an instance. They are for containers, and are
+    /// made again at each boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub mig: Option<Vec<MigProfile>>,
     /// Of a card of NVIDIA's that stays with the host: vGPUs, made at each boot by NVIDIA's vGPU driver for KVM hosts, which
     /// you install. VMs list them as `NAME/0`, `NAME/1`, ….
     #[serde(default, skip_serializing_if = "Option::is_none")]

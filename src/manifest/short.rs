@@ -267,6 +267,17 @@ as_string!(
 );
 
 word!(
+    /// A profile of a MIG instance, as the card names it.
+    MigProfile, "a MIG profile as `nvidia-smi mig -lgip` names it", "^[0-9]+g\\.[0-9]+gb([+-][a-z]+(\\.[a-z]+)*)*$", "3g.40gb",
+    |t| {
+        let number = |n: &str| !n.is_empty() && n.len() < 5 && n.bytes().all(|b| b.is_ascii_digit());
+        let rest = |r: &str| r.is_empty() || r.starts_with(['+', '-'])
+            && r.split(['+', '-', '.']).skip(1).all(|w| !w.is_empty() && w.bytes().all(|b| b.is_ascii_lowercase()));
+        t.len() < 64 && t.split_once("g.").is_some_and(|(slices, r)| number(slices)
+            && r.split_once("gb").is_some_and(|(memory, r)| number(memory) && rest(r)))
+    }
+);
+word!(
     /// Processors of the host, by number: single ones and ranges.
     CpuSet, "a list of processors, such as `4-11` or `0,2,4-7`", "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$", "4-11",
     |t| t.len() < 512 && t.split(',').all(|part| {

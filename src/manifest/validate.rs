@@ -160,6 +160,7 @@ impl<'a> Checks<'a> {
                 self.virtual_functions(section, name.as_str(), entry);
                 self.module_id(section, name.as_str(), entry, &mut modules);
                 self.vgpu(section, name.as_str(), entry);
+                self.mig(section, name.as_str(), entry);
                 if self.at(&[section, name.as_str()]).lacks("match") {
                     continue;
                 }
@@ -289,6 +290,12 @@ impl<'a> Checks<'a> {
             let again = (&at, at.key_span(), "its vGPUs");
             self.twice((usage.span(), "it is given away here"), again, message, Some(help));
         }
+        if let Some(mig) = place.get("mig") {
+            let again = (&at, at.key_span(), "and shared as vGPUs here");
+            let help = "leave one of them; vGPUs on MIG instances are not set up by gpuvm";
+            let message = format!("`gpus.{name}` has both `mig` and `vgpu`");
+            self.twice((mig.key_span(), "cut into instances here"), again, message, Some(help));
+        }
         if let Some(count) = at.get("count").filter(|_| wanted.count == 0) {
             let help = "leave `vgpu` out: they go when they are no longer in the manifest";
             self.value(&count, "no vGPUs are asked for".to_owned(), "at least 1", Some(help));
@@ -321,6 +328,54 @@ impl<'a> Checks<'a> {
             }
             (Some(_), Some(_)) => {}
         }
+        true
+    }
+
+    /// What a GPU is cut into for containers.
+    fn mig(&mut self, section: &str, name: &str, entry: &DeviceEntry) {
+        let place = self.at(&[section, name]);
+        let (Some(profiles), Some(at)) = (&entry.mig, place.get("mig")) else { return };
+        if section != "gpus" {
+            let message = format!("`{section}.{name}` cannot be cut into MIG instances");
+            return self.wrong(&at, at.key_span(), message, "NVIDIA's GPUs only", Some("take `mig` out".into()));
+        }
+        if profiles.is_empty() {
+            let help = "leave `mig` out: instances go when they are no longer in the manifest";
+            self.value(&at, "no MIG instances are asked for".to_owned(), "empty", Some(help));
+        }
+        if entry.usage == DeviceUse::Host || place.lacks("use") {
+            return;
+        }
+        let usage = place.get("use").unwrap_or_else(|| place.clone());
+        let (message, help) = match entry.usage {
+            DeviceUse::Shared => (
+                format!("`gpus.{name}` cannot go to a VM and be cut into MIG instances"),
+                "write `use: host`: the instances go with the driver that a VM takes the card from",
+            ),
+            _ => (
+                format!("`gpus.{name}` does not stay with the host, whose driver makes MIG instances"),
+                "write `use: host`, or take `mig` out: a VM that has the card makes its own instances",
+            ),
+        };
+        let again = (&at, at.key_span(), "its MIG instances");
+        self.twice((usage.span(), "it is given away here"), again, message, Some(help));
+    }
+
+    /// Why a VM cannot have a GPU of the host's that is cut into MIG instances, or one of these.
+    fn mig_in_vm(&mut self, name: &str, at: &Place<'_>) -> bool {
+        let cut = self.manifest.gpus.get(name).is_some_and(|e| e.mig.is_some() && e.usage == DeviceUse::Host);
+        let instance = name.starts_with("MIG-") && !self.manifest.gpus.contains_key(name);
+        if !cut && !instance {
+            return false;
+        }
+        let why =
+            "a MIG instance is no PCI function: a VM needs NVIDIA's vGPU on top of it, which gpuvm does not set up";
+        let help = format!("{why}. Give it to a container; for a VM, take `mig` out of the GPU and write `use: vfio`");
+        let message = match cut {
+            true => format!("GPU `{name}` is cut into MIG instances for the host's containers"),
+            false => format!("`{name}` is a MIG instance, which no VM can have"),
+        };
+        self.wrong(at, at.span(), message, "given to a VM here", Some(help));
         true
     }
 
@@ -875,6 +930,9 @@ impl<'a> Checks<'a> {
             let places = place.get(section).map(|list| list.items()).unwrap_or_default();
             for (device, at) in list.iter().zip(places) {
                 let name = &device.to_string();
+                if section == "gpus" && self.mig_in_vm(name, &at) {
+                    continue;
+                }
                 self.known(&at, device.name.as_str(), &names, what, section);
                 if let Some(first) = seen.get(name) {
                     let again = (&at, at.span(), "named again here");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Step;
+use super::{MigState, Step};
 use crate::image;
 use crate::types::{DomainName, Mode, PackageName, PciAddress, ResourceName, UnitName};
 
@@ -46,6 +46,13 @@ pub enum Place {
         /// Its function that has them.
         physical: PciAddress,
     },
+    /// MIG mode and instances of a card.
+    Mig {
+        /// The card's name.
+        name: ResourceName,
+        /// Its function.
+        physical: PciAddress,
+    },
     /// An argument of the running kernel, which the next boot changes.
     Argument(String),
     /// A pool of libvirt's.
@@ -78,6 +85,7 @@ impl fmt::Display for Place {
             Place::Function(address) | Place::FunctionAtBoot(address) => write!(f, "function {address}"),
             Place::VirtualFunctions { physical, .. } => write!(f, "virtual functions of {physical}"),
             Place::Vgpus { physical, .. } => write!(f, "vGPUs of {physical}"),
+            Place::Mig { physical, .. } => write!(f, "MIG of {physical}"),
             Place::Argument(argument) => write!(f, "kernel argument {argument}"),
             Place::Pool(name) => write!(f, "pool {name}"),
             Place::Volume { pool, name } => write!(f, "volume {pool}/{name}"),
@@ -132,6 +140,8 @@ pub enum Seen {
     Driver(Option<String>),
     /// So many.
     Count(u16),
+    /// MIG of a card.
+    Mig(MigState),
     /// A pool.
     Pool {
         /// Its directory.
@@ -188,6 +198,7 @@ pub fn touched(step: &Step) -> Vec<Place> {
             vec![Place::VirtualFunctions { name: step.name.clone(), physical: step.physical }]
         }
         Step::Vgpus(step) => vec![Place::Vgpus { name: step.name.clone(), physical: step.physical }],
+        Step::Mig(step) => vec![Place::Mig { name: step.name.clone(), physical: step.physical }],
         Step::Pool { name, .. } | Step::RemovePool { name } => vec![Place::Pool(name.clone())],
         Step::Volume(volume) => vec![Place::Volume { pool: volume.pool.clone(), name: volume.name.clone() }],
         Step::CopyVolume(copy) => vec![Place::Volume { pool: copy.pool.clone(), name: copy.name.clone() }],

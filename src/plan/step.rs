@@ -145,6 +145,63 @@ pub struct VgpuStep {
     pub count: u16,
 }
 
+/// MIG of a card: from which state to which.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MigStep {
+    /// The card's name.
+    pub name: ResourceName,
+    /// Its function.
+    pub physical: PciAddress,
+    /// How it was when the plan was made: what is neither in this nor in the other is nobody's to touch.
+    pub before: MigState,
+    /// How it will be.
+    pub after: MigState,
+}
+
+/// MIG of a card.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MigState {
+    /// Whether MIG mode is on.
+    pub on: bool,
+    /// Its GPU instances.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub instances: Vec<MigInstance>,
+}
+
+/// A GPU instance of a card.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MigInstance {
+    /// What it is made as (`3g.20gb`).
+    pub profile: String,
+    /// Its first slice of the card's memory; left out where the card tells of its places only once MIG mode is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<u32>,
+}
+
+impl MigState {
+    /// Whether it has an instance of this profile in this place.
+    pub fn has(&self, profile: &str, start: u32) -> bool {
+        self.instances.iter().any(|i| i.profile == profile && i.start == Some(start))
+    }
+}
+
+impl std::fmt::Display for MigState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let one = |i: &MigInstance| match i.start {
+            Some(start) => format!("{} at {start}", i.profile),
+            None => i.profile.clone(),
+        };
+        match (self.on, self.instances.is_empty()) {
+            (false, true) => f.write_str("off"),
+            (_, true) => f.write_str("on, without instances"),
+            (_, false) => f.write_str(&self.instances.iter().map(one).collect::<Vec<_>>().join(", ")),
+        }
+    }
+}
+
 /// All functions of a slot, or none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -524,6 +581,8 @@ pub enum Step {
     VirtualFunctions(VirtualFunctionsStep),
     /// Makes the vGPUs of a card, or takes them away.
     Vgpus(VgpuStep),
+    /// Turns MIG mode of a card on or off, and makes and takes its instances.
+    Mig(MigStep),
     /// Changes the host's network under guard.
     SwitchNetwork(NetworkSwitch),
     /// Defines, builds, starts and autostarts a directory pool.
@@ -795,6 +854,8 @@ impl Step {
             Step::VirtualFunctions(_) => "make the virtual functions",
             Step::Vgpus(VgpuStep { count: 0, .. }) => "take the vGPUs away",
             Step::Vgpus(_) => "make the vGPUs",
+            Step::Mig(MigStep { after: MigState { on: false, .. }, .. }) => "take the MIG instances away",
+            Step::Mig(_) => "make the MIG instances",
             Step::SwitchNetwork(_) => "switch the network, under guard",
             Step::Pool { .. } => "make the pool",
             Step::RemovePool { .. } => "take the pool away",
@@ -866,6 +927,7 @@ impl Step {
             Step::RemoveImage { path } | Step::Seed { path, .. } => vec![path.display().to_string()],
             Step::VirtualFunctions(step) => vec![format!("virtual functions of {}", step.physical)],
             Step::Vgpus(step) => vec![format!("vGPUs of {}", step.physical)],
+            Step::Mig(step) => vec![format!("MIG of {}", step.physical)],
             Step::BindSlot(binding) => binding.functions.iter().map(|(a, _)| format!("function {a}")).collect(),
             _ => Vec::new(),
         }

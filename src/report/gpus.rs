@@ -6,6 +6,7 @@ use owo_colors::OwoColorize;
 
 use super::text::safe;
 use crate::check::{Explanation, Link, NextBootReport, Status, Verdict};
+use crate::gpu::mig::Instance;
 use crate::gpu::{Gpu, GpuKind, Holder, HolderKind, PciLink, RefusedStart};
 use crate::resource::shared_gpu::SharedNow;
 
@@ -24,9 +25,23 @@ pub struct NamedGpu {
     /// Whose it is now, where host and VMs share it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared: Option<SharedNow>,
+    /// Its MIG instances, where it has any and they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mig: Option<MigNow>,
     /// The GPU.
     #[serde(flatten)]
     pub gpu: Gpu,
+}
+
+/// The MIG instances of a GPU.
+#[derive(Debug, Clone, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MigNow {
+    /// By their places.
+    pub instances: Vec<Instance>,
+    /// Why they are not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown: Option<String>,
 }
 
 /// Whose a shared GPU is now, and what that costs the host.
@@ -93,6 +108,11 @@ fn users(named: &NamedGpu) -> String {
     let gpu = &named.gpu;
     let mut all: Vec<String> = gpu.holders.iter().map(user).collect();
     all.dedup();
+    match gpu.sharing.mig_instances.len() {
+        0 => {}
+        1 => all.push("1 MIG instance".to_owned()),
+        n => all.push(format!("{n} MIG instances")),
+    }
     if named.kept_by_host {
         all.push("kept for the host".to_owned());
     }
@@ -248,6 +268,15 @@ fn status(named: &NamedGpu, out: &mut String) -> std::fmt::Result {
     }
     if !s.mig_instances.is_empty() {
         line("mig", format!("{} GPU instances", s.mig_instances.len()))?;
+    }
+    for i in named.mig.iter().flat_map(|m| &m.instances) {
+        let users: Vec<String> = i.users.iter().cloned().collect();
+        let users = if users.is_empty() { String::new() } else { format!("   used by {}", users.join(", ")) };
+        let uuids = if i.uuids.is_empty() { "without a compute instance".to_owned() } else { i.uuids.join(" ") };
+        line("", format!("{} at {}   {uuids}{users}", i.profile, i.start))?;
+    }
+    if let Some(why) = named.mig.as_ref().and_then(|m| m.unknown.as_ref()) {
+        line("", format!("? {why}"))?;
     }
     if s.offers_mediated {
         line("vgpu", format!("mediated types offered, {} made", s.mediated.len()))?;

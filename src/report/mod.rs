@@ -7,7 +7,7 @@ mod topology;
 mod vms;
 
 pub use facts::facts_text;
-pub use gpus::{NamedGpu, explanation, gpu_list, gpu_status, next_boot, refused_start};
+pub use gpus::{MigNow, NamedGpu, explanation, gpu_list, gpu_status, next_boot, refused_start};
 pub use text::{finding, outcome, plan_text, plan_text_as, refused, safe, verb_outcome};
 pub use topology::{topology_svg, topology_text};
 pub use vms::{ListedAddress, ListedSnapshot, Off, ip_list, snapshot_list, vm_info, vm_list};

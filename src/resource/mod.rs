@@ -16,6 +16,7 @@ pub mod layers;
 mod libvirt;
 pub mod libvirt_domain;
 pub mod libvirt_network;
+pub mod mig;
 pub mod module;
 pub mod package;
 pub mod pool;
@@ -152,6 +153,7 @@ kinds! {
     shared_gpu::SharedGpu,
     virtual_functions::VirtualFunctions,
     vgpu::Vgpus,
+    mig::Mig,
     bridge::Bridge,
     pool::Pool,
     image::Image,

@@ -8,17 +8,20 @@ use serde::{Deserialize, Serialize};
 use super::look::{Looked, look};
 use super::packages;
 use crate::facts::HostFacts;
+use crate::gpu::mig;
 use crate::host::{Answer, HostError, Probe};
 use crate::net::netplan;
 use crate::plan::{
-    Action, BindTarget, Change, Content, Diff, Entry, FieldDiff, FileWrite, Finding, Key, PLAN_FORMAT, Past, Place,
-    Plan, Refresh, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step, TextEdit, VgpuStep,
-    VirtualFunctionsStep, VolumeStep, WaitFor, host_line, name_guests, order,
+    Action, BindTarget, Change, Content, Diff, Entry, FieldDiff, FileWrite, Finding, Key, MigState, MigStep,
+    PLAN_FORMAT, Past, Place, Plan, Refresh, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step,
+    TextEdit, VgpuStep, VirtualFunctionsStep, VolumeStep, WaitFor, host_line, name_guests, order,
 };
 use crate::resource::chains::over;
 use crate::resource::libvirt_domain::{project, without_private_parts};
 use crate::resource::shared_gpu::{KNOWN, Needed, SCRIPT, SharedGpu, UNITS, shared_now};
-use crate::resource::{Resource, Wanted, bridge::Bridge, libvirt_domain, seed::Seed, start_hook, virtual_functions};
+use crate::resource::{
+    Resource, Wanted, bridge::Bridge, libvirt_domain, mig::in_use, seed::Seed, start_hook, virtual_functions,
+};
 use crate::types::{ByteSize, Mode, PciAddress, ResourceName, line_edits, sha256_hex};
 
 /// What is to be undone.
@@ -245,7 +248,7 @@ impl Thing<'_> {
         if let Some(diff) = self.hand_over(key, &mine, &mut change, probe)? {
             return Ok(diff);
         }
-        let (mut with_boot, mut virtuals) = (Vec::new(), Vec::new());
+        let (mut with_boot, mut virtuals, mut migs) = (Vec::new(), Vec::new(), Vec::new());
         let bound_at_once = mine.iter().any(|(place, _)| matches!(place, Place::Function(_)));
         for (place, before) in &mine {
             let is = of(place);
@@ -289,6 +292,7 @@ impl Thing<'_> {
                 Place::FunctionAtBoot(_) if bound_at_once => {}
                 Place::VirtualFunctions { name, physical } => virtuals.push((name, *physical, *before, is, false)),
                 Place::Vgpus { name, physical } => virtuals.push((name, *physical, *before, is, true)),
+                Place::Mig { name, physical } => migs.push((name, *physical, *before, is)),
                 Place::FunctionAtBoot(_) | Place::Argument(_) => with_boot.push((*place, *before, is)),
                 _ => self.place(place, before, is, &mut change, probe),
             }
@@ -315,6 +319,11 @@ impl Thing<'_> {
         }
         for (name, physical, before, is, vgpu) in virtuals {
             if let Some(diff) = self.virtual_functions((name, physical, vgpu), (before, is), &mut change, probe)? {
+                return Ok(diff);
+            }
+        }
+        for (name, physical, before, is) in migs {
+            if let Some(diff) = mig(name, physical, (before, is), &mut change, probe) {
                 return Ok(diff);
             }
         }
@@ -761,6 +770,35 @@ fn selector(key: &Key) -> String {
     if key.name.is_empty() { key.kind.clone() } else { format!("{}/{}", key.kind, key.name) }
 }
 
+/// MIG of a card as it was: what goes does so before the file that says what is made at boot.
+fn mig(
+    name: &ResourceName,
+    physical: PciAddress,
+    (before, is): (&Seen, &Seen),
+    change: &mut Change,
+    probe: &dyn Probe,
+) -> Option<Diff> {
+    let state = |seen: &Seen| if let Seen::Mig(state) = seen { state.clone() } else { MigState::default() };
+    let (then, now) = (state(before), state(is));
+    // Its driver is gone, and took what there was with it.
+    if !mig::is_driven(probe, physical) {
+        return None;
+    }
+    let card = match mig::ask(probe, physical) {
+        mig::Told::Card(card) => card,
+        mig::Told::Without => return None,
+        mig::Told::Unknown(why) => return Some(Diff::Unknown { why }),
+    };
+    let goes = |i: &&mig::Instance| !then.has(&i.profile, i.start);
+    if let Some(diff) = in_use(&card, goes, then.on != card.on) {
+        return Some(diff);
+    }
+    change.fields.push(FieldDiff::new(format!("MIG of {physical}"), Some(now.to_string()), Some(then.to_string())));
+    let at = if then.instances.is_empty() { 0 } else { change.steps.len() };
+    change.steps.insert(at, Step::Mig(MigStep { name: name.clone(), physical, before: now, after: then }));
+    None
+}
+
 fn word(seen: &Seen) -> String {
     match seen {
         Seen::Driver(Some(driver)) => driver.clone(),
@@ -772,8 +810,11 @@ fn word(seen: &Seen) -> String {
 
 fn action(mine: &[(&Place, &Seen)], now: &Looked) -> Action {
     let main = |place: &&Place| {
-        use Place::{Argument, Function, FunctionAtBoot, Vgpus, VirtualFunctions};
-        !matches!(place, FunctionAtBoot(_) | Function(_) | Argument(_) | VirtualFunctions { .. } | Vgpus { .. })
+        use Place::{Argument, Function, FunctionAtBoot, Mig, Vgpus, VirtualFunctions};
+        !matches!(
+            place,
+            FunctionAtBoot(_) | Function(_) | Argument(_) | VirtualFunctions { .. } | Vgpus { .. } | Mig { .. }
+        )
     };
     let of = |place: &Place| now.seen.get(place).unwrap_or(&Seen::Nothing);
     let mut places = mine.iter().filter(|(place, before)| main(place) && *before != of(place)).peekable();

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::facts;
+use crate::gpu::mig;
 use crate::host::{Answer, FileKind, HostError, Probe, Virtualisation};
 use crate::plan::{Place, Seen};
+use crate::resource::mig::state;
 use crate::resource::service::{Service, UnitState};
 use crate::resource::{Resource, vgpu};
 use crate::types::{UnitName, sha256_hex};
@@ -65,6 +67,16 @@ pub fn look(probe: &dyn Probe, places: &BTreeSet<Place>) -> Result<Looked, HostE
                 let made = vgpu::types(*physical, probe).into_values().filter(|t| *t != 0).count();
                 Seen::Count(u16::try_from(made).unwrap_or(u16::MAX))
             }
+            // Before its driver is there, nothing is made of it; asking would be of no use.
+            Place::Mig { physical, .. } if !mig::is_driven(probe, *physical) => Seen::Nothing,
+            Place::Mig { physical, .. } => match mig::ask(probe, *physical) {
+                mig::Told::Card(card) => Seen::Mig(state(&card)),
+                mig::Told::Without => Seen::Nothing,
+                mig::Told::Unknown(why) => {
+                    tracing::warn!("{physical}: {why}");
+                    Seen::Denied
+                }
+            },
             Place::Argument(argument) => {
                 let text = probe.text(Path::new("/proc/cmdline"))?.value().unwrap_or_default();
                 there(text.split_whitespace().any(|a| a == argument))

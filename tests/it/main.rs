@@ -25,6 +25,7 @@ mod ip;
 mod layers;
 mod machine;
 mod manifest;
+mod mig;
 mod moves;
 mod namespaces;
 mod network_guard;

@@ -341,6 +341,40 @@ fn each_rule_names_the_thing_and_its_place() {
             "3:35 devices.n.moduleId: `devices.n` is no GPU on a board",
         ),
         (
+            top("gpus:\n  a: { match: '01:00', use: host, mig: [1g.5gb], vgpu: { type: T, count: 2 } }\n"),
+            "3:50 gpus.a.vgpu: `gpus.a` has both `mig` and `vgpu`",
+        ),
+        (
+            top("gpus:\n  n: { match: '01:00', use: vfio, mig: [1g.5gb] }\n"),
+            "3:35 gpus.n.mig: `gpus.n` does not stay with the host, whose driver makes MIG instances",
+        ),
+        (
+            top("gpus:\n  n: { match: '01:00', use: shared, mig: [1g.5gb] }\n"),
+            "3:37 gpus.n.mig: `gpus.n` cannot go to a VM and be cut into MIG instances",
+        ),
+        (
+            top("devices:\n  n: { match: '01:00', use: host, mig: [1g.5gb] }\n"),
+            "3:35 devices.n.mig: `devices.n` cannot be cut into MIG instances",
+        ),
+        (
+            top("gpus:\n  n: { match: '01:00', use: host, mig: [] }\n"),
+            "3:40 gpus.n.mig: no MIG instances are asked for",
+        ),
+        (
+            top("gpus:\n  n: { match: '01:00', use: host, mig: [1g.5gb+me, 'all'] }\n"),
+            "3:52 gpus.n.mig[1]: `all` is not a MIG profile as `nvidia-smi mig -lgip` names it",
+        ),
+        (
+            top(
+                "gpus:\n  n: { match: '01:00', use: host, mig: [1g.5gb] }\nvms:\n  a: { cpus: 1, memory: 1GiB, gpus: [n] }\n",
+            ),
+            "5:38 vms.a.gpus[0]: GPU `n` is cut into MIG instances for the host's containers",
+        ),
+        (
+            top("vms:\n  a: { cpus: 1, memory: 1GiB, gpus: [MIG-00000000-0000-0000-0000-000000000001] }\n"),
+            "3:38 vms.a.gpus[0]: `MIG-00000000-0000-0000-0000-000000000001` is a MIG instance, which no VM can have",
+        ),
+        (
             top("devices:\n  n: { match: '01:00', use: host, virtualFunctions: { count: 0 } }\n"),
             "3:62 devices.n.virtualFunctions.count: no virtual functions are asked for",
         ),
