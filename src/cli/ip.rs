@@ -556,6 +556,8 @@ mod tests {
             instance: String::new(),
             shown: [("address".to_owned(), "10.9.0.7/24".to_owned())].into(),
             key_files: Vec::new(),
+            password_file: None,
+            windows: false,
             absent: false,
         };
         seen.past.owned.insert(crate::plan::Key::new("seed", "desk"), Wanted::Seed(seed));

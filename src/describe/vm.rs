@@ -111,6 +111,7 @@ pub(super) fn vm(
         devices: devices.into_iter().map(GivenDevice::from).collect(),
         firmware: if is.uefi { Firmware::Uefi } else { Firmware::Bios },
         guest: None,
+        windows: None,
         media: Vec::new(),
         tpm: false,
         display: crate::manifest::Display::None,

@@ -1,18 +1,23 @@
-//! What a VM's guest is told at its first boot: `user`, `cloudInit` and the address in `network`, as one seed.
+//! What a VM's guest is told at its first boot: `user`, `cloudInit` and the address in `network`, or `windows`, as one seed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::Desired;
 use super::vms::{finding, stable_mac};
-use crate::guest::{Guest, GuestFile, GuestNic, GuestUser, KeySource, MOST_KEYS, keys_in};
-use crate::manifest::{GuestFileEntry, Loaded, NvidiaModules, SshKey, UbuntuEntry, VmEntry};
+use crate::guest::{
+    Account, Guest, GuestFile, GuestNic, GuestUser, KeySource, MOST_KEYS, Told, Windows, computer_name, keys_in,
+};
+use crate::manifest::{GuestFileEntry, Loaded, NvidiaModules, SshKey, UbuntuEntry, VmEntry, WindowsName};
 use crate::plan::{Key, Severity};
 use crate::resource::seed::Seed;
 use crate::types::{DomainName, sha256_hex};
 
 /// Whether a VM has a seed.
 pub(super) fn has_seed(vm: &VmEntry) -> bool {
+    if vm.is_windows() {
+        return vm.windows.is_some();
+    }
     // Whatever is made of an Ubuntu is made of an image.
     let address = vm.network.as_ref().is_some_and(|nic| nic.address.is_some());
     vm.image.is_some() || vm.user.is_some() || vm.cloud_init.is_some() || address
@@ -157,10 +162,68 @@ fn content(manifest: &Loaded, entry: &GuestFileEntry) -> Result<String, String> 
     }
 }
 
+/// What Windows' Setup is told.
+fn windows(name: &DomainName, vm: &VmEntry) -> Windows {
+    let told = vm.windows.clone().unwrap_or_default();
+    let text = |word: &WindowsName| word.to_string();
+    // By its number alone a disk is the only one: one that was given, in whatever way, might be written over.
+    let own_disk = matches!(&vm.disks[..], [disk] if disk.path.is_none() && !disk.take_over)
+        && vm.image.is_none()
+        && vm.devices.is_empty()
+        && vm.usb.is_empty()
+        && vm.xml.is_empty();
+    Windows {
+        computer: computer_name(name.as_str(), told.user.as_ref().map(|u| u.as_str())),
+        account: told
+            .user
+            .as_ref()
+            .zip(told.password_file.as_ref())
+            .map(|(user, file)| Account { name: user.to_string(), password_file: file.as_str().into() }),
+        edition: told.edition.as_ref().map(text),
+        accept_license: told.accept_license,
+        language: told.language.as_ref().map(ToString::to_string),
+        time_zone: told.time_zone.as_ref().map(text),
+        remote_desktop: told.remote_desktop,
+        own_disk,
+    }
+}
+
+/// Everything that its guest is told, with what is wrong with it.
+fn told(manifest: &Loaded, hostname: &str, name: &DomainName, vm: &VmEntry) -> (Told, Vec<String>) {
+    if vm.is_windows() {
+        return (Told::Windows(windows(name, vm)), Vec::new());
+    }
+    let (guest, wrong) = guest(manifest, hostname, name, vm);
+    (Told::CloudInit(guest), wrong)
+}
+
 /// What a seed is made from, as the run that makes it reads it, and its digest.
-fn inputs(guest: &Guest) -> (String, Vec<u8>) {
+fn inputs(guest: &Told) -> (String, Vec<u8>) {
     let bytes = serde_json::to_vec(guest).unwrap_or_default();
     (sha256_hex(&bytes), bytes)
+}
+
+/// What of Windows' a person may be shown.
+fn shown_of_windows(told: &Windows) -> BTreeMap<String, String> {
+    let user = match &told.account {
+        Some(account) => format!("{} (password from {})", account.name, account.password_file.display()),
+        None => "asked at its first boot".to_owned(),
+    };
+    let disk = match told.own_disk {
+        true => "partitioned if it is blank",
+        false => "asked by Setup",
+    };
+    let more = [("edition", &told.edition), ("language", &told.language), ("timeZone", &told.time_zone)];
+    let mut all: BTreeMap<String, String> =
+        more.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?))).collect();
+    let license = if told.accept_license { "accepted by you" } else { "asked by Setup" };
+    for (name, value) in [("computer", told.computer.as_str()), ("user", &user), ("disk", disk), ("license", license)] {
+        all.insert(name.to_owned(), value.to_owned());
+    }
+    if told.remote_desktop {
+        all.insert("remoteDesktop".to_owned(), "on".to_owned());
+    }
+    all
 }
 
 /// What of it a person may be shown.
@@ -193,13 +256,14 @@ pub(super) fn want(
     (directory, after): (&Path, Vec<Key>),
 ) -> (PathBuf, Key) {
     let place = format!("vms.{name}");
-    let (guest, wrong) = guest(manifest, hostname, name, vm);
+    let (told, wrong) = told(manifest, hostname, name, vm);
     for why in wrong {
         let help = "correct it there";
         desired.findings.push(finding(Severity::Error, "guest", &place, why, help));
     }
-    let own_users = guest.user_data.contains_key("users") || guest.user_data.contains_key("ssh_authorized_keys");
-    if guest.user.is_none() && !own_users {
+    let locked = matches!(&told, Told::CloudInit(guest) if guest.user.is_none()
+        && !["users", "ssh_authorized_keys"].iter().any(|own| guest.user_data.contains_key(*own)));
+    if locked {
         desired.findings.push(finding(
             Severity::Warning,
             "no-login",
@@ -209,17 +273,25 @@ pub(super) fn want(
         ));
     }
     let path = path(directory, name);
-    let key_files = guest.user.iter().flat_map(|u| &u.keys).filter_map(|k| match k {
+    let key_files = told.keys().iter().filter_map(|k| match k {
         KeySource::Host(path) => Some(path.clone()),
         _ => None,
     });
     let seed = Seed {
         vm: name.clone(),
         path: path.clone(),
-        inputs: inputs(&guest).0,
-        instance: guest.instance.clone(),
-        shown: shown(&guest),
+        inputs: inputs(&told).0,
+        instance: match &told {
+            Told::CloudInit(guest) => guest.instance.clone(),
+            Told::Windows(_) => format!("gpuvm-{name}"),
+        },
+        shown: match &told {
+            Told::CloudInit(guest) => shown(guest),
+            Told::Windows(windows) => shown_of_windows(windows),
+        },
         key_files: key_files.collect(),
+        password_file: told.password_file().map(Path::to_owned),
+        windows: vm.is_windows(),
         absent: false,
     };
     let key = desired.want(&place, after, seed);
@@ -235,6 +307,8 @@ pub(super) fn want_gone(desired: &mut Desired, name: &DomainName, directory: &Pa
         instance: String::new(),
         shown: BTreeMap::new(),
         key_files: Vec::new(),
+        password_file: None,
+        windows: false,
         absent: true,
     };
     desired.want(&format!("vms.{name}"), [domain], seed);
@@ -243,7 +317,7 @@ pub(super) fn want_gone(desired: &mut Desired, name: &DomainName, directory: &Pa
 /// What the seeds are made from by its digest, for the run that makes them.
 pub(super) fn secrets(manifest: &Loaded, hostname: &str) -> BTreeMap<String, Vec<u8>> {
     let with = manifest.manifest.vms.iter().filter(|(_, vm)| !vm.absent && has_seed(vm));
-    with.map(|(name, vm)| inputs(&guest(manifest, hostname, name, vm).0)).collect()
+    with.map(|(name, vm)| inputs(&told(manifest, hostname, name, vm).0)).collect()
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! `images`, where a VM uses them: what of each a pool is to keep.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::vms::{finding, want_package};
 use super::{Desired, Shared};
 use crate::facts::{HostFacts, Known};
-use crate::image::{Digest, Origin, builtin, pointer};
+use crate::image::{Cached, Digest, FOLDER, Origin, builtin, pointer};
 use crate::manifest::{ImageEntry, Manifest};
 use crate::plan::{Key, Severity};
 use crate::resource::image::{Image, Want};
@@ -57,6 +57,20 @@ pub(super) fn want(
     let wanted = Image { pool: pool.clone(), directory: directory.to_owned(), want };
     let key = desired.want(place, [Key::new("package", ""), pool_key.clone()], wanted);
     Some((FromImage { name: name.clone(), pointer: pointer(directory, name.as_str()) }, key))
+}
+
+/// Wants an image that a CD-ROM drive is to have; where it will lie, by the digest that it has to have, and its key.
+pub(super) fn medium(
+    m: &Manifest,
+    facts: &HostFacts,
+    desired: &mut Desired,
+    place: &str,
+    name: &ResourceName,
+    pool: (&ResourceName, &Path, &Key),
+) -> Option<(PathBuf, Key)> {
+    let digest = m.images.get(name)?.sha256.as_ref()?.as_str().to_ascii_lowercase();
+    let (_, key) = want(m, facts, desired, place, name, pool)?;
+    Some((pool.1.join(FOLDER).join(Cached::file_name(name.as_str(), &digest, "raw")), key))
 }
 
 /// What checks the signatures of lists, where the host has nothing yet that does.

@@ -187,11 +187,13 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
     let mut seed = None;
     let mut disks = Vec::new();
     let mut slots = Vec::new();
+    let mut media = Vec::new();
     if !vm.absent {
         after.push(Key::new("module", ""));
         after.extend(vm.start_after.iter().map(|other| Key::new("libvirt-domain", other.as_str())));
         disks = self::disks(m, facts, desired, name, vm, &mut after);
         slots = self::slots(m, facts, desired, &place, vm, &mut after);
+        media = self::media(m, facts, desired, &place, vm, &mut after);
         if guests::has_seed(vm)
             && let Some((pool, path, existing)) = pool_of_seed(m, vm)
         {
@@ -227,10 +229,7 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
         smbios: vm.smbios.as_ref().map(manifest::Smbios::entries).unwrap_or_default(),
         additions: parts::additions(manifest, desired, &place, vm),
         windows: vm.is_windows(),
-        media: match vm.absent {
-            true => Vec::new(),
-            false => vm.media.iter().map(|path| path.as_str().into()).collect(),
-        },
+        media,
         firmware: match vm.firmware {
             _ if vm.is_windows() => Firmware::UefiSecure,
             manifest::Firmware::Uefi => Firmware::Uefi,
@@ -388,6 +387,32 @@ fn disks(
         let volume_key = desired.want(&place, needs, wanted);
         after.extend([pool_key, volume_key]);
         all.push(Disk { path: path.join(&volume), pool: Some(pool), volume, block: false, options: options(entry) });
+    }
+    all
+}
+
+/// The CD-ROMs of a VM. Images are kept in the pool of disks that name none.
+fn media(
+    m: &Manifest,
+    facts: &HostFacts,
+    desired: &mut Desired,
+    place: &str,
+    vm: &VmEntry,
+    after: &mut Vec<Key>,
+) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for medium in &vm.media {
+        let Some(image) = medium.image() else {
+            all.push(medium.as_str().into());
+            continue;
+        };
+        let Some((pool, path, existing)) = default_pool(m) else { continue };
+        let wanted = Pool { name: pool.clone(), path: path.clone(), existing };
+        let key = desired.want(place, [Key::new("package", "")], wanted);
+        let found = images::medium(m, facts, desired, place, &image, (&pool, &path, &key));
+        let Some((file, image)) = found else { continue };
+        after.extend([key, image]);
+        all.push(file);
     }
     all
 }

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{LABEL, iso};
+use super::{ANSWER_FILE, LABEL, iso};
 use crate::types::MacAddress;
 
 /// What of a clone's seed is its own.
@@ -25,7 +25,8 @@ pub fn again(image: &[u8], own: Again<'_>) -> Result<Vec<u8>, String> {
         return Err("it is no seed of gpuvm's".to_owned());
     }
     let mut files = iso::files(image, true).ok_or("it is damaged")?;
-    for (name, content) in &mut files {
+    // Of Windows', nothing is read again once Setup is over.
+    for (name, content) in files.iter_mut().filter(|(name, _)| name != ANSWER_FILE) {
         let text = String::from_utf8(std::mem::take(content)).map_err(|_| format!("its {name} is no text"))?;
         let body = text.strip_prefix("#cloud-config\n");
         let mut value: Value = serde_json::from_str(body.unwrap_or(&text)).map_err(|e| format!("its {name}: {e}"))?;

@@ -1,5 +1,5 @@
 //! A CD-ROM image with a few files in its top folder: ISO 9660 (ECMA-119) with Joliet names, which is what cloud-init
-//! reads. The same files give the same bytes, so that a seed can be told by what it was made from.
+//! and Windows read. The same files give the same bytes, so that a seed can be told by what it was made from.
 
 /// A sector.
 const SECTOR: usize = 2048;
@@ -126,7 +126,9 @@ pub fn image(label: &str, files: &[(&str, &[u8])], made_from: &str) -> Vec<u8> {
         let mut sector = FILES;
         for (name, content) in &files {
             // Linux shows the short name in lower case and without its end where it does not know Joliet.
-            let name = if joliet { wide(name) } else { format!("{}.;1", name.to_ascii_uppercase()).into_bytes() };
+            let dot = if name.contains('.') { "" } else { "." };
+            let short = || format!("{}{dot};1", name.to_ascii_uppercase()).into_bytes();
+            let name = if joliet { wide(name) } else { short() };
             out.extend(record(&name, sector, content.len(), false));
             sector += sectors(content.len());
         }

@@ -24,8 +24,8 @@ pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, parse_as
 pub use schema::schema;
 pub use short::{
     AptWord, CpuCount, CpuSet, CudaVersion, FilePath, Fingerprint, GivenDevice, Ip, IpWithPrefix, KernelArg, LvmGroup,
-    LvmThinPool, MigProfile, ModuleName, NvidiaBranch, NvidiaVersion, Sha256Hex, Sha512Hex, SlotOrFunction, SshKey,
-    UserName, VgpuType, WebAddress, WordError, ZfsDataset,
+    LvmThinPool, Medium, MigProfile, ModuleName, NvidiaBranch, NvidiaVersion, Sha256Hex, Sha512Hex, SlotOrFunction,
+    SshKey, UserName, VgpuType, WebAddress, WindowsLanguage, WindowsName, WordError, ZfsDataset,
 };
 
 use crate::types::{
@@ -483,10 +483,14 @@ pub struct VmEntry {
     /// What its guest is, where its machine has to be made for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestSystem>,
-    /// Images of CD-ROMs on the host, read-only in drives of their own, such as an installer's and one with drivers: used,
-    /// never fetched. A VM that is made with some boots from them where its disk has nothing to boot.
+    /// With `guest: windows-11`: what its Setup is told. What is left out, Setup asks a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windows: Option<WindowsEntry>,
+    /// CD-ROMs, read-only in drives of their own, such as an installer's and one with drivers: by path on the host, used and
+    /// never fetched, or by the name of one of `images` with its `sha256`. A VM that is made with some boots from them where
+    /// its disk has nothing to boot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub media: Vec<FilePath>,
+    pub media: Vec<Medium>,
     /// What the VM boots with.
     #[serde(default)]
     pub firmware: Firmware,
@@ -539,6 +543,34 @@ pub struct GuestUserEntry {
     /// Public keys of ssh's that let in: `file:alice.pub` beside the manifest, `file:/root/.ssh/id_ed25519.pub` on the
     /// host, `gh:NAME` and `gl:NAME` as GitHub and GitLab show them when the seed is made, or a key itself.
     pub ssh_keys: Vec<SshKey>,
+}
+
+/// What Windows' Setup is told, by an answer file on a CD-ROM of its own. No password is in the manifest.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WindowsEntry {
+    /// An administrator of its own. Needs `passwordFile`; without both, Windows asks for a user at its first boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserName>,
+    /// The user's password: the one line of a file of the host's, root's alone (0600), which is read when the CD-ROM is
+    /// made. Whoever is in the guest can read it there as long as the CD-ROM is in its drive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<FilePath>,
+    /// The edition as the installer's medium names it (`Windows 11 Pro`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edition: Option<WindowsName>,
+    /// You accept Microsoft's license terms; else Setup shows them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_license: bool,
+    /// Language, formats and keyboard; a language that the medium has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<WindowsLanguage>,
+    /// Windows' name of the time zone (`W. Europe Standard Time`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_zone: Option<WindowsName>,
+    /// Remote Desktop is turned on, and let through Windows' firewall. The Home edition has none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub remote_desktop: bool,
 }
 
 /// What cloud-init does in a guest at its first boot, and only then.

@@ -99,6 +99,38 @@ word!(
 );
 
 word!(
+    /// The image of a CD-ROM.
+    Medium, "an absolute path, or the name of an image", "^[/A-Za-z0-9]", "/srv/iso/win11.iso",
+    |t| t.parse::<FilePath>().is_ok() || t.parse::<ResourceName>().is_ok()
+);
+
+impl Medium {
+    /// The one of `images` that it is; `None` for a file of the host's.
+    pub fn image(&self) -> Option<ResourceName> {
+        self.0.parse().ok()
+    }
+}
+word!(
+    /// A language of Windows'.
+    WindowsLanguage, "a language as Windows has it: `en-US`, `de-DE`", "^[a-z]{2,3}-([A-Za-z]{4}-)?[A-Z]{2}$", "en-US",
+    |t| {
+        let parts: Vec<&str> = t.split('-').collect();
+        let alone = |p: &str, of: fn(&char) -> bool| p.chars().all(|c| of(&c));
+        (2..=3).contains(&parts.len())
+            && (2..=3).contains(&parts[0].len()) && alone(parts[0], char::is_ascii_lowercase)
+            && parts.last().is_some_and(|p| p.len() == 2 && alone(p, char::is_ascii_uppercase))
+            && (parts.len() == 2 || parts[1].len() == 4 && alone(parts[1], char::is_ascii_alphabetic))
+    }
+);
+word!(
+    /// A name that Windows has for something: an edition, a time zone.
+    WindowsName, "a name of Windows': letters, digits, blanks and `.()+:-`, at most 64", "^[A-Za-z0-9][A-Za-z0-9 .()+:-]*$",
+    "W. Europe Standard Time",
+    |t| (1..=64).contains(&t.len()) && t.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && t.chars().all(|c| c.is_ascii_alphanumeric() || " .()+:-".contains(c))
+);
+
+word!(
     /// An address.
     Ip, "an IP address", "^[0-9a-fA-F.:]+$", "192.168.1.1",
     |t| t.parse::<std::net::IpAddr>().is_ok()

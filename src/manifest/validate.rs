@@ -12,7 +12,7 @@ use super::yaml_de::closest;
 use super::yaml_tree::{Node, Place, Problem, Span};
 use super::{
     DeviceEntry, DeviceUse, DiskEntry, GivenDevice, GuestUserEntry, Manifest, StartWhen, Uplink, VirtualUse, VmEntry,
-    VmState,
+    VmState, WindowsEntry,
 };
 use crate::image;
 use crate::types::{ByteSize, ResourceName};
@@ -864,6 +864,7 @@ impl<'a> Checks<'a> {
             self.guest(vm, &place);
             self.parts(vm, &place);
             self.windows(vm, &place);
+            self.media(vm, &place);
             self.start_after(name.as_str(), vm, &place);
             if let (Some(nic), Some(at)) = (&vm.network, place.get("network")) {
                 if let Some(networks) = &networks {
@@ -1008,9 +1009,71 @@ impl<'a> Checks<'a> {
         }
         for field in ["user", "cloudInit", "ubuntu"] {
             if let Some(at) = place.get(field) {
-                let help = "take it out; a file for unattended setup goes on a CD-ROM in `media`";
+                let help = "take it out; what its Setup is to be told goes into `windows`";
                 let message = format!("`{field}` is for guests with cloud-init, which Windows has not");
                 self.wrong(&at, at.key_span(), message, "not in Windows", Some(help.to_owned()));
+            }
+        }
+        if let Some(at) = place.get("network").and_then(|n| n.get("address")) {
+            let help = "take it out, and have your DHCP server keep one for its `mac`, or set it in Windows";
+            self.value(&at, "Windows is not told its address".to_owned(), "for guests with cloud-init", Some(help));
+        }
+        if let (Some(told), Some(at)) = (&vm.windows, place.get("windows")) {
+            self.windows_setup(told, &at);
+        }
+        if let (Some(image), Some(at)) = (vm.image.as_ref().filter(|_| vm.windows.is_some()), place.get("windows")) {
+            let message = format!("`image: {image}` is Windows set up already");
+            self.wrong(&at, at.key_span(), message, "for Setup only", Some("keep one of them".to_owned()));
+        }
+    }
+
+    fn windows_setup(&mut self, told: &WindowsEntry, at: &Place<'a>) {
+        match (&told.user, &told.password_file) {
+            (Some(user), None) if !at.lacks("passwordFile") => {
+                let help = "write `passwordFile: /root/NAME.password`, a file of root's alone (0600) with the password in \
+                            its one line; or leave `user` out, and Windows asks at its first boot";
+                let user_at = at.get("user").unwrap_or_else(|| at.clone());
+                self.value(&user_at, format!("`{user}` has no password"), "nobody gets a default one", Some(help));
+            }
+            (None, Some(_)) if !at.lacks("user") => {
+                let file = at.get("passwordFile").unwrap_or_else(|| at.clone());
+                let help = "write `user` beside it, or take it out";
+                self.value(&file, "a password for nobody".to_owned(), "whose?", Some(help));
+            }
+            _ => {}
+        }
+        // Accounts that every Windows has; and names of users have at most 20 characters (New-LocalUser).
+        let taken = ["administrator", "guest", "defaultaccount", "system", "none"];
+        if let (Some(user), Some(at)) = (&told.user, at.get("user")) {
+            if taken.contains(&user.as_str()) {
+                let message = format!("`{user}` is an account of Windows' own");
+                self.value(&at, message, "taken", Some("take another name"));
+            } else if user.as_str().len() > 20 {
+                let message = format!("`{user}` is too long for a user of Windows'");
+                self.value(&at, message, "at most 20 characters", None);
+            }
+        }
+    }
+
+    /// CD-ROMs that are images: their place is known before they are fetched, by their digest.
+    fn media(&mut self, vm: &VmEntry, place: &Place<'a>) {
+        if let Some(at) = place.get("windows").filter(|_| !vm.is_windows() && !place.lacks("guest")) {
+            let help = "write `guest: windows-11`, or take it out";
+            self.wrong(&at, at.key_span(), "a guest that is no Windows".to_owned(), "of it", Some(help.to_owned()));
+        }
+        let names = self.names("images");
+        let items = place.get("media").map(|list| list.items()).unwrap_or_default();
+        for (medium, at) in vm.media.iter().zip(items) {
+            let Some(name) = medium.image() else { continue };
+            self.known(&at, name.as_str(), &names, "image", "images");
+            let Some(entry) = self.manifest.images.get(&name) else { continue };
+            let image_at = self.at(&["images", name.as_str()]);
+            if (entry.url.is_none() && entry.path.is_none()) || (entry.sha256.is_none() && !image_at.lacks("sha256")) {
+                let message = format!("`{name}` is no CD-ROM whose digest is given");
+                let help = format!(
+                    "write `images: {{ {name}: {{ url: …, sha256: … }} }}`; a file of this host can be named by its path here"
+                );
+                self.value(&at, message, "needs `url` or `path`, and `sha256`", Some(&help));
             }
         }
     }

@@ -255,12 +255,13 @@ impl Image {
     }
 }
 
-/// The names of the files that a disk of any pool or VM goes on in, and of those that VMs have as their disks. By name,
+/// The names of the files that a disk of any pool or VM goes on in, and of those that VMs have as their disks or CD-ROMs. By name,
 /// which carries the digest: a folder has several spellings. Else why that cannot be told.
 pub fn used(known: &Virtualisation, host: &dyn Probe) -> Result<BTreeSet<String>, String> {
     let of_vms = known.domains.iter().flat_map(|d| [Some(&d.inactive_xml), d.live_xml.as_ref()]).flatten();
-    let of_vms = of_vms.flat_map(|xml| super::libvirt_domain::project(xml).map(|p| p.disks).unwrap_or_default());
-    let paths = chains(known, host)?.into_keys().chain(of_vms.flatten().map(PathBuf::from));
+    let projections = of_vms.filter_map(|xml| super::libvirt_domain::project(xml).ok());
+    let of_vms = projections.flat_map(|p| p.disks.into_iter().flatten().chain(p.cdroms));
+    let paths = chains(known, host)?.into_keys().chain(of_vms.map(PathBuf::from));
     Ok(paths.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect())
 }
 

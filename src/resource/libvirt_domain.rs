@@ -33,6 +33,7 @@ use super::chains::chain_of;
 use super::libvirt::{Libvirt, ask, known};
 use crate::facts::HostFacts;
 use crate::host::{Answer, Domain, HostError, Probe, Virtualisation};
+use crate::image::Cached;
 use crate::plan::{Action, Change, Diff, FieldDiff, Risk, Step, TextEdit, WaitFor};
 use crate::types::{
     ByteSize, DomainName, InterfaceName, MacAddress, PciAddress, PciSlot, ResourceName, cpu_list, cpu_list_text,
@@ -797,7 +798,8 @@ impl Resource for LibvirtDomain {
                 state.no_folders.push(path.clone());
             }
         }
-        for path in self.media.iter().filter(|_| !self.absent) {
+        // An image of gpuvm's is there by the time that this is made.
+        for path in self.media.iter().filter(|path| !self.absent && Cached::image_of(path).is_none()) {
             if host.stat(path)? == Answer::Absent {
                 state.no_media.push(path.clone());
             }

@@ -33,6 +33,12 @@ pub struct Seed {
     pub shown: BTreeMap<String, String>,
     /// Files of this host's with keys.
     pub key_files: Vec<PathBuf>,
+    /// The file of this host's with a password: root's alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// It is for Windows' Setup.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub windows: bool,
     /// Take it away.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub absent: bool,
@@ -43,7 +49,15 @@ pub struct Seed {
 pub struct State {
     file: Answer<There>,
     missing: Vec<PathBuf>,
+    password: Option<Password>,
     libvirt: Libvirt,
+}
+
+/// What is wrong with the file of a password.
+#[derive(Debug, Clone, Copy)]
+enum Password {
+    Absent,
+    OthersRead,
 }
 
 #[derive(Debug, Clone)]
@@ -58,6 +72,14 @@ impl Seed {
     fn change(&self, action: Action) -> Change {
         let what = self.shown.iter().map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join("; ");
         let mut change = Change::new(action, what);
+        if let Some(file) = &self.password_file {
+            change.notes.push(format!(
+                "the password in `{}` is read by the run and is on the CD-ROM: whoever is in the guest can read it there until \
+                 `vms.{}.windows` is taken out",
+                file.display(),
+                self.vm
+            ));
+        }
         change.steps.push(Step::Seed { path: self.path.clone(), inputs: self.inputs.clone() });
         change
     }
@@ -82,6 +104,7 @@ impl Seed {
         };
         let again = last.is_some_and(|l| l.instance != self.instance);
         change.notes.push(match (vm, again) {
+            (true, _) if self.windows => "a Windows that is installed takes nothing of this up".to_owned(),
             (false, _) => "its VM was not started with the former one".to_owned(),
             (true, true) => "cloud-init sets the guest up once more at its next start: users, packages, commands, new \
                              host keys; what is in it stays"
@@ -120,7 +143,19 @@ impl Resource for Seed {
                 missing.push(path.clone());
             }
         }
-        Ok(State { file, missing, libvirt: ask(host)? })
+        let password = match self.password_file.as_ref().filter(|_| !self.absent).map(|path| host.stat(path)) {
+            Some(stat) => match stat? {
+                Answer::Value(stat) => {
+                    let alone = stat.kind == FileKind::File && stat.uid == 0 && stat.mode.bits() & 0o077 == 0;
+                    (!alone).then_some(Password::OthersRead)
+                }
+                Answer::Absent => Some(Password::Absent),
+                // The run that makes it is root's, and looks again.
+                Answer::Denied => None,
+            },
+            None => None,
+        };
+        Ok(State { file, missing, password, libvirt: ask(host)? })
     }
 
     fn diff(&self, state: &State, last: Option<&Self>, _: &HostFacts) -> Diff {
@@ -141,6 +176,20 @@ impl Resource for Seed {
                 why: format!("the keys of `{}` are to let in, and it is not there", file.display()),
                 help: "put it there, or correct `user.sshKeys`".to_owned(),
             };
+        }
+        if let (Some(wrong), Some(file)) = (state.password.filter(|_| !made), &self.password_file) {
+            let file = file.display();
+            let (why, help) = match wrong {
+                Password::Absent => (
+                    format!("the password is to be in `{file}`, which is not there"),
+                    format!("write it there, in one line: install -m 600 /dev/null {file}, then edit it"),
+                ),
+                Password::OthersRead => (
+                    format!("`{file}` holds a password, and is not a file of root's alone"),
+                    format!("chown root {file}; chmod 600 {file}"),
+                ),
+            };
+            return Diff::Blocked { why, help };
         }
         // Its pool's directory is libvirt's to make.
         let known = match known(&state.libvirt, || self.change(Action::Create)) {
@@ -190,6 +239,8 @@ mod tests {
             instance: instance.to_owned(),
             shown: BTreeMap::from([("user".to_owned(), user.to_owned())]),
             key_files: Vec::new(),
+            password_file: None,
+            windows: false,
             absent: false,
         }
     }
@@ -198,7 +249,7 @@ mod tests {
         let domain = Domain { name: "web".to_owned(), ..Domain::default() };
         let known =
             Virtualisation { domains: Some(domain).filter(|_| vm).into_iter().collect(), ..Virtualisation::default() };
-        State { file, missing: Vec::new(), libvirt: Answer::Value(Arc::new(known)) }
+        State { file, missing: Vec::new(), password: None, libvirt: Answer::Value(Arc::new(known)) }
     }
     fn notes(diff: Diff) -> String {
         match diff {
@@ -235,6 +286,14 @@ mod tests {
         let missing = State { missing: vec!["/root/alice.pub".into()], ..there(None, false) };
         let Diff::Blocked { why, .. } = wanted.diff(&missing, None, &facts()) else { panic!("no key") };
         assert!(why.contains("/root/alice.pub"), "{why}");
+        let secret = Seed { password_file: Some("/root/p".into()), windows: true, ..wanted.clone() };
+        for (wrong, word) in [(Password::Absent, "not there"), (Password::OthersRead, "root's alone")] {
+            let state = |file| State { password: Some(wrong), ..there(file, false) };
+            let Diff::Blocked { why, .. } = secret.diff(&state(None), None, &facts()) else { panic!("{wrong:?}") };
+            assert!(why.contains(word) && why.contains("/root/p"), "{why}");
+            assert!(matches!(secret.diff(&state(Some("a")), None, &facts()), Diff::InSync { .. }), "it is made");
+        }
+        assert!(notes(secret.diff(&there(None, false), None, &facts())).contains("read by the run"));
         let gone = Seed { absent: true, ..wanted };
         assert!(matches!(gone.diff(&other, None, &facts()), Diff::InSync { .. }), "not ours");
         let Diff::Change(change) = gone.diff(&there(Some("x"), false), None, &facts()) else { panic!("it goes") };

@@ -269,6 +269,8 @@ impl Cloning<'_> {
             instance: instance.clone(),
             shown,
             key_files: Vec::new(),
+            password_file: None,
+            windows: false,
             absent: false,
         };
         let key = seed.key();

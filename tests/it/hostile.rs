@@ -201,6 +201,76 @@ fn a_planted_secret_is_in_no_output_log_plan_or_record() {
     eprintln!("{commands} commands, {held} files of gpuvm's hold what was secret, for root alone");
 }
 
+const WINDOWS: &str = "version: 1
+images:
+  win11: { url: 'https://iso.example/win11.iso', sha256: ABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABABAB }
+vms:
+  win:
+    guest: windows-11
+    cpus: 2
+    memory: 4GiB
+    disks: [64GiB]
+    display: vnc
+    media: [win11, /srv/virtio-win.iso]
+    windows: { user: alice, passwordFile: /root/alice.password, edition: Windows 11 Pro, acceptLicense: true }
+";
+
+#[test]
+fn a_password_for_windows_is_on_its_cd_rom_alone() {
+    let host = Foreign::new(&[Has::Libvirt]);
+    for name in ["swtpm", "swtpm-tools"] {
+        let stanza = format!("\nPackage: {name}\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1\n");
+        host.append("/var/lib/dpkg/status", &stanza);
+    }
+    host.write("/srv/virtio-win.iso", "drivers");
+    host.set_manifest(WINDOWS);
+    let run = |args: &[&str], codes: &[i32]| {
+        let args = [args, &["--root", "host"]].concat();
+        let output = gpuvm(&args, host.dir.path());
+        let said = (stdout(&output) + &stderr(&output)).replace("\n  │ ", " ");
+        assert!(codes.contains(&output.status.code().unwrap()), "{args:?}: {:?}: {said}", output.status.code());
+        assert!(canaries(&said).is_empty(), "{args:?} says {:?}:\n{said}", canaries(&said));
+        said
+    };
+    let said = run(&["plan"], &[1]);
+    assert!(said.contains("alice.password") && said.contains("not there"), "{said}");
+    host.write("/root/alice.password", "canary-password\n");
+    let mode = |mode: &str| {
+        host.record(|record| record["stats"]["/root/alice.password"] = json!({ "mode": mode, "uid": 0, "gid": 0 }));
+    };
+    mode("0644");
+    let said = run(&["plan"], &[1]);
+    assert!(said.contains("not a file of root's alone"), "{said}");
+    mode("0600");
+    for words in ["plan", "plan -vv", "plan --output json", "plan --output markdown", "plan --out saved"] {
+        run(&words.split(' ').collect::<Vec<_>>(), &[2]);
+    }
+    let saved = fs::read_to_string(host.dir.path().join("saved")).unwrap();
+    assert!(canaries(&saved).is_empty(), "the run reads it, not the plan");
+    run(&["apply", "-vv", "--yes", "--reboot"], &[0, 3]);
+    let seed = host.root("/var/lib/libvirt/images/win-seed.iso");
+    let image = fs::read(&seed).unwrap();
+    let files = gpuvm::guest::iso::files(&image, true).unwrap();
+    let [(name, answers)] = &files[..] else { panic!("{files:?}") };
+    assert_eq!(name, "autounattend.xml");
+    assert!(String::from_utf8_lossy(answers).contains("<Value>canary-password</Value>"));
+    assert_eq!(host.record(|_| {})["stats"]["/var/lib/libvirt/images/win-seed.iso"]["mode"], "0600");
+    let definition = host.definition("win");
+    for file in ["/var/lib/libvirt/images/gpuvm-images/win11-abababababab.img", "win-seed.iso", "/srv/virtio-win.iso"] {
+        assert!(definition.contains(file), "{file}: {definition}");
+    }
+    run(&["plan"], &[0, 3]);
+    // Setup is over: the password goes from the guest's drives.
+    let done = WINDOWS.split("    windows: ").next().unwrap();
+    host.set_manifest(done);
+    run(&["apply", "-vv", "--yes"], &[0, 3]);
+    assert!(!host.definition("win").contains("win-seed.iso"));
+    for words in ["show 1", "show 1 --output json", "history", "status --output json", "undo 2 --plan", "vm info win"] {
+        run(&words.split(' ').collect::<Vec<_>>(), &[0, 1, 2, 3]);
+    }
+    held_by_root_alone(&host);
+}
+
 /// Files with a canary in gpuvm's state are those that have to hold it, and are root's alone; it counts them.
 fn held_by_root_alone(host: &Foreign) -> usize {
     let state = host.root("/var/lib/gpuvm");

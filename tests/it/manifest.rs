@@ -155,6 +155,29 @@ fn each_rule_names_the_thing_and_its_place() {
         ),
         (vm("    image: ubuntu-24.4\n    disks: [4GiB]\n"), "7:12 vms.a.image: unknown image `ubuntu-24.4`"),
         (vm("    image: debian-13\n"), "7:12 vms.a.image: `image: debian-13` has no disk to go to"),
+        (vm("    media: [win11]\n"), "7:13 vms.a.media[0]: unknown image `win11`"),
+        (
+            vm("    media: [g]\nimages: { g: { path: /a } }\n"),
+            "7:13 vms.a.media[0]: `g` is no CD-ROM whose digest is given",
+        ),
+        (vm("    windows: {}\n"), "7:5 vms.a.windows: a guest that is no Windows"),
+        (vm("    guest: windows-11\n    windows: { user: bob }\n"), "8:22 vms.a.windows.user: `bob` has no password"),
+        (
+            vm("    guest: windows-11\n    windows: { passwordFile: /root/a }\n"),
+            "8:30 vms.a.windows.passwordFile: a password for nobody",
+        ),
+        (
+            vm("    guest: windows-11\n    windows: { user: guest, passwordFile: /root/a }\n"),
+            "8:22 vms.a.windows.user: `guest` is an account of Windows' own",
+        ),
+        (
+            vm("    guest: windows-11\n    windows: { language: german }\n"),
+            "8:26 vms.a.windows.language: `german` is not a language as Windows has it: `en-US`, `de-DE`",
+        ),
+        (
+            vm("    guest: windows-11\n    windows: {}\n    image: debian-13\n    disks: [4GiB]\n"),
+            "8:5 vms.a.windows: `image: debian-13` is Windows set up already",
+        ),
         (vm("    user: { name: root, sshKeys: ['gh:a'] }\n"), "7:19 vms.a.user.name: `root` does not log in"),
         (vm("    user: { name: bob, sshKeys: [] }\n"), "7:33 vms.a.user.sshKeys: nobody could log in as `bob`"),
         (

@@ -1,10 +1,13 @@
-//! Seeds of guests on this machine: keys are read and fetched here, and everything is put on one image.
+//! Seeds of guests on this machine: keys and passwords are read here, keys fetched too, and everything is put on one image.
 
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::files;
 use super::web::Web;
-use crate::guest::{Again, Guest, KeySource, MOST_KEYS, again, keys_in};
+use crate::guest::{Again, KeySource, MOST_KEYS, Told, again, keys_in, password_in};
 use crate::host::HostError;
 
 /// Of one person's keys.
@@ -21,16 +24,30 @@ pub(super) fn make(
     made_from: &[u8],
     progress: &mut dyn FnMut(&str),
 ) -> Result<(), HostError> {
-    let guest: Guest = serde_json::from_slice(made_from)
+    let told: Told = serde_json::from_slice(made_from)
         .map_err(|e| refused(format!("what `{}` is made from cannot be read: {e}", path.display())))?;
     let mut keys = Vec::new();
-    for source in guest.user.iter().flat_map(|u| &u.keys) {
+    for source in told.keys() {
         keys.extend(of(source, progress)?);
     }
     if keys.len() > MOST_KEYS {
         return Err(refused(format!("{} keys for one user; at most {MOST_KEYS}", keys.len())));
     }
-    files::write(path, &guest.seed(&keys, inputs), 0o600, 0, 0)
+    let password = told.password_file().map(password).transpose()?;
+    files::write(path, &told.seed(&keys, password.as_deref(), inputs), 0o600, 0, 0)
+}
+
+/// The password in a file that is root's alone: looked at on the opened file, so that it is the one that is read.
+fn password(path: &Path) -> Result<String, HostError> {
+    let mut file = File::open(path).map_err(HostError::file(path))?;
+    let about = file.metadata().map_err(HostError::file(path))?;
+    if !about.is_file() || about.uid() != 0 || about.mode() & 0o077 != 0 {
+        return Err(refused(format!("`{}` is no file of root's alone: chown root, chmod 600", path.display())));
+    }
+    let mut text = String::new();
+    Read::by_ref(&mut file).take(LARGEST).read_to_string(&mut text).map_err(HostError::file(path))?;
+    let password = password_in(&text).map_err(|why| refused(format!("`{}`: {why}", path.display())))?;
+    Ok(password.to_owned())
 }
 
 /// Makes the seed of a clone from that of the VM that it began as.
