@@ -10,7 +10,7 @@ fn sources(dir: &Path, all: &mut Vec<(String, String)>) {
         let path = entry.unwrap().path();
         if path.is_dir() {
             sources(&path, all);
-        } else if path.extension().is_some_and(|e| e == "rs") {
+        } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("tests.rs") {
             let name = path.strip_prefix(repository().join("src")).unwrap().display().to_string();
             all.push((name, fs::read_to_string(&path).unwrap()));
         }
