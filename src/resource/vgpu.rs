@@ -362,6 +362,12 @@ impl Resource for Vgpus {
                 help: "shut that VM down first (gpuvm vm stop VM), or keep them in the manifest until then".to_owned(),
             };
         }
+        let on = facts.pci.get(&self.physical).and_then(|f| f.sriov.as_ref()).is_some_and(|s| s.now > 0);
+        if !another && mine.is_empty() && on && state.text.is_some() && state.types.values().all(|t| *t == 0) {
+            // A removal that was cut off: what they were on is left.
+            change.fields.push(FieldDiff::new("virtual functions", Some("on".to_owned()), Some("off".to_owned())));
+            change.steps.push(self.step(0, 0));
+        }
         if !mine.is_empty() {
             let count = mine.len().to_string();
             change.fields.push(FieldDiff::new("vGPUs", Some(count), Some("0".to_owned())));

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use gpuvm::apply::StateDir;
 use gpuvm::facts::HostFacts;
+use gpuvm::gpu::mig;
 use gpuvm::host::{
     Answer, DeviceUsers, Domain, FileKind, HostError, Initramfs, Output, Probe, Program, Stat, Virtualisation,
 };
@@ -64,6 +65,36 @@ pub fn facts(data: &[u8]) {
     report::topology_svg(&drawn);
     plan_for(wanted(), &host, &Past::default());
     describes(&host, &facts);
+}
+
+/// What `nvidia-smi` says of a card's MIG: read, unknown or none; and what is placed by its tables has a place in them that
+/// nothing else has.
+pub fn mig(data: &[u8]) {
+    let Some(host) = Memory::parse(data) else { return };
+    let card = match mig::ask(&host, "0000:81:00.0".parse().expect("an address")) {
+        mig::Told::Card(card) => card,
+        mig::Told::Unknown(why) => return assert!(!why.is_empty(), "unknown without a reason"),
+        mig::Told::Without => return,
+    };
+    let Some(profiles) = &card.profiles else { return };
+    let names: Vec<String> = profiles.iter().map(|p| p.name.clone()).collect();
+    for count in [1, 2, 7] {
+        for from in 0..names.len().min(8) {
+            let wanted: Vec<String> = names.iter().cycle().skip(from).take(count).cloned().collect();
+            match mig::arrange(&card, profiles, &wanted) {
+                Err(no) => assert!(!no.why.is_empty() && !no.help.is_empty(), "refused without a reason"),
+                Ok(all) => {
+                    assert_eq!(all.all.len(), wanted.len());
+                    for (profile, start) in &all.make {
+                        let of = |p: &mig::Profile| p.name == *profile && p.starts.contains(start);
+                        assert!(profiles.iter().any(of), "{profile} at {start} is no place of the card's");
+                    }
+                    let places: std::collections::BTreeSet<u32> = all.all.iter().map(|(_, start)| *start).collect();
+                    assert_eq!(places.len(), all.all.len(), "two in one place: {:?}", all.all);
+                }
+            }
+        }
+    }
 }
 
 /// What `gpuvm init` writes of a host is a manifest.

@@ -114,4 +114,4 @@ macro_rules! targets {
     };
 }
 
-targets! { apt domain facts initramfs manifest state }
+targets! { apt domain facts initramfs manifest mig state }

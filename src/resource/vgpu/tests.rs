@@ -342,6 +342,10 @@ fn those_in_use_stay_and_others_change() {
     let Diff::Change(change) = two.remove(&state(&two, &on, &[]), &host(&on)) else { panic!() };
     assert!(matches!(&change.steps[0], Step::Vgpus(s) if (s.before, s.count) == (2, 0)));
     assert_eq!(change.steps.len(), 3, "and both files go");
+    // A removal that was cut off goes on: what they were on is turned off.
+    let none = [0, 0, 0, 0];
+    let Diff::Change(change) = two.remove(&state(&two, &none, &[]), &host(&none)) else { panic!() };
+    assert!(matches!(&change.steps[0], Step::Vgpus(s) if s.count == 0));
 }
 
 #[test]
