@@ -446,6 +446,9 @@ pub struct FetchStep {
     /// What a person asked for the newest with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<String>,
+    /// A CD-ROM drive has it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub medium: bool,
 }
 
 /// A small file that is copied as a whole, with its mode and owner.
