@@ -1,5 +1,5 @@
 //! A block volume: a VM's disk in an LVM volume group, an LVM thin pool or a ZFS dataset that a person made. It is made and
-//! grown, never shrunk, never moved, and never taken away. libvirt has pools for two of the three, which cannot grow a
+//! grown, never shrunk, never moved, and goes by a word of its own alone: with its VM, or by an undo with the data. libvirt has pools for two of the three, which cannot grow a
 //! volume, and whose stop would deactivate a group that the host may run from: so the tools of LVM and ZFS are asked
 //! themselves. Whose a volume is, and whether it has come to its end, is written at the volume, by tags and properties
 //! that it has from the moment that it is there.
@@ -12,12 +12,12 @@ use serde_json::Value;
 
 use super::Resource;
 use super::image;
-use super::libvirt_domain::has_disk;
+use super::libvirt_domain::{has_disk, user_of};
 use super::volume::FromImage;
 use crate::facts::HostFacts;
 use crate::host::{Answer, HostError, Output, Probe, Program};
 use crate::image::Cached;
-use crate::plan::{Action, BlockStore, BlockVolumeStep, Change, Diff, FieldDiff, Step, WaitFor};
+use crate::plan::{Action, BlockStore, BlockVolumeStep, Change, Diff, FieldDiff, Risk, Step, WaitFor};
 use crate::types::{ByteSize, DomainName, ResourceName};
 
 /// A VM's disk in storage of blocks.
@@ -37,6 +37,9 @@ pub struct BlockVolume {
     /// Use one that is there and is not gpuvm's, with what is on it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub take_over: bool,
+    /// gpuvm made it; in the ledger alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made: bool,
     /// What it begins as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<FromImage>,
@@ -61,6 +64,8 @@ pub const ZFS_LIST: [&str; 6] =
 
 /// A volume that is being made: what is on it is nobody's yet.
 pub const BEGUN: &str = "gpuvm.begun";
+/// What is said of one that is not there any more.
+pub const GONE: &str = "it is gone";
 /// What precedes the VM's name in a tag.
 pub const OF_VM: &str = "gpuvm.vm:";
 /// What precedes the image's name in a tag.
@@ -79,6 +84,26 @@ pub struct Found {
     pub begun: bool,
     /// Why it cannot be a disk.
     pub odd: Option<String>,
+    /// Something has it open; only LVM tells.
+    pub open: bool,
+    /// It has snapshots that would go with it, as LVM's thick ones do. Thin ones stay by themselves, and ZFS refuses.
+    pub snapshots: bool,
+}
+
+impl Found {
+    /// Why a VM's volume is not deleted. `closes`: the VM has it open, and ends before.
+    pub fn hinders(&self, vm: &DomainName, closes: bool) -> Option<String> {
+        if self.vm.as_deref() != Some(vm.as_str()) {
+            return Some(format!("nothing at it says that gpuvm made it for {vm}"));
+        }
+        if let Some(odd) = &self.odd {
+            return Some(odd.clone());
+        }
+        if self.snapshots {
+            return Some("it has snapshots, which would go with it".to_owned());
+        }
+        (self.open && !closes).then(|| "something on this host has it open".to_owned())
+    }
 }
 
 /// Where volumes are.
@@ -178,6 +203,8 @@ fn lvm(groups: &str, volumes: &str, group: &str, thin: Option<&str>) -> Result<O
             image: tag(OF_IMAGE),
             begun: tags.split(',').any(|t| t == BEGUN),
             odd,
+            open: attr.chars().nth(5) == Some('o'),
+            snapshots: attr.starts_with(['o', 'O']),
         };
         place.volumes.insert(text(row, "lv_name"), found);
     }
@@ -199,6 +226,7 @@ fn zfs(text: &str, dataset: &str) -> Option<Place> {
             image: own(row[5]),
             begun: row[6] == "begun",
             odd: (row[1] != "volume").then(|| "it is a file system, and no volume".to_owned()),
+            ..Found::default()
         };
         place.volumes.insert(name.to_owned(), found);
     }
@@ -277,6 +305,52 @@ impl BlockVolume {
         None
     }
 
+    /// What its VM's end comes to for it, data and all: a VM `but` counts as gone. `leave` is how a person has it stay.
+    pub fn deletion(&self, but: impl Fn(&str) -> bool, leave: &str, probe: &dyn Probe) -> Result<Diff, HostError> {
+        let stays = |why: &str| Ok(Diff::InSync { evidence: why.to_owned() });
+        let device = self.device();
+        let blocked = |why: String| Ok(Diff::Blocked { why, help: format!("put that right first; or {leave}") });
+        let unknown = |why: String| Ok(Diff::Unknown { why: format!("who needs it too: {why}; to go on, {leave}") });
+        if self.take_over {
+            return stays("it was there before gpuvm used it");
+        }
+        if !self.made {
+            return stays("nothing says that gpuvm made it");
+        }
+        let place = match look(&self.store, probe) {
+            Ok(Answer::Value(Some(place))) => place,
+            Ok(Answer::Absent | Answer::Value(None)) => {
+                return blocked(format!("there is no {}, so what is in it is not known", self.store));
+            }
+            Ok(Answer::Denied) => return unknown(format!("only root may look into {}", self.store)),
+            Err(why) => return unknown(why.to_string()),
+        };
+        let Some(found) = place.volumes.get(&self.name) else { return stays(GONE) };
+        let Some(known) = super::libvirt::ask(probe)?.value() else {
+            return unknown("libvirt does not answer".to_owned());
+        };
+        let closes = but(self.vm.as_str()) && known.domain(self.vm.as_str()).is_some_and(|d| d.active);
+        if let Some(why) = found.hinders(&self.vm, closes) {
+            return blocked(format!("`{}` is not deleted: {why}", device.display()));
+        }
+        if let Some(user) = known.named_by(&device, but) {
+            return blocked(format!("{user} needs it too"));
+        }
+        match user_of(&device, &self.vm, &known, probe) {
+            Err(why) => return unknown(why),
+            Ok(Some(user)) => return blocked(format!("`{}` is not deleted: {user}", device.display())),
+            Ok(None) => {}
+        }
+        let size = ByteSize::from_bytes(found.size);
+        let mut change = Change::new(Action::Remove, format!("{size} in {}, with everything on it", self.store));
+        change.risks.insert(Risk::DataLoss);
+        let (program, args) = self.store.removal(&self.name);
+        change.notes.push(format!("by {} {}", program.name(), args.join(" ")));
+        let (store, name, vm) = (self.store.clone(), self.name.clone(), self.vm.clone());
+        change.steps.push(Step::RemoveBlockVolume { store, name, vm });
+        Ok(Diff::Change(change))
+    }
+
     /// Why it cannot be made by this name.
     fn bad_name(&self) -> Option<String> {
         // lvm(8), "Valid names".
@@ -298,6 +372,11 @@ impl Resource for BlockVolume {
 
     fn name(&self) -> String {
         format!("{}/{}", self.storage, self.name)
+    }
+
+    /// One that was grown, or was there already, has not been made by that.
+    fn kept(&self, last: Option<&Self>, made: bool) -> Self {
+        Self { made: made || last.is_some_and(|l| l.made), ..self.clone() }
     }
 
     fn probe(&self, host: &dyn Probe) -> Result<State, HostError> {
@@ -451,6 +530,7 @@ mod tests {
             size: ByteSize::from_gib(8),
             vm: "desk".parse().unwrap(),
             take_over: false,
+            made: false,
             image: None,
         }
     }
