@@ -389,6 +389,14 @@ impl BlockStore {
             BlockStore::Zfs { dataset } => format!("{dataset}/{volume}"),
         }
     }
+    /// It by the name that its tools take.
+    pub fn words(&self) -> String {
+        match self {
+            BlockStore::Lvm { group } => group.clone(),
+            BlockStore::LvmThin { group, pool } => format!("{group}/{pool}"),
+            BlockStore::Zfs { dataset } => dataset.clone(),
+        }
+    }
     /// The command that deletes a volume. LVM asks where a volume is active, and is answered; neither of the two deletes one
     /// that is open, nor zfs-destroy(8) one that has snapshots.
     pub fn removal(&self, volume: &str) -> (Program, Vec<String>) {

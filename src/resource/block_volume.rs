@@ -10,14 +10,16 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Resource;
 use super::image;
 use super::libvirt_domain::{has_disk, user_of};
 use super::volume::FromImage;
+use super::{Resource, Wanted};
 use crate::facts::HostFacts;
 use crate::host::{Answer, HostError, Output, Probe, Program};
 use crate::image::Cached;
-use crate::plan::{Action, BlockStore, BlockVolumeStep, Change, Diff, FieldDiff, Risk, Step, WaitFor};
+use crate::plan::{
+    Action, BlockStore, BlockVolumeStep, Change, Diff, FieldDiff, Finding, Risk, Severity, Step, WaitFor,
+};
 use crate::types::{ByteSize, DomainName, ResourceName};
 
 /// A VM's disk in storage of blocks.
@@ -113,10 +115,59 @@ pub struct Place {
     pub free: u64,
     /// The size of an extent: sizes are whole numbers of it.
     pub extent: u64,
-    /// How full a thin pool is, data or what it keeps of it, in percent.
-    pub full: Option<u64>,
+    /// How full a thin pool is.
+    pub thin: Option<Fullness>,
     /// Its volumes by name.
     pub volumes: BTreeMap<String, Found>,
+}
+
+/// How full a thin pool is, in percent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fullness {
+    /// What guests wrote.
+    pub data: u64,
+    /// What the pool keeps of that.
+    pub metadata: u64,
+}
+
+impl Fullness {
+    /// The fuller of the two: the pool halts as soon as one is full (lvmthin(7)).
+    pub fn most(self) -> u64 {
+        self.data.max(self.metadata)
+    }
+}
+
+/// What is said of a thin pool from here on, in percent.
+const NEARLY_FULL: u64 = 90;
+
+/// The thin pools that disks of a manifest are in and that are nearly full, each once. What cannot be told is said of the
+/// disks.
+pub fn nearly_full<'a>(wanted: impl Iterator<Item = &'a Wanted>, probe: &dyn Probe) -> Vec<Finding> {
+    let blocks = wanted.filter_map(|w| if let Wanted::BlockVolume(block) = w { Some(block) } else { None });
+    let pools: BTreeMap<&ResourceName, &BlockStore> = blocks.map(|b| (&b.storage, &b.store)).collect();
+    let mut all = Vec::new();
+    for (name, store) in pools {
+        if !matches!(store, BlockStore::LvmThin { .. }) {
+            continue;
+        }
+        let Ok(Answer::Value(Some(Place { thin: Some(full), .. }))) = look(store, probe) else { continue };
+        let (data, metadata) = (full.data >= NEARLY_FULL, full.metadata >= NEARLY_FULL);
+        let (what, word) = match (data, metadata) {
+            (false, false) => continue,
+            (true, false) => ("its data", "--size"),
+            (false, true) => ("its metadata", "--poolmetadatasize"),
+            (true, true) => ("its data and its metadata", "--size +… --poolmetadatasize"),
+        };
+        all.push(Finding {
+            severity: Severity::Warning,
+            code: "nearly-full".to_owned(),
+            place: format!("storage.{name}"),
+            // Without the figure, which is another one each time.
+            message: format!("{store} is nearly full ({what}, lvs): a full thin pool halts every VM in it"),
+            help: format!("make it larger: lvextend {word} +… {}", store.words()),
+        });
+    }
+    all
 }
 
 impl Place {
@@ -180,7 +231,8 @@ fn lvm(groups: &str, volumes: &str, group: &str, thin: Option<&str>) -> Result<O
         let Some(found) = found else { return Ok(None) };
         let promised: u64 = all.iter().filter(|r| text(r, "pool_lv") == pool).map(|r| number(r, "lv_size")).sum();
         place.free = number(found, "lv_size").saturating_sub(promised);
-        place.full = Some(number(found, "data_percent").max(number(found, "metadata_percent")));
+        place.thin =
+            Some(Fullness { data: number(found, "data_percent"), metadata: number(found, "metadata_percent") });
     }
     for row in &all {
         let tags = text(row, "lv_tags");
@@ -279,8 +331,8 @@ impl BlockVolume {
 
     /// Room for so much more; without figures, which change all the time.
     fn room(&self, place: &Place, more: u64, change: &mut Change) -> Option<Diff> {
-        let full = place.full.unwrap_or(0);
-        if place.full.is_none() && place.free < more {
+        let full = place.thin.map_or(0, Fullness::most);
+        if place.thin.is_none() && place.free < more {
             return Some(Diff::Blocked {
                 why: format!("{} has not so much room left", self.store),
                 help: "write a smaller size, or give it more room first: storage is used, never made".to_owned(),
@@ -289,13 +341,13 @@ impl BlockVolume {
         if full >= 95 {
             return Some(Diff::Blocked {
                 why: format!("{} is all but full: a full thin pool halts every VM in it", self.store),
-                help: format!("make it larger first: lvextend --size +… {}", self.store),
+                help: format!("make it larger first: lvextend --size +… {}", self.store.words()),
             });
         }
         if full >= 80 {
             change.notes.push(format!("{} is nearly full: a full thin pool halts every VM in it (lvs)", self.store));
         }
-        if place.full.is_some() && place.free < more {
+        if place.thin.is_some() && place.free < more {
             change.notes.push(format!(
                 "more is promised to the volumes of {} than it has: it takes up what guests write, and a full one halts \
                  every VM in it",
@@ -503,6 +555,7 @@ impl Resource for BlockVolume {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::fixture::{Fixture, Record, RecordedQuery};
     use crate::resource::tests::facts;
 
     const VGS: &str = r#"{"report":[{"vg":[
@@ -610,6 +663,39 @@ mod tests {
         assert!(
             why(diff(&BlockVolume { size: ByteSize::from_gib(11), ..thick }, &lvs(""))).contains("not so much room")
         );
+    }
+
+    #[test]
+    fn a_thin_pool_that_is_nearly_full_is_named() {
+        let text = |data: &str, metadata: &str| lvs("").replace("12.50", data).replace("7.00", metadata);
+        let said = |text: &str, store: BlockStore| {
+            let query = |program: Program, args: &[&str], stdout: &str| RecordedQuery {
+                program,
+                args: args.iter().map(|a| (*a).to_owned()).collect(),
+                output: Some(Output { status: 0, stdout: stdout.to_owned(), stderr: String::new() }),
+            };
+            let record = Record {
+                queries: vec![query(Program::Vgs, &super::VGS, VGS), query(Program::Lvs, &LVS, text)],
+                ..Record::default()
+            };
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir(dir.path().join("root")).unwrap();
+            record.save(&dir.path().join(Record::NAME)).unwrap();
+            let wanted: [Wanted; 2] = [
+                BlockVolume { store: store.clone(), ..thin() }.into(),
+                BlockVolume { store, name: "desk-1".to_owned(), ..thin() }.into(),
+            ];
+            let all = nearly_full(wanted.iter(), &Fixture::open(dir.path()).unwrap());
+            all.into_iter().map(|f| format!("{}: {} {}", f.place, f.message, f.help)).collect::<Vec<_>>()
+        };
+        let pool = || thin().store;
+        assert_eq!(said(&text("89.99", "89.99"), pool()), [""; 0]);
+        let data = said(&text("90.00", "7.00"), pool());
+        assert_eq!(data.len(), 1, "once for all disks in it: {data:?}");
+        assert!(data[0].starts_with("storage.fast: thin pool vg0/vms is nearly full (its data, lvs)"), "{data:?}");
+        assert!(data[0].ends_with("lvextend --size +… vg0/vms"), "{data:?}");
+        assert!(said(&text("12.50", "97.20"), pool())[0].ends_with("--poolmetadatasize +… vg0/vms"));
+        assert_eq!(said(&text("99.00", "99.00"), BlockStore::Lvm { group: "vg0".to_owned() }), [""; 0]);
     }
 
     #[test]

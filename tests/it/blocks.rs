@@ -246,6 +246,19 @@ fn a_delete_that_was_killed_anywhere_is_told_of_and_goes_on() {
 }
 
 #[test]
+fn a_thin_pool_that_is_nearly_full_is_named_in_each_plan() {
+    let host = Host::with_lvm(MANIFEST);
+    host.says("apply --yes --reboot", 0);
+    let message = "thin pool vg0/vms is nearly full";
+    assert!(!host.flat_lines("plan", 0).contains(message));
+    host.lv("vms", "data_percent", "90.00");
+    for (words, code) in [("plan", 0), ("check -f host.yaml", 0)] {
+        let said = host.flat_lines(words, code);
+        assert!(said.contains(message) && said.contains("lvextend --size +… vg0/vms"), "{words}: {said}");
+    }
+}
+
+#[test]
 fn what_is_there_and_not_ours_is_left_and_what_is_not_there_is_not_made() {
     let host = Host::with_lvm(&MANIFEST.replace("  web:", "  other:"));
     let said = host.flat_lines("apply --yes --reboot", 1);
