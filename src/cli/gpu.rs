@@ -153,7 +153,14 @@ impl Seen {
             vms: vms.filter(|(_, slots)| slots.contains(&slot)).collect(),
             shared: self.release(m, slot),
             modules: desire::modules(m, &self.facts),
+            mig: self.cut(m, slot),
         }
+    }
+
+    /// Whether the manifest cuts the card into MIG instances.
+    fn cut(&self, m: &Manifest, slot: PciSlot) -> bool {
+        let mut cut = m.gpus.values().filter(|e| e.mig.is_some());
+        cut.any(|e| desire::resolve(e, true, &self.facts).ok() == Some(slot))
     }
 
     /// What is stopped for a VM of what host and VMs share.
