@@ -621,7 +621,10 @@ fn sharing(on: &On<'_>) -> Vec<Link> {
                 format!("{} MIG instances are made of it, which go with the driver", sharing.mig_instances.len()),
             )
             .seen("/proc/driver/nvidia/capabilities", sharing.mig_instances.join(" "))
-            .fix("nvidia-smi mig -dci, then -dgi, then -mig 0, once nobody uses them"),
+            .fix(match on.asked.mig {
+                true => "take `mig` out of host.yaml and apply, once nobody uses them",
+                false => "nvidia-smi mig -dci, then -dgi, then -mig 0, once nobody uses them",
+            }),
         );
     }
     for link in &mut links {

@@ -106,6 +106,8 @@ pub struct Asked {
     pub vms: Vec<(String, BTreeSet<PciSlot>)>,
     /// Where GPUs are on a board with NVSwitches, as far as the manifest says.
     pub modules: BTreeMap<PciSlot, u8>,
+    /// The manifest cuts it into MIG instances, which come again at each boot.
+    pub mig: bool,
 }
 
 /// Why a GPU can or cannot be passed through.

@@ -22,6 +22,7 @@ use crate::host::{Probe, Snapshot};
 use crate::manifest::{self, DeviceUse, Loaded, Manifest};
 use crate::plan::{Finding, Key, Past, Severity};
 use crate::report::{self, MigNow, NamedGpu};
+use crate::resource::block_volume::nearly_full;
 use crate::resource::shared_gpu::{SharedGpu, SharedNow, shared_now};
 use crate::resource::vfio_binding::VfioBinding;
 use crate::resource::{Resource, Wanted};
@@ -152,7 +153,14 @@ impl Seen {
             vms: vms.filter(|(_, slots)| slots.contains(&slot)).collect(),
             shared: self.release(m, slot),
             modules: desire::modules(m, &self.facts),
+            mig: self.cut(m, slot),
         }
+    }
+
+    /// Whether the manifest cuts the card into MIG instances.
+    fn cut(&self, m: &Manifest, slot: PciSlot) -> bool {
+        let mut cut = m.gpus.values().filter(|e| e.mig.is_some());
+        cut.any(|e| desire::resolve(e, true, &self.facts).ok() == Some(slot))
     }
 
     /// What is stopped for a VM of what host and VMs share.
@@ -361,7 +369,9 @@ pub(super) fn check(args: &CheckArgs, verbose: bool, quiet: bool) -> miette::Res
             None => g.kind == GpuKind::Gpu,
         });
         let gpus: Vec<Explanation> = wanted.map(|g| seen.explain(g)).collect();
-        let findings = seen.manifest.as_ref().map(|m| desire::desire(m, &seen.facts).findings).unwrap_or_default();
+        let desired = seen.manifest.as_ref().map(|m| desire::desire(m, &seen.facts)).unwrap_or_default();
+        let full = nearly_full(desired.nodes.values().map(|n| &n.wanted), probe);
+        let findings: Vec<Finding> = desired.findings.into_iter().chain(full).collect();
         let wrong = findings.iter().any(|f| f.severity == Severity::Error);
         let refused_starts = gpu::refused_starts(probe);
         let verdict = if wrong || !refused_starts.is_empty() { Some(Verdict::Fail) } else { check::worst(&gpus) };

@@ -252,6 +252,7 @@ fn gpus(seen: &Seen<'_>, vm: &Vm) -> Vec<Hinder> {
             shared: release.map(|all| all.iter().map(ToString::to_string).collect()),
             vms: vec![(vm.name.clone(), slots.clone())],
             modules: std::collections::BTreeMap::new(),
+            mig: false,
         };
         let explained = check::explain(&seen.facts, &looked, &all, gpu, &asked);
         let named = explained.name.clone().unwrap_or_else(|| gpu.slot.to_string());

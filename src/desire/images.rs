@@ -53,7 +53,9 @@ pub(super) fn want(
             "take a release that is maintained",
         ));
     }
-    let want = Want::Kept { name: name.clone(), origin: Box::new(origin), digest, asked: None };
+    let mut media = m.vms.values().filter(|vm| !vm.absent).flat_map(|vm| &vm.media);
+    let medium = media.any(|medium| medium.image().as_ref() == Some(name));
+    let want = Want::Kept { name: name.clone(), origin: Box::new(origin), digest, asked: None, medium };
     let wanted = Image { pool: pool.clone(), directory: directory.to_owned(), want };
     let key = desired.want(place, [Key::new("package", ""), pool_key.clone()], wanted);
     Some((FromImage { name: name.clone(), pointer: pointer(directory, name.as_str()) }, key))

@@ -360,6 +360,7 @@ fn disks(
                 size,
                 vm: name.clone(),
                 take_over: entry.take_over,
+                made: false,
                 image,
             };
             let needs = [packages.clone()].into_iter().chain(image_key);

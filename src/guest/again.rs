@@ -25,8 +25,11 @@ pub fn again(image: &[u8], own: Again<'_>) -> Result<Vec<u8>, String> {
         return Err("it is no seed of gpuvm's".to_owned());
     }
     let mut files = iso::files(image, true).ok_or("it is damaged")?;
-    // Of Windows', nothing is read again once Setup is over.
-    for (name, content) in files.iter_mut().filter(|(name, _)| name != ANSWER_FILE) {
+    // There is a password in it, and what is a clone is installed.
+    if files.iter().any(|(name, _)| name == ANSWER_FILE) {
+        return Err("it is for Windows' Setup, and a clone is an installed Windows".to_owned());
+    }
+    for (name, content) in &mut files {
         let text = String::from_utf8(std::mem::take(content)).map_err(|_| format!("its {name} is no text"))?;
         let body = text.strip_prefix("#cloud-config\n");
         let mut value: Value = serde_json::from_str(body.unwrap_or(&text)).map_err(|e| format!("its {name}: {e}"))?;
@@ -70,6 +73,13 @@ fn network(value: &mut Value, mac: Option<MacAddress>) {
 mod tests {
     use super::*;
     use crate::guest::cloud_init::tests::guest;
+
+    #[test]
+    fn an_answer_file_is_copied_to_nobody() {
+        let told = crate::guest::Told::Windows(crate::guest::windows::tests::windows());
+        let own = Again { hostname: "copy", instance: "gpuvm-copy-1", mac: None, inputs: "def" };
+        assert!(again(&told.seed(&[], Some("secret"), "abc"), own).unwrap_err().contains("Setup"));
+    }
 
     #[test]
     fn a_clone_is_told_the_same_and_that_it_is_another() {

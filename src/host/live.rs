@@ -234,6 +234,7 @@ impl Host for Live {
             Step::Reboot => runner::reboot(running.run_dir, progress),
             Step::Adopt => Ok(()),
             Step::BlockVolume(volume) => block_volumes::make(volume, self, progress),
+            Step::RemoveBlockVolume { store, name, vm } => block_volumes::remove((store, name), vm, self, progress),
             Step::Fetch(fetch) => images::fetch(fetch, progress),
             Step::RemoveImage { path } => images::remove(path, self),
             Step::Seed { path, inputs } => {

@@ -116,6 +116,8 @@ pub enum Program {
     Lvcreate,
     /// lvextend(8)
     Lvextend,
+    /// lvremove(8)
+    Lvremove,
     /// lvs(8)
     Lvs,
     /// modprobe(8)
@@ -162,6 +164,7 @@ impl Program {
             Program::Lvchange => "lvchange",
             Program::Lvcreate => "lvcreate",
             Program::Lvextend => "lvextend",
+            Program::Lvremove => "lvremove",
             Program::Lvs => "lvs",
             Program::Modprobe => "modprobe",
             Program::Netplan => "netplan",

@@ -10,6 +10,7 @@ use super::{
 use crate::desire::{ADMISSION, Desired};
 use crate::facts::{HostFacts, Iommu};
 use crate::host::{Answer, Probe};
+use crate::resource::block_volume::nearly_full;
 use crate::resource::libvirt_domain::LibvirtDomain;
 use crate::resource::seed::Seed;
 use crate::resource::vfio_binding::VfioBinding;
@@ -63,6 +64,7 @@ pub fn build(desired: &Desired, past: &Past, probe: &dyn Probe, facts: &HostFact
     let mut findings = desired.findings.clone();
     admit(&mut findings, &entries, desired);
     findings.extend(listed(&entries, desired, past, probe));
+    findings.extend(nearly_full(desired.nodes.values().map(|n| &n.wanted), probe));
     let mut order = order(&entries, Wanted::KINDS, &past.pending).unwrap_or_else(|e| {
         findings.push(Finding {
             severity: Severity::Error,

@@ -204,6 +204,7 @@ pub fn touched(step: &Step) -> Vec<Place> {
         Step::CopyVolume(copy) => vec![Place::Volume { pool: copy.pool.clone(), name: copy.name.clone() }],
         Step::CloneSeed { to, .. } => vec![Place::File(to.clone())],
         Step::BlockVolume(step) => vec![Place::Device(step.store.device(&step.name))],
+        Step::RemoveBlockVolume { store, name, .. } => vec![Place::Device(store.device(name))],
         Step::RemoveVolume { pool, name } => vec![Place::Volume { pool: pool.clone(), name: name.clone() }],
         Step::Fetch(fetch) => vec![Place::Image(image::pointer(&fetch.pool, fetch.name.as_str()))],
         // It can be fetched again, and nothing was made from it.

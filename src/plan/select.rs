@@ -179,7 +179,7 @@ fn narrow_to_images(task: &ImageTask, desired: &mut Desired, past: &Past, known:
     for node in desired.nodes.values() {
         match (&node.wanted, task) {
             (Wanted::Image(image), ImageTask::Newest { names, asked }) => {
-                let Want::Kept { name, origin, digest, .. } = &image.want else { continue };
+                let Want::Kept { name, origin, digest, medium, .. } = &image.want else { continue };
                 there.insert(name.clone());
                 if names.is_empty() || names.contains(name) {
                     let want = Want::Kept {
@@ -187,6 +187,7 @@ fn narrow_to_images(task: &ImageTask, desired: &mut Desired, past: &Past, known:
                         origin: origin.clone(),
                         digest: digest.clone(),
                         asked: Some(asked.clone()),
+                        medium: *medium,
                     };
                     images.want(&node.from, [], Image { want, ..image.clone() });
                     let about = |f: &&Finding| f.place.starts_with(&format!("{}.image", node.from));

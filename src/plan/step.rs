@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Refresh;
+use crate::host::Program;
 use crate::image::{Digest, Origin};
 use crate::types::{
     ByteSize, DomainName, InterfaceName, MacAddress, Mode, PackageName, PciAddress, ResourceName, Splice, SpliceError,
@@ -388,6 +389,24 @@ impl BlockStore {
             BlockStore::Zfs { dataset } => format!("{dataset}/{volume}"),
         }
     }
+    /// It by the name that its tools take.
+    pub fn words(&self) -> String {
+        match self {
+            BlockStore::Lvm { group } => group.clone(),
+            BlockStore::LvmThin { group, pool } => format!("{group}/{pool}"),
+            BlockStore::Zfs { dataset } => dataset.clone(),
+        }
+    }
+    /// The command that deletes a volume. LVM asks where a volume is active, and is answered; neither of the two deletes one
+    /// that is open, nor zfs-destroy(8) one that has snapshots.
+    pub fn removal(&self, volume: &str) -> (Program, Vec<String>) {
+        match self {
+            BlockStore::Lvm { .. } | BlockStore::LvmThin { .. } => {
+                (Program::Lvremove, vec!["--yes".to_owned(), self.volume(volume)])
+            }
+            BlockStore::Zfs { .. } => (Program::Zfs, vec!["destroy".to_owned(), self.volume(volume)]),
+        }
+    }
     /// What a person types to delete a volume.
     pub fn remove_words(&self, volume: &str) -> String {
         let program = match self {
@@ -446,6 +465,9 @@ pub struct FetchStep {
     /// What a person asked for the newest with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<String>,
+    /// A CD-ROM drive has it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub medium: bool,
 }
 
 /// A small file that is copied as a whole, with its mode and owner.
@@ -596,6 +618,15 @@ pub enum Step {
     Volume(VolumeStep),
     /// Makes or grows a block volume.
     BlockVolume(BlockVolumeStep),
+    /// Deletes a block volume that gpuvm made, with its data.
+    RemoveBlockVolume {
+        /// Where it is.
+        store: BlockStore,
+        /// Its name there.
+        name: String,
+        /// The VM that it is for, as is written at it.
+        vm: DomainName,
+    },
     /// Fetches an image into a pool's directory.
     Fetch(FetchStep),
     /// Deletes the file of an image that no disk is made from. It can be fetched again.
@@ -863,6 +894,10 @@ impl Step {
             Step::Volume(_) => "make the disk",
             Step::BlockVolume(BlockVolumeStep { grow: true, .. }) => "grow the disk",
             Step::BlockVolume(_) => "make the disk",
+            Step::RemoveBlockVolume { store, name, .. } => {
+                let (program, args) = store.removal(name);
+                return format!("delete the disk: {} {}", program.name(), args.join(" "));
+            }
             Step::Fetch(fetch) => return format!("fetch {}", fetch.name),
             Step::Seed { path, .. } => return format!("make {}", path.display()),
             Step::RemoveImage { path } => return format!("delete {}", path.display()),
@@ -922,6 +957,7 @@ impl Step {
             Step::CommitLayer { into, .. } => vec![into.display().to_string()],
             Step::Volume(volume) => vec![format!("volume {}/{}", volume.pool, volume.name)],
             Step::BlockVolume(step) => vec![step.store.device(&step.name).display().to_string()],
+            Step::RemoveBlockVolume { store, name, .. } => vec![store.device(name).display().to_string()],
             Step::RemoveVolume { pool, name } => vec![format!("volume {pool}/{name}")],
             Step::Fetch(fetch) => vec![format!("image {} in {}", fetch.name, fetch.pool.display())],
             Step::RemoveImage { path } | Step::Seed { path, .. } => vec![path.display().to_string()],

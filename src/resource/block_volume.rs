@@ -1,5 +1,5 @@
 //! A block volume: a VM's disk in an LVM volume group, an LVM thin pool or a ZFS dataset that a person made. It is made and
-//! grown, never shrunk, never moved, and never taken away. libvirt has pools for two of the three, which cannot grow a
+//! grown, never shrunk, never moved, and goes by a word of its own alone: with its VM, or by an undo with the data. libvirt has pools for two of the three, which cannot grow a
 //! volume, and whose stop would deactivate a group that the host may run from: so the tools of LVM and ZFS are asked
 //! themselves. Whose a volume is, and whether it has come to its end, is written at the volume, by tags and properties
 //! that it has from the moment that it is there.
@@ -10,14 +10,16 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Resource;
 use super::image;
-use super::libvirt_domain::has_disk;
+use super::libvirt_domain::{has_disk, user_of};
 use super::volume::FromImage;
+use super::{Resource, Wanted};
 use crate::facts::HostFacts;
 use crate::host::{Answer, HostError, Output, Probe, Program};
 use crate::image::Cached;
-use crate::plan::{Action, BlockStore, BlockVolumeStep, Change, Diff, FieldDiff, Step, WaitFor};
+use crate::plan::{
+    Action, BlockStore, BlockVolumeStep, Change, Diff, FieldDiff, Finding, Risk, Severity, Step, WaitFor,
+};
 use crate::types::{ByteSize, DomainName, ResourceName};
 
 /// A VM's disk in storage of blocks.
@@ -37,6 +39,9 @@ pub struct BlockVolume {
     /// Use one that is there and is not gpuvm's, with what is on it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub take_over: bool,
+    /// gpuvm made it; in the ledger alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made: bool,
     /// What it begins as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<FromImage>,
@@ -61,6 +66,8 @@ pub const ZFS_LIST: [&str; 6] =
 
 /// A volume that is being made: what is on it is nobody's yet.
 pub const BEGUN: &str = "gpuvm.begun";
+/// What is said of one that is not there any more.
+pub const GONE: &str = "it is gone";
 /// What precedes the VM's name in a tag.
 pub const OF_VM: &str = "gpuvm.vm:";
 /// What precedes the image's name in a tag.
@@ -79,6 +86,26 @@ pub struct Found {
     pub begun: bool,
     /// Why it cannot be a disk.
     pub odd: Option<String>,
+    /// Something has it open; only LVM tells.
+    pub open: bool,
+    /// It has snapshots that would go with it, as LVM's thick ones do. Thin ones stay by themselves, and ZFS refuses.
+    pub snapshots: bool,
+}
+
+impl Found {
+    /// Why a VM's volume is not deleted. `closes`: the VM has it open, and ends before.
+    pub fn hinders(&self, vm: &DomainName, closes: bool) -> Option<String> {
+        if self.vm.as_deref() != Some(vm.as_str()) {
+            return Some(format!("nothing at it says that gpuvm made it for {vm}"));
+        }
+        if let Some(odd) = &self.odd {
+            return Some(odd.clone());
+        }
+        if self.snapshots {
+            return Some("it has snapshots, which would go with it".to_owned());
+        }
+        (self.open && !closes).then(|| "something on this host has it open".to_owned())
+    }
 }
 
 /// Where volumes are.
@@ -88,10 +115,59 @@ pub struct Place {
     pub free: u64,
     /// The size of an extent: sizes are whole numbers of it.
     pub extent: u64,
-    /// How full a thin pool is, data or what it keeps of it, in percent.
-    pub full: Option<u64>,
+    /// How full a thin pool is.
+    pub thin: Option<Fullness>,
     /// Its volumes by name.
     pub volumes: BTreeMap<String, Found>,
+}
+
+/// How full a thin pool is, in percent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fullness {
+    /// What guests wrote.
+    pub data: u64,
+    /// What the pool keeps of that.
+    pub metadata: u64,
+}
+
+impl Fullness {
+    /// The fuller of the two: the pool halts as soon as one is full (lvmthin(7)).
+    pub fn most(self) -> u64 {
+        self.data.max(self.metadata)
+    }
+}
+
+/// What is said of a thin pool from here on, in percent.
+const NEARLY_FULL: u64 = 90;
+
+/// The thin pools that disks of a manifest are in and that are nearly full, each once. What cannot be told is said of the
+/// disks.
+pub fn nearly_full<'a>(wanted: impl Iterator<Item = &'a Wanted>, probe: &dyn Probe) -> Vec<Finding> {
+    let blocks = wanted.filter_map(|w| if let Wanted::BlockVolume(block) = w { Some(block) } else { None });
+    let pools: BTreeMap<&ResourceName, &BlockStore> = blocks.map(|b| (&b.storage, &b.store)).collect();
+    let mut all = Vec::new();
+    for (name, store) in pools {
+        if !matches!(store, BlockStore::LvmThin { .. }) {
+            continue;
+        }
+        let Ok(Answer::Value(Some(Place { thin: Some(full), .. }))) = look(store, probe) else { continue };
+        let (data, metadata) = (full.data >= NEARLY_FULL, full.metadata >= NEARLY_FULL);
+        let (what, word) = match (data, metadata) {
+            (false, false) => continue,
+            (true, false) => ("its data", "--size"),
+            (false, true) => ("its metadata", "--poolmetadatasize"),
+            (true, true) => ("its data and its metadata", "--size +… --poolmetadatasize"),
+        };
+        all.push(Finding {
+            severity: Severity::Warning,
+            code: "nearly-full".to_owned(),
+            place: format!("storage.{name}"),
+            // Without the figure, which is another one each time.
+            message: format!("{store} is nearly full ({what}, lvs): a full thin pool halts every VM in it"),
+            help: format!("make it larger: lvextend {word} +… {}", store.words()),
+        });
+    }
+    all
 }
 
 impl Place {
@@ -155,7 +231,8 @@ fn lvm(groups: &str, volumes: &str, group: &str, thin: Option<&str>) -> Result<O
         let Some(found) = found else { return Ok(None) };
         let promised: u64 = all.iter().filter(|r| text(r, "pool_lv") == pool).map(|r| number(r, "lv_size")).sum();
         place.free = number(found, "lv_size").saturating_sub(promised);
-        place.full = Some(number(found, "data_percent").max(number(found, "metadata_percent")));
+        place.thin =
+            Some(Fullness { data: number(found, "data_percent"), metadata: number(found, "metadata_percent") });
     }
     for row in &all {
         let tags = text(row, "lv_tags");
@@ -178,6 +255,8 @@ fn lvm(groups: &str, volumes: &str, group: &str, thin: Option<&str>) -> Result<O
             image: tag(OF_IMAGE),
             begun: tags.split(',').any(|t| t == BEGUN),
             odd,
+            open: attr.chars().nth(5) == Some('o'),
+            snapshots: attr.starts_with(['o', 'O']),
         };
         place.volumes.insert(text(row, "lv_name"), found);
     }
@@ -199,6 +278,7 @@ fn zfs(text: &str, dataset: &str) -> Option<Place> {
             image: own(row[5]),
             begun: row[6] == "begun",
             odd: (row[1] != "volume").then(|| "it is a file system, and no volume".to_owned()),
+            ..Found::default()
         };
         place.volumes.insert(name.to_owned(), found);
     }
@@ -251,8 +331,8 @@ impl BlockVolume {
 
     /// Room for so much more; without figures, which change all the time.
     fn room(&self, place: &Place, more: u64, change: &mut Change) -> Option<Diff> {
-        let full = place.full.unwrap_or(0);
-        if place.full.is_none() && place.free < more {
+        let full = place.thin.map_or(0, Fullness::most);
+        if place.thin.is_none() && place.free < more {
             return Some(Diff::Blocked {
                 why: format!("{} has not so much room left", self.store),
                 help: "write a smaller size, or give it more room first: storage is used, never made".to_owned(),
@@ -261,13 +341,13 @@ impl BlockVolume {
         if full >= 95 {
             return Some(Diff::Blocked {
                 why: format!("{} is all but full: a full thin pool halts every VM in it", self.store),
-                help: format!("make it larger first: lvextend --size +… {}", self.store),
+                help: format!("make it larger first: lvextend --size +… {}", self.store.words()),
             });
         }
         if full >= 80 {
             change.notes.push(format!("{} is nearly full: a full thin pool halts every VM in it (lvs)", self.store));
         }
-        if place.full.is_some() && place.free < more {
+        if place.thin.is_some() && place.free < more {
             change.notes.push(format!(
                 "more is promised to the volumes of {} than it has: it takes up what guests write, and a full one halts \
                  every VM in it",
@@ -275,6 +355,52 @@ impl BlockVolume {
             ));
         }
         None
+    }
+
+    /// What its VM's end comes to for it, data and all: a VM `but` counts as gone. `leave` is how a person has it stay.
+    pub fn deletion(&self, but: impl Fn(&str) -> bool, leave: &str, probe: &dyn Probe) -> Result<Diff, HostError> {
+        let stays = |why: &str| Ok(Diff::InSync { evidence: why.to_owned() });
+        let device = self.device();
+        let blocked = |why: String| Ok(Diff::Blocked { why, help: format!("put that right first; or {leave}") });
+        let unknown = |why: String| Ok(Diff::Unknown { why: format!("who needs it too: {why}; to go on, {leave}") });
+        if self.take_over {
+            return stays("it was there before gpuvm used it");
+        }
+        if !self.made {
+            return stays("nothing says that gpuvm made it");
+        }
+        let place = match look(&self.store, probe) {
+            Ok(Answer::Value(Some(place))) => place,
+            Ok(Answer::Absent | Answer::Value(None)) => {
+                return blocked(format!("there is no {}, so what is in it is not known", self.store));
+            }
+            Ok(Answer::Denied) => return unknown(format!("only root may look into {}", self.store)),
+            Err(why) => return unknown(why.to_string()),
+        };
+        let Some(found) = place.volumes.get(&self.name) else { return stays(GONE) };
+        let Some(known) = super::libvirt::ask(probe)?.value() else {
+            return unknown("libvirt does not answer".to_owned());
+        };
+        let closes = but(self.vm.as_str()) && known.domain(self.vm.as_str()).is_some_and(|d| d.active);
+        if let Some(why) = found.hinders(&self.vm, closes) {
+            return blocked(format!("`{}` is not deleted: {why}", device.display()));
+        }
+        if let Some(user) = known.named_by(&device, but) {
+            return blocked(format!("{user} needs it too"));
+        }
+        match user_of(&device, &self.vm, &known, probe) {
+            Err(why) => return unknown(why),
+            Ok(Some(user)) => return blocked(format!("`{}` is not deleted: {user}", device.display())),
+            Ok(None) => {}
+        }
+        let size = ByteSize::from_bytes(found.size);
+        let mut change = Change::new(Action::Remove, format!("{size} in {}, with everything on it", self.store));
+        change.risks.insert(Risk::DataLoss);
+        let (program, args) = self.store.removal(&self.name);
+        change.notes.push(format!("by {} {}", program.name(), args.join(" ")));
+        let (store, name, vm) = (self.store.clone(), self.name.clone(), self.vm.clone());
+        change.steps.push(Step::RemoveBlockVolume { store, name, vm });
+        Ok(Diff::Change(change))
     }
 
     /// Why it cannot be made by this name.
@@ -298,6 +424,11 @@ impl Resource for BlockVolume {
 
     fn name(&self) -> String {
         format!("{}/{}", self.storage, self.name)
+    }
+
+    /// One that was grown, or was there already, has not been made by that.
+    fn kept(&self, last: Option<&Self>, made: bool) -> Self {
+        Self { made: made || last.is_some_and(|l| l.made), ..self.clone() }
     }
 
     fn probe(&self, host: &dyn Probe) -> Result<State, HostError> {
@@ -424,6 +555,7 @@ impl Resource for BlockVolume {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::fixture::{Fixture, Record, RecordedQuery};
     use crate::resource::tests::facts;
 
     const VGS: &str = r#"{"report":[{"vg":[
@@ -451,6 +583,7 @@ mod tests {
             size: ByteSize::from_gib(8),
             vm: "desk".parse().unwrap(),
             take_over: false,
+            made: false,
             image: None,
         }
     }
@@ -530,6 +663,39 @@ mod tests {
         assert!(
             why(diff(&BlockVolume { size: ByteSize::from_gib(11), ..thick }, &lvs(""))).contains("not so much room")
         );
+    }
+
+    #[test]
+    fn a_thin_pool_that_is_nearly_full_is_named() {
+        let text = |data: &str, metadata: &str| lvs("").replace("12.50", data).replace("7.00", metadata);
+        let said = |text: &str, store: BlockStore| {
+            let query = |program: Program, args: &[&str], stdout: &str| RecordedQuery {
+                program,
+                args: args.iter().map(|a| (*a).to_owned()).collect(),
+                output: Some(Output { status: 0, stdout: stdout.to_owned(), stderr: String::new() }),
+            };
+            let record = Record {
+                queries: vec![query(Program::Vgs, &super::VGS, VGS), query(Program::Lvs, &LVS, text)],
+                ..Record::default()
+            };
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir(dir.path().join("root")).unwrap();
+            record.save(&dir.path().join(Record::NAME)).unwrap();
+            let wanted: [Wanted; 2] = [
+                BlockVolume { store: store.clone(), ..thin() }.into(),
+                BlockVolume { store, name: "desk-1".to_owned(), ..thin() }.into(),
+            ];
+            let all = nearly_full(wanted.iter(), &Fixture::open(dir.path()).unwrap());
+            all.into_iter().map(|f| format!("{}: {} {}", f.place, f.message, f.help)).collect::<Vec<_>>()
+        };
+        let pool = || thin().store;
+        assert_eq!(said(&text("89.99", "89.99"), pool()), [""; 0]);
+        let data = said(&text("90.00", "7.00"), pool());
+        assert_eq!(data.len(), 1, "once for all disks in it: {data:?}");
+        assert!(data[0].starts_with("storage.fast: thin pool vg0/vms is nearly full (its data, lvs)"), "{data:?}");
+        assert!(data[0].ends_with("lvextend --size +… vg0/vms"), "{data:?}");
+        assert!(said(&text("12.50", "97.20"), pool())[0].ends_with("--poolmetadatasize +… vg0/vms"));
+        assert_eq!(said(&text("99.00", "99.00"), BlockStore::Lvm { group: "vg0".to_owned() }), [""; 0]);
     }
 
     #[test]

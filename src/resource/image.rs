@@ -41,6 +41,9 @@ pub enum Want {
         digest: Option<Digest>,
         /// The newest, asked for with this word.
         asked: Option<String>,
+        /// A CD-ROM drive has it, which reads it as it is.
+        #[serde(default)]
+        medium: bool,
     },
     /// None but those that disks are made from, and these.
     OnlyUsed {
@@ -85,6 +88,14 @@ fn same_origin(kept: &Cached, wanted: &Origin) -> bool {
     }
 }
 
+/// Whether a CD-ROM drive can have an image of this kind (`qcow2`, `raw`); else why it cannot.
+pub fn fits_a_drive(kind: &str) -> Result<(), &'static str> {
+    match kind {
+        "raw" => Ok(()),
+        _ => Err("it is a disk image in qcow2 form, and a CD-ROM drive reads a medium as it is"),
+    }
+}
+
 /// Whether it was a VM's disk: it is nowhere else, so a template goes by its own word only.
 pub fn is_template(kept: &Cached) -> bool {
     matches!(kept.origin, Origin::Disk { .. })
@@ -97,7 +108,9 @@ impl Image {
     }
 
     fn change(&self, action: Action, kept: Option<&Cached>) -> Change {
-        let Want::Kept { name, origin, digest, asked } = &self.want else { return Change::new(action, String::new()) };
+        let Want::Kept { name, origin, digest, asked, medium } = &self.want else {
+            return Change::new(action, String::new());
+        };
         let (mut origin, mut digest) = ((**origin).clone(), digest.clone());
         let mut change = Change::new(action, format!("from {}", origin.place()));
         if let Some(kept) = kept.filter(|_| asked.is_none() && digest.is_none()) {
@@ -121,12 +134,13 @@ impl Image {
             origin,
             digest,
             asked: asked.clone(),
+            medium: *medium,
         }));
         change
     }
 
     fn compare(&self, state: &State) -> Diff {
-        let Want::Kept { origin, digest, asked, .. } = &self.want else { return self.prune(state) };
+        let Want::Kept { origin, digest, asked, medium, .. } = &self.want else { return self.prune(state) };
         // Its pool has to be there first.
         if let Err(diff) = known(&state.libvirt, || self.change(Action::Create, None)) {
             return *diff;
@@ -155,6 +169,10 @@ impl Image {
             change.fields.push(FieldDiff::new("image", Some(shown(&kept)), Some(digest.to_string())));
             change.notes.push("disks that were made from the former one stay on it".to_owned());
             return Diff::Change(change);
+        }
+        if let (true, Err(why)) = (*medium, fits_a_drive(&kept.kind)) {
+            let help = "give the medium itself, or take the image out of `media`: it is a disk of a VM's";
+            return Diff::Blocked { why: why.to_owned(), help: help.to_owned() };
         }
         if digest.is_none() && !same_origin(&kept, origin) {
             let mut change = self.change(Action::Change, None);
@@ -361,6 +379,7 @@ mod tests {
                 origin: Box::new(origin),
                 digest,
                 asked: asked.map(str::to_owned),
+                medium: false,
             },
         }
     }
@@ -399,6 +418,23 @@ mod tests {
             },
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn what_is_kept_as_a_disk_is_no_medium() {
+        let digest = Some(Digest::Sha256("ab".repeat(32)));
+        let Image { want: Want::Kept { name, origin, digest, asked, .. }, pool, directory } =
+            wanted(origin(None), digest, None)
+        else {
+            panic!("it is kept")
+        };
+        let medium = Image { want: Want::Kept { name, origin, digest, asked, medium: true }, pool, directory };
+        let diff = |kept: &Cached| medium.diff(&there(Some(kept), true), None, &facts());
+        let Diff::Blocked { why, help } = diff(&cached("ab")) else { panic!("it is a disk") };
+        assert!(why.contains("qcow2 form") && help.contains("`media`"), "{why}: {help}");
+        let raw = Cached { kind: "raw".to_owned(), ..cached("ab") };
+        assert!(matches!(diff(&raw), Diff::InSync { .. }));
+        assert!(step(diff(&cached("cd"))).medium, "another one is fetched, as a medium");
     }
 
     #[test]

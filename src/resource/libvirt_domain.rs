@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use clone::{Clone, as_clone, cards};
 pub use drives::{Drive, Source, drives, with_file_moved, with_sources};
 pub use extras::{Display, Extra};
+pub use given::user_of;
 pub use plug::{passed_function, plugs, unplugs, with_slot, without_slot};
 use read::is_disk;
 pub use read::{Projection, disk_files, has_disk, is_marked, managed_functions, nvram, project, raw_and_others, taps};

@@ -60,6 +60,8 @@ struct Thing<'a> {
     back: &'a Back,
     recorded: &'a Recorded,
     now: &'a Looked,
+    /// What the ledger has of it.
+    ours: Option<&'a Wanted>,
     /// What cannot or shall not go back, for the reader.
     stays: Vec<String>,
 }
@@ -94,7 +96,7 @@ pub fn plan(
     // The bridges last: what hangs on one is gone before it, where this plan stops the VM.
     let (bridges, others): (Vec<&Key>, Vec<&Key>) = keys.iter().partition(|k| k.kind == Bridge::KIND);
     for key in others.iter().chain(&bridges) {
-        let mut thing = Thing { back, recorded, now: &now, stays: Vec::new() };
+        let mut thing = Thing { back, recorded, now: &now, ours: past.owned.get(key), stays: Vec::new() };
         // What a bridge moved is put back by the bridge itself, which knows the guard and what to ask for.
         let diff = match (recorded.owned.get(key), past.owned.get(key)) {
             (Some(before), last) if key.kind == Bridge::KIND => before.compare(last, probe, facts),
@@ -288,6 +290,21 @@ impl Thing<'_> {
             {
                 return Ok(diff);
             }
+            if let (Place::Device(path), Seen::Nothing, true) = (place, before, self.back.with_data) {
+                match self.block_goes(key, place, is, probe)? {
+                    Diff::Change(goes) => {
+                        change.steps.extend(goes.steps);
+                        change.risks.extend(goes.risks);
+                        change.notes.extend(goes.notes);
+                        change.notes.push("with everything that a guest wrote to it".to_owned());
+                    }
+                    Diff::InSync { evidence } => {
+                        self.stays.push(format!("the disk {} stays: {evidence}", path.display()));
+                    }
+                    refused => return Ok(refused),
+                }
+                continue;
+            }
             match place {
                 Place::FunctionAtBoot(_) if bound_at_once => {}
                 Place::VirtualFunctions { name, physical } => virtuals.push((name, *physical, *before, is, false)),
@@ -361,6 +378,40 @@ impl Thing<'_> {
         Ok(Diff::Change(change))
     }
 
+    /// How a person has a thing stay.
+    fn leave(&self, key: &Key) -> String {
+        format!("leave it as it is: gpuvm undo {} --with-data --skip {}", self.back.run, selector(key))
+    }
+
+    /// Why a disk is not the one that the run made.
+    fn changed_since(&self, place: &Place, is: &Seen) -> Option<String> {
+        if let Some(run) = self.recorded.since.get(place) {
+            return Some(format!("{place} was made or changed by run {run} too"));
+        }
+        // A run that was cut off did not see how it left it.
+        let after = self.recorded.after.get(place)?;
+        (!same(after, is)).then(|| format!("{place} was changed since run {}", self.back.run))
+    }
+
+    /// The VMs that this undo takes away need nothing any more.
+    fn undefines(&self, vm: &str) -> bool {
+        self.recorded.before.iter().any(|(k, place, before)| {
+            matches!((place, before), (Place::Domain(n), Seen::Nothing) if n.as_str() == vm)
+                && !self.back.skip.iter().any(|s| s.fits(k))
+        })
+    }
+
+    /// What becomes of a block volume that the run made.
+    fn block_goes(&self, key: &Key, place: &Place, is: &Seen, probe: &dyn Probe) -> Result<Diff, HostError> {
+        if let Some(why) = self.changed_since(place, is) {
+            return Ok(Diff::Blocked { why, help: format!("to {}", self.leave(key)) });
+        }
+        match self.ours {
+            Some(Wanted::BlockVolume(block)) => block.deletion(|vm| self.undefines(vm), &self.leave(key), probe),
+            _ => Ok(Diff::InSync { evidence: "nothing says that gpuvm made it".to_owned() }),
+        }
+    }
+
     /// Why a disk that the run made cannot go with what is on it.
     fn disk_stays(
         &self,
@@ -370,34 +421,21 @@ impl Thing<'_> {
         probe: &dyn Probe,
     ) -> Result<Option<Diff>, HostError> {
         let place = Place::Volume { pool: pool.clone(), name: name.to_owned() };
-        let skip = format!("to leave it as it is: gpuvm undo {} --with-data --skip {}", self.back.run, selector(key));
+        let skip = format!("to {}", self.leave(key));
         let blocked = |why: String| Ok(Some(Diff::Blocked { why, help: skip.clone() }));
-        if let Some(run) = self.recorded.since.get(&place) {
-            return blocked(format!("{place} was made or changed by run {run} too"));
-        }
-        match self.recorded.after.get(&place) {
-            // A run that was cut off did not see how it left it.
-            None => {}
-            Some(after) if same(after, is) => {}
-            Some(_) => return blocked(format!("{place} was changed since run {}", self.back.run)),
+        if let Some(why) = self.changed_since(&place, is) {
+            return blocked(why);
         }
         let Answer::Value(known) = probe.virtualisation()? else {
             return Ok(Some(Diff::Unknown { why: format!("libvirt does not say who uses {place}") }));
         };
         let there = known.pool(pool.as_str()).and_then(|p| p.volumes.iter().find(|v| v.name == name));
-        // The VMs that this undo takes away need it no more.
-        let leaves = |vm: &str| {
-            self.recorded.before.iter().any(|(k, place, before)| {
-                matches!((place, before), (Place::Domain(n), Seen::Nothing) if n.as_str() == vm)
-                    && !self.back.skip.iter().any(|s| s.fits(k))
-            })
-        };
         let Some(there) = there else { return Ok(None) };
         let over = match over(&there.path, &known, probe) {
             Ok(over) => over.map(|path| format!("the disk `{}`", path.display())),
             Err(why) => return Ok(Some(Diff::Unknown { why: format!("who needs {place}: {why}") })),
         };
-        let user = known.user_of_but(&there.path, leaves).or(over);
+        let user = known.user_of_but(&there.path, |vm| self.undefines(vm)).or(over);
         user.map_or(Ok(None), |user| blocked(format!("{user} needs {place}")))
     }
 
@@ -463,7 +501,15 @@ impl Thing<'_> {
                 self.stays.push(format!("the disk {name} stays as large as it is: a disk is never shrunk"));
             }
             (Place::Device(path), Seen::Nothing, _) => {
-                self.stays.push(format!("the disk {} stays, with its data: it is in storage of yours", path.display()));
+                self.stays.push(format!(
+                    "the disk {} stays, with its data; to delete it: gpuvm undo {} --with-data",
+                    path.display(),
+                    self.back.run
+                ));
+            }
+            (Place::Device(path), _, Seen::Nothing) => {
+                self.stays
+                    .push(format!("what was on the disk {} is gone; an apply makes an empty one", path.display()));
             }
             (Place::Device(path), ..) => {
                 self.stays.push(format!("the disk {} stays as large as it is: a disk is never shrunk", path.display()));

@@ -235,13 +235,28 @@ impl Cloning<'_> {
     /// The image that tells its guest that it is another one now; with the path of the other's.
     fn seed(&self, compiled: &mut Compiled) -> Result<Option<(PathBuf, Seed)>, Box<Diff>> {
         let Wish { from, name, .. } = self.wish;
-        let Some(other) = self.look.past.seeds().find(|s| s.vm == *from) else {
+        let seed = self.look.past.seeds().find(|s| s.vm == *from);
+        // Setup's answer file is all that Windows' has, with a password in it; what is installed reads none of it again.
+        let Some(other) = seed.filter(|s| !s.windows) else {
+            let (message, help) = match seed {
+                Some(_) => (
+                    format!(
+                        "its Windows has the name, the security identifiers and the accounts of {from}'s; the CD-ROM with \
+                         Setup's answer file is not in it"
+                    ),
+                    "sysprep /generalize inside, before both are on one network",
+                ),
+                None => (
+                    format!("its guest has the name, the machine id and the host keys of {from}'s"),
+                    "change them inside before both are on one network",
+                ),
+            };
             compiled.findings.push(Finding {
                 severity: Severity::Warning,
                 code: "same-guest".to_owned(),
                 place: String::new(),
-                message: format!("its guest has the name, the machine id and the host keys of {from}'s"),
-                help: "change them inside before both are on one network".to_owned(),
+                message,
+                help: help.to_owned(),
             });
             return Ok(None);
         };
@@ -379,6 +394,7 @@ fn kept(wish: Wish<'_>, look: Look<'_>, macs: &[MacAddress]) -> Option<Wanted> {
         let volume = format!("{name}-{n}.qcow2");
         Disk { path: disk.path.with_file_name(&volume), volume, ..disk.clone() }
     };
+    let answers = look.past.seeds().any(|s| s.vm == *wish.from && s.windows);
     let mut nic = of.nic.clone();
     // The ledger knows one card; of a VM with several, which of them that is nobody says.
     nic.iter_mut().zip(macs).for_each(|(nic, mac)| nic.mac = *mac);
@@ -387,7 +403,7 @@ fn kept(wish: Wish<'_>, look: Look<'_>, macs: &[MacAddress]) -> Option<Wanted> {
         disks: of.disks.iter().enumerate().map(disk).collect(),
         nic,
         slots: of.slots.iter().filter(|s| wish.keeps.contains(&s.slot)).cloned().collect(),
-        seed: of.seed.as_ref().map(|seed| seed.with_file_name(format!("{name}-seed.iso"))),
+        seed: of.seed.as_ref().filter(|_| !answers).map(|seed| seed.with_file_name(format!("{name}-seed.iso"))),
         autostart: false,
         start_when_made: false,
         running: None,

@@ -8,7 +8,7 @@ use super::vm::{foreign, key, known, none};
 use super::{Compiled, Look};
 use crate::host::{Domain, HostError, Probe, Virtualisation};
 use crate::plan::{Action, Change, Diff, Finding, Key, Risk, Severity, Step};
-use crate::resource::block_volume::BlockVolume;
+use crate::resource::block_volume::{BlockVolume, GONE};
 use crate::resource::chains::{all_over, chain_of};
 use crate::resource::layers::number;
 use crate::resource::libvirt_domain::{is_marked, keep_tpm, nvram, project};
@@ -33,9 +33,10 @@ pub(super) fn delete(
         }
     };
     let disks: Vec<&Volume> = look.past.owned.values().filter_map(|w| of(name, w)).collect();
+    let blocks: Vec<&BlockVolume> = look.past.owned.values().filter_map(|w| block_of(name, w)).collect();
     let domain = known.domain(name.as_str());
     let definition = match (domain, uuid) {
-        (None, None) if disks.is_empty() || keep_disks => Some(none(&known)),
+        (None, None) if disks.is_empty() && blocks.is_empty() || keep_disks => Some(none(&known)),
         (None, None) => None,
         (None, Some(_)) => Some(Diff::InSync { evidence: "it is gone".to_owned() }),
         (Some(domain), _) if !is_marked(&domain.inactive_xml) => Some(foreign(name, "undefine")),
@@ -86,11 +87,23 @@ pub(super) fn delete(
         compiled.entry(&at, before.clone(), diff);
     }
     seed(name, look, &known, &mut compiled)?;
-    let blocks: Vec<&BlockVolume> = look.past.owned.values().filter_map(|w| block_of(name, w)).collect();
     for block in &blocks {
-        let message = format!("`{}` stays: it is in storage that a person made", block.device().display());
-        let help = format!("to delete it, with what is on it: {}", block.store.remove_words(&block.name));
-        compiled.findings.push(stays(message, help));
+        let diff = match keep_disks {
+            true => Diff::InSync { evidence: "it stays, as asked".to_owned() },
+            false => {
+                let leave = format!("leave the disks: gpuvm vm delete {name} --keep-disks");
+                block.deletion(|vm| vm == name.as_str(), &leave, look.probe)?
+            }
+        };
+        if let (false, Diff::InSync { evidence }) = (keep_disks, &diff) {
+            compiled.ours.insert(block.key(), None);
+            if evidence != GONE {
+                let message = format!("`{}` stays: {evidence}", block.device().display());
+                let help = format!("to delete it, with what is on it: {}", block.store.remove_words(&block.name));
+                compiled.findings.push(stays(message, help));
+            }
+        }
+        compiled.entry(&block.key(), [key(name)], diff);
     }
     if let Some(domain) = domain {
         compiled.findings.extend(foreign_disks(domain, &disks, &blocks, &layers, &known, look.probe));

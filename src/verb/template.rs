@@ -152,6 +152,7 @@ fn saving(
         origin,
         digest: None,
         asked: None,
+        medium: false,
     }));
     Ok(Diff::Change(change))
 }

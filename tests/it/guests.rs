@@ -158,6 +158,46 @@ fn images_are_listed_asked_for_anew_and_deleted_where_nothing_needs_them() {
     assert_eq!(json[0]["disks"], serde_json::json!(["default/web-0.qcow2"]));
 }
 
+#[test]
+fn an_image_in_a_cd_rom_drive_stays_until_it_is_out_of_it() {
+    let machine = Machine::made();
+    let plain = machine.manifest.clone();
+    let iso = machine.path("host/root/srv/tools.iso");
+    fs::create_dir_all(iso.parent().unwrap()).unwrap();
+    fs::write(&iso, vec![0; 4096]).unwrap();
+    let digest = "ab".repeat(32);
+    let of = |from: &str| format!("version: 1\nimages: {{ tools: {{ {from}, sha256: {digest} }} }}");
+    let with =
+        |from: &str| machine.with("version: 1", &of(from)).with("network: nat\n", "network: nat\n    media: [tools]\n");
+    for from in ["path: /srv/tools.iso", "url: 'https://example.org/tools.iso'"] {
+        let medium = with(from);
+        let (code, said) = medium.run(&["apply", "--yes"]);
+        assert_eq!(code, 0, "{said}");
+        let file = "tools-abababababab.img".to_owned();
+        assert!(medium.images().contains(&file), "{:?}", medium.images());
+        let record = fs::read_to_string(medium.path("host/gpuvm-record.json")).unwrap();
+        assert!(record.contains(&file), "the VM has it in a drive");
+        assert_eq!(medium.run(&["plan"]).0, 0);
+        // The manifest says no word of it any more, and the drive has it still.
+        let mut dropped = medium;
+        dropped.manifest.clone_from(&plain);
+        let (code, said) = dropped.run(&["image", "prune", "--yes"]);
+        assert!(code == 0 && !said.contains(&file) && dropped.images().contains(&file), "{said}");
+        let (code, said) = dropped.run(&["apply", "--yes"]);
+        assert_eq!(code, 0, "{said}");
+        let (code, said) = dropped.run(&["image", "prune", "--yes"]);
+        assert!(code == 0 && said.contains(&file) && !dropped.images().contains(&file), "{said}");
+    }
+    // What is a disk inside is no medium, whatever it is called.
+    let disk = with("path: /srv/tools.iso");
+    let mut bytes = over("base.qcow2");
+    bytes[8..20].fill(0);
+    fs::write(disk.path("host/root/srv/tools.iso"), bytes).unwrap();
+    let (code, said) = disk.run(&["apply", "--yes"]);
+    assert!(code == 1 && said.contains("a CD-ROM drive reads a medium as it is"), "{said}");
+    assert_eq!(disk.images(), machine.images(), "nothing of it is left");
+}
+
 /// The beginning of a qcow2 image that goes on in another file.
 fn over(name: &str) -> Vec<u8> {
     let mut bytes = b"QFI\xfb\0\0\0\x03".to_vec();

@@ -260,6 +260,19 @@ fn a_password_for_windows_is_on_its_cd_rom_alone() {
         assert!(definition.contains(file), "{file}: {definition}");
     }
     run(&["plan"], &[0, 3]);
+    // A clone is an installed Windows: nobody reads the password from its drives.
+    run(&["vm", "stop", "win", "--force", "--yes"], &[0]);
+    let said = run(&["vm", "clone", "win", "twin", "-vv", "--yes"], &[0]);
+    assert!(said.contains("answer file is not in it") && !said.contains("cloud-init"), "{said}");
+    let definition = host.definition("twin");
+    assert!(!definition.contains("-seed.iso") && definition.contains("/srv/virtio-win.iso"), "{definition}");
+    assert!(!host.root("/var/lib/libvirt/images/twin-seed.iso").exists());
+    let ledger = fs::read_to_string(host.root("/var/lib/gpuvm/ledger.json")).unwrap();
+    let ledger: serde_json::Value = serde_json::from_str(&ledger).unwrap();
+    let owned = ledger["owned"].as_array().unwrap().iter();
+    let twin = owned.map(ToString::to_string).find(|o| o.contains("libvirt-domain") && o.contains("\"twin\"")).unwrap();
+    assert!(twin.contains("/srv/virtio-win.iso") && !twin.contains("-seed.iso"), "{twin}");
+    run(&["vm", "delete", "twin", "--yes"], &[0]);
     // Setup is over: the password goes from the guest's drives.
     let done = WINDOWS.split("    windows: ").next().unwrap();
     host.set_manifest(done);

@@ -65,6 +65,9 @@ fn status_has_their_uuids_and_a_boot_makes_them_again() {
         assert!(status.contains(uuid), "{uuid}: {status}");
     }
     assert!(says(&host, "gpu list -f host.yaml", 0).contains("4 MIG instances, kept for the host"));
+    // What is in the manifest comes again at each boot: it is taken out there, and not by nvidia-smi.
+    let said = says(&host, "gpu explain 0000:81:00 -f host.yaml", 1);
+    assert!(said.contains("take `mig` out of host.yaml") && !said.contains("mig -dci"), "{said}");
     let text = fs::read_to_string(host.at("host.yaml")).unwrap();
     fs::write(host.at("host.yaml"), format!("{text}kernelArgs: [quiet_boot=1]\n")).unwrap();
     host.says("apply --yes --reboot", 0);

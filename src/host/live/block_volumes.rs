@@ -10,6 +10,8 @@ use super::{images, libvirt, program};
 use crate::host::{Answer, HostError, Probe, Program};
 use crate::plan::{BlockStore, BlockVolumeStep};
 use crate::resource::block_volume::{BEGUN, Found, OF_IMAGE, OF_VM, look};
+use crate::resource::libvirt_domain::user_of;
+use crate::types::DomainName;
 
 /// A volume with much to wipe, on a disk that is slow.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -67,6 +69,41 @@ pub(super) fn make(step: &BlockVolumeStep, host: &dyn Probe, progress: &mut dyn 
         perform(&done_args(step), LIMIT, progress)?;
     }
     Ok(())
+}
+
+/// Deletes a volume, as [`Step::RemoveBlockVolume`](crate::plan::Step) says. Whose it is and that nobody has it is looked at
+/// once more: what is on it cannot come back.
+pub(super) fn remove(
+    (store, name): (&BlockStore, &str),
+    vm: &DomainName,
+    host: &dyn Probe,
+    progress: &mut dyn FnMut(&str),
+) -> Result<(), HostError> {
+    let device = store.device(name);
+    let kept = |why: String| refused(format!("`{}` is not deleted: {why}", device.display()));
+    let found = match look(store, host)? {
+        Answer::Value(Some(mut place)) => place.volumes.remove(name),
+        Answer::Denied => return Err(kept(format!("only root may look into {store}"))),
+        _ => return Err(kept(format!("there is no {store} any more; plan again"))),
+    };
+    let Some(found) = found else { return Ok(()) };
+    if let Some(why) = found.hinders(vm, false) {
+        return Err(kept(why));
+    }
+    let known = libvirt::looked_anew()?;
+    if let Some(user) = known.named_by(&device, |_| false) {
+        return Err(kept(format!("{user} needs it")));
+    }
+    match user_of(&device, vm, &known, host) {
+        Ok(None) => {}
+        Ok(Some(user)) => return Err(kept(user)),
+        Err(why) => return Err(kept(format!("who needs it is not known: {why}"))),
+    }
+    free(&device, false)?;
+    perform(&store.removal(name), LIMIT, progress)?;
+    // The node goes when udev has heard of it.
+    let settle = format!("--timeout={SETTLE_S}");
+    program::perform(Program::Udevadm, &["settle", &settle], Duration::from_secs(u64::from(SETTLE_S) + 10), progress)
 }
 
 fn perform(
@@ -159,7 +196,7 @@ fn write(
     let node = device.display().to_string();
     let waits = ["settle", &settle, &format!("--exit-if-exists={node}")];
     program::perform(Program::Udevadm, &waits, Duration::from_secs(u64::from(SETTLE_S) + 10), progress)?;
-    free(device)?;
+    free(device, true)?;
     let file = pointer.with_file_name(&image.file).display().to_string();
     progress(&format!("writes {} MiB to {node}", image.virtual_size >> 20));
     // Past the page cache: what is said to be written is written.
@@ -168,9 +205,9 @@ fn write(
 }
 
 /// A block device that nobody else has: with O_EXCL, the kernel refuses one that is mounted, swapped to or a part of
-/// something (open(2)).
-fn free(device: &Path) -> Result<(), HostError> {
-    let open = OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_EXCL).open(device);
+/// something (open(2)). To be opened for writing tells udev that it has another content, and to look into it.
+fn free(device: &Path, write: bool) -> Result<(), HostError> {
+    let open = OpenOptions::new().read(true).write(write).custom_flags(nix::libc::O_EXCL).open(device);
     let file = open.map_err(HostError::file(device))?;
     let kind = file.metadata().map_err(HostError::file(device))?.file_type();
     match kind.is_block_device() {
@@ -221,6 +258,8 @@ mod tests {
         );
         assert_eq!(line(done_args(&zvol)), "zfs set gpuvm:state=made tank/vms/desk-0");
         assert_eq!(line(grow_args(&zvol, 2 << 30)), "zfs set volsize=2147483648 tank/vms/desk-0");
+        assert_eq!(line(thin.store.removal("desk-0")), "lvremove --yes vg0/desk-0");
+        assert_eq!(line(zvol.store.removal("desk-0")), "zfs destroy tank/vms/desk-0");
     }
 
     /// LVM reads its command line before it looks for the group, which is nowhere.
@@ -231,7 +270,9 @@ mod tests {
             [BlockStore::Lvm { group: group() }, BlockStore::LvmThin { group: group(), pool: "vms".to_owned() }]
         {
             let step = step(store, true);
-            for (program, args) in [make_args(&step, 1 << 30), done_args(&step), grow_args(&step, 1 << 30)] {
+            for (program, args) in
+                [make_args(&step, 1 << 30), done_args(&step), grow_args(&step, 1 << 30), step.store.removal("desk-0")]
+            {
                 let args: Vec<&str> = args.iter().map(String::as_str).collect();
                 crate::validators::lvm(program.name(), &args);
             }
@@ -244,6 +285,6 @@ mod tests {
     #[test]
     fn nothing_is_written_to_what_is_no_block_device() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(free(file.path()).unwrap_err().to_string().contains("no block device"));
+        assert!(free(file.path(), true).unwrap_err().to_string().contains("no block device"));
     }
 }

@@ -12,7 +12,7 @@ use super::{files, layers, libvirt, program};
 use crate::host::{HostError, Probe, Program};
 use crate::image::{self, CACHED_FORMAT, Cached, Digest, FOLDER, Listed, Origin};
 use crate::plan::FetchStep;
-use crate::resource::image::used;
+use crate::resource::image::{fits_a_drive, used};
 
 /// A list of all images of a maker has a few MiB.
 const LARGEST_LIST: u64 = 64 << 20;
@@ -236,6 +236,10 @@ impl Fetcher {
             forget(part);
             refused(format!("{}: {e}; nothing of it was kept", step.origin.place()))
         })?;
+        if let (true, Err(why)) = (step.medium, fits_a_drive(header.kind)) {
+            forget(part);
+            return Err(refused(format!("{}: {why}; nothing of it was kept", step.origin.place())));
+        }
         let name = Cached::file_name(step.name.as_str(), &sums.sha256, header.kind);
         let path = part.with_file_name(&name);
         if path.is_file() && Sums::of(&path)?.sha256 == sums.sha256 {
@@ -382,6 +386,7 @@ mod tests {
                 origin,
                 digest: None,
                 asked: None,
+                medium: false,
             }
         }
         fn ubuntu(&self) -> FetchStep {
@@ -571,6 +576,25 @@ mod tests {
         let gone = maker.step(Origin::Path { path: "/nonexistent/image".into() });
         assert!(maker.fetch(&gone).unwrap_err().contains("/nonexistent/image"));
         assert_eq!(maker.left().len(), 2, "{:?}", maker.left());
+    }
+
+    #[test]
+    fn a_cd_rom_is_no_disk_image() {
+        let maker = Maker::new();
+        maker.server.put("/u", Page::of(qcow2(1)));
+        let digest = |bytes: &[u8]| Some(Digest::Sha256(crate::types::sha256_hex(bytes)));
+        let url = Origin::Url { url: maker.server.url("/u") };
+        let step = FetchStep { digest: digest(&qcow2(1)), medium: true, ..maker.step(url.clone()) };
+        let said = maker.fetch(&step).unwrap_err();
+        assert!(said.contains("qcow2 form") && said.contains("nothing of it was kept"), "{said}");
+        let path = maker.dir.path().join("golden");
+        fs::write(&path, qcow2(1)).unwrap();
+        let copied = FetchStep { medium: true, ..maker.step(Origin::Path { path }) };
+        assert!(maker.fetch(&copied).unwrap_err().contains("qcow2 form"));
+        assert!(maker.left().is_empty(), "{:?}", maker.left());
+        maker.server.put("/u", Page::of(vec![7; 4096]));
+        maker.fetch(&FetchStep { digest: digest(&[7; 4096]), medium: true, ..maker.step(url) }).unwrap();
+        assert!(maker.kept().file.ends_with(".img"), "{}", maker.kept().file);
     }
 
     #[test]

@@ -128,6 +128,21 @@ fn other(
     of_other.into_iter().find(|d| has_disk(d, same)).map(|d| d.name.clone())
 }
 
+/// What of the host, or which VM but this one, has a device by its link; `Err`: why that cannot be told.
+pub fn user_of(
+    link: &Path,
+    but: &DomainName,
+    known: &Virtualisation,
+    host: &dyn Probe,
+) -> Result<Option<String>, String> {
+    let given = look(link, but, Some(known), host);
+    match given.unknown {
+        Some(why) => Err(why),
+        None if !given.there => Err(format!("`{}` leads nowhere", link.display())),
+        None => Ok(given.used.or_else(|| given.other.map(|vm| format!("VM `{vm}` has it")))),
+    }
+}
+
 impl Given {
     /// Nothing has this name.
     pub(super) fn is_missing(&self) -> bool {
