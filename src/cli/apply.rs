@@ -82,7 +82,13 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
         // The plan is shown all the same: that needs no rights.
         say("apply needs root: this shows the plan only\n");
     }
-    match standing(&state, matches!(machine, Machine::This)) {
+    let this = matches!(machine, Machine::This);
+    let network_decided = || {
+        if this && nix::unistd::geteuid().is_root() {
+            live::network_decided(&mut |text| say(&format!("{text}\n")));
+        }
+    };
+    match standing(&state, this) {
         Standing::AtWork(run) => {
             return Err(miette!(help = "see what it does: gpuvm status --follow", "run {run} is at work"));
         }
@@ -127,6 +133,7 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
         }
         Standing::CutOff(run) if args.resume => {
             need_root(&machine)?;
+            network_decided();
             let order = state.order(run).into_diagnostic()?;
             if let Some(why) = other_program(&order.plan, machine.probe(&host::live())) {
                 return Err(miette!(
@@ -145,6 +152,7 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
         _ => {}
     }
 
+    network_decided();
     let order = match &args.plan {
         Some(path) => {
             let saved = SavedPlan::read(path).into_diagnostic()?;

@@ -40,6 +40,7 @@ pub(super) fn run(args: &RunArgs, log: super::LogFormat) -> miette::Result<u8> {
     live::stay().into_diagnostic()?;
     if booted {
         live::wait_for_devices();
+        live::network_decided(&mut |text| tracing::info!("{text}"));
     }
     let mut events = std::fs::File::options()
         .create(true)

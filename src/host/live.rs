@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use console::{Left, console};
+pub use network::network_decided;
 pub use pci::write_attribute;
 pub use program::{become_program, run_myself};
 pub use runner::{RESUME_UNIT, is_started, keep_program, launch, stay, wait_for_devices, waits_for_boot};

@@ -35,6 +35,30 @@ const UNDO_LIMIT: Duration = Duration::from_secs(180);
 const APPLY_LIMIT: Duration = Duration::from_secs(120);
 const SHORT_LIMIT: Duration = Duration::from_secs(60);
 
+/// How long a guard that goes on after a boot may take: what it asks for, its patience, and putting everything back.
+const DECISION_LIMIT: Duration = Duration::from_secs(360);
+
+/// Waits until a change of the network that was cut off is decided: what is planned before that would be of files and
+/// links that may go back at any moment. A guard that decides nothing is left to whoever changes the network next.
+pub fn network_decided(progress: &mut dyn FnMut(&str)) {
+    decided(Path::new(GUARD), Path::new(UNIT), DECISION_LIMIT, progress);
+}
+
+fn decided(guard: &Path, unit: &Path, limit: Duration, progress: &mut dyn FnMut(&str)) {
+    let verdict = guard.join("verdict");
+    if !guard.exists() || !unit.exists() || verdict.exists() {
+        return;
+    }
+    progress(&format!(
+        "a change of the network was cut off, and its guard decides whether it stays (journalctl -fu {UNIT_NAME}): \
+         waiting at most {} s for that",
+        limit.as_secs()
+    ));
+    if let Err(e) = wait_for(&verdict, limit) {
+        tracing::warn!("whether the network's guard has decided is not known: {e}");
+    }
+}
+
 /// Carries out the change; an error means that everything was put back, or that nothing was begun.
 pub(super) fn switch(step: &NetworkSwitch, running: &mut Running<'_>) -> Result<(), HostError> {
     let guard = Path::new(GUARD);
@@ -317,6 +341,32 @@ fn perform(program: Program, args: &[&str], limit: Duration) -> Result<(), HostE
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_under_guard_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (guard, unit) = (dir.path().join("guard"), dir.path().join("unit"));
+        let waits = |limit: u64| {
+            let mut said = String::new();
+            decided(&guard, &unit, Duration::from_secs(limit), &mut |text| said.push_str(text));
+            said
+        };
+        assert_eq!(waits(60), "", "there is no guard");
+        fs::create_dir(&guard).unwrap();
+        assert_eq!(waits(60), "", "it was never armed");
+        fs::write(&unit, "").unwrap();
+        // The guard decides when this has begun to wait for it, and not before.
+        let mut said = 0;
+        decided(&guard, &unit, Duration::from_secs(60), &mut |text| {
+            assert!(text.contains("decides whether it stays"), "{text}");
+            said += 1;
+            fs::write(guard.join("verdict"), "kept\n").unwrap();
+        });
+        assert_eq!(said, 1);
+        assert_eq!(waits(60), "", "it is decided");
+        fs::remove_file(guard.join("verdict")).unwrap();
+        assert!(waits(0).contains("at most 0 s"), "one that decides nothing is given up");
+    }
 
     #[test]
     fn the_guard_can_be_switched_off_at_the_console() {
