@@ -155,6 +155,24 @@ fn off_at_boot(place: &str, facts: &HostFacts) -> Option<Finding> {
     ))
 }
 
+/// Wants a script and the units that run it.
+pub(super) fn scripts(
+    place: &str,
+    (path, text): (&str, &str),
+    units: &[(&str, &str)],
+    desired: &mut Desired,
+) -> Vec<Key> {
+    let script = FileWrite::root(path, text, 0o755);
+    let script = file::File { write: script, take_over: false, refreshes: BTreeSet::new() };
+    let mut parts = vec![desired.want(place, [], script)];
+    for (path, text) in units {
+        let write = FileWrite::root(*path, *text, 0o644);
+        let unit = file::File { write, take_over: false, refreshes: BTreeSet::from([Refresh::DaemonReload]) };
+        parts.push(desired.want(place, [], unit));
+    }
+    parts
+}
+
 /// The GPUs that host and VMs share, with what hands them over.
 fn handed_over(
     of_both: Vec<(String, String, PciSlot, &DeviceEntry)>,
@@ -162,14 +180,7 @@ fn handed_over(
     facts: &HostFacts,
     desired: &mut Desired,
 ) {
-    let script = FileWrite::root(shared_gpu::SCRIPT.0, shared_gpu::SCRIPT.1, 0o755);
-    let script = file::File { write: script, take_over: false, refreshes: BTreeSet::new() };
-    let mut parts = vec![desired.want("use: shared", [], script)];
-    for (path, text) in shared_gpu::UNITS {
-        let write = FileWrite::root(path, text, 0o644);
-        let unit = file::File { write, take_over: false, refreshes: BTreeSet::from([Refresh::DaemonReload]) };
-        parts.push(desired.want("use: shared", [], unit));
-    }
+    let parts = scripts("use: shared", shared_gpu::SCRIPT, &shared_gpu::UNITS, desired);
     for (place, name, slot, entry) in of_both {
         let companions = given.iter().copied().filter(|s| *s != slot).collect();
         let card = vfio_binding::Card::of(facts, slot);

@@ -1,16 +1,14 @@
 //! `gpus.NAME.mig`: which card is cut into instances for containers, and what makes them at boot.
 
-use std::collections::BTreeSet;
-
 use super::Desired;
-use super::gpus::{resolve, vouched};
+use super::gpus::{resolve, scripts, vouched};
 use super::vms::finding;
 use crate::facts::HostFacts;
 use crate::gpu::architecture::NVIDIA;
 use crate::manifest::{ContainerRuntime, DeviceUse, Loaded};
-use crate::plan::{FileWrite, Key, Refresh, Severity};
+use crate::plan::{Key, Severity};
 use crate::resource::vfio_binding::Card;
-use crate::resource::{file, mig, mig::Mig};
+use crate::resource::{mig, mig::Mig};
 
 pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired) {
     let m = &manifest.manifest;
@@ -30,7 +28,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
             continue;
         }
         if parts.is_empty() {
-            parts = scripts(desired);
+            parts = scripts("mig", mig::SCRIPT, &[mig::UNIT], desired);
         }
         let needs = parts.iter().cloned().chain(nvidia.map(|_| Key::new("driver", "nvidia")));
         let all = Mig {
@@ -46,15 +44,4 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
         };
         desired.want(&place, needs, all);
     }
-}
-
-/// The script, and the unit that runs it.
-fn scripts(desired: &mut Desired) -> Vec<Key> {
-    let (path, text) = mig::SCRIPT;
-    let script = FileWrite::root(path, text, 0o755);
-    let script = file::File { write: script, take_over: false, refreshes: BTreeSet::new() };
-    let (path, text) = mig::UNIT;
-    let unit = FileWrite::root(path, text, 0o644);
-    let unit = file::File { write: unit, take_over: false, refreshes: BTreeSet::from([Refresh::DaemonReload]) };
-    vec![desired.want("mig", [], script), desired.want("mig", [], unit)]
 }

@@ -1,14 +1,13 @@
 //! `gpus.NAME.vgpu`: which function of the card has the vGPUs, on which virtual functions they are, and what makes them.
 
 use super::Desired;
-use super::gpus::{argument_of, resolve, vouched};
-use super::virtual_functions::{ForVm, expected};
+use super::gpus::{argument_of, resolve, scripts, vouched};
+use super::virtual_functions::{ForVm, numbered};
 use super::vms::finding;
 use crate::facts::{HostFacts, PciFunction};
 use crate::gpu::architecture::NVIDIA;
 use crate::manifest::{DeviceEntry, Loaded};
-use crate::plan::{FileWrite, Key, Refresh, Severity};
-use crate::resource::file;
+use crate::plan::{Key, Severity};
 use crate::resource::vfio_binding::Card;
 use crate::resource::vgpu::{self, Vgpus};
 use crate::types::{PciAddress, PciSlot};
@@ -45,7 +44,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
             desired.findings.push(finding(Severity::Error, "no-vgpu", &place, message, help));
         }
         if parts.is_empty() {
-            parts = scripts(desired);
+            parts = scripts("vgpu", vgpu::SCRIPT, &[vgpu::UNIT], desired);
         }
         let needs = parts.iter().cloned().chain([Key::new("module", "")]).chain(argument_of(slot, facts));
         let all = Vgpus {
@@ -59,11 +58,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
             functions: addresses.clone(),
         };
         desired.want(&format!("gpus.{name}"), needs, all);
-        let one = |(n, address): (usize, &PciAddress)| {
-            let there = facts.pci.get(address).filter(|f| f.virtual_of == Some(physical.address));
-            (format!("{name}/{n}"), there.cloned().unwrap_or_else(|| expected(physical, *address)))
-        };
-        for_vms.extend(addresses.iter().enumerate().map(one));
+        for_vms.extend(numbered(name, physical, &addresses, facts));
     }
     for_vms
 }
@@ -107,18 +102,6 @@ fn possible(
         ("", message, help.to_owned())
     })?;
     Ok((physical, places))
-}
-
-/// The script, and the unit that runs it.
-fn scripts(desired: &mut Desired) -> Vec<Key> {
-    let (path, text) = vgpu::SCRIPT;
-    let script = FileWrite::root(path, text, 0o755);
-    let script = file::File { write: script, take_over: false, refreshes: std::collections::BTreeSet::new() };
-    let (path, text) = vgpu::UNIT;
-    let unit = FileWrite::root(path, text, 0o644);
-    let refreshes = std::collections::BTreeSet::from([Refresh::DaemonReload]);
-    let unit = file::File { write: unit, take_over: false, refreshes };
-    vec![desired.want("vgpu", [], script), desired.want("vgpu", [], unit)]
 }
 
 /// The slots of cards with vGPUs.

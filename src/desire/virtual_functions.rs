@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::Desired;
-use super::gpus::{argument_of, resolve, vouched};
+use super::gpus::{argument_of, resolve, scripts, vouched};
 use super::vms::{finding, stable_bytes};
 use crate::facts::{HostFacts, PciFunction};
 use crate::manifest::{DeviceEntry, Loaded, VirtualFunctionsEntry, VirtualUse};
-use crate::plan::{FileWrite, Key, Refresh, Severity};
+use crate::plan::{Key, Severity};
 use crate::resource::vfio_binding::Card;
-use crate::resource::{file, virtual_functions, virtual_functions::VirtualFunctions};
+use crate::resource::{virtual_functions, virtual_functions::VirtualFunctions};
 use crate::types::{MacAddress, PciAddress, PciId, PciSlot, ResourceName};
 
 /// The physical function that is meant, and where each of its virtual ones is or will be. `None` where that cannot be
@@ -42,7 +42,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
         }
         let Some((physical, addresses)) = resolved(entry, facts) else { continue };
         if parts.is_empty() {
-            parts = scripts(desired);
+            parts = scripts("virtualFunctions", virtual_functions::SCRIPT, &[virtual_functions::UNIT], desired);
         }
         let to_vms = wanted.usage == VirtualUse::Vfio;
         let needs = parts.iter().cloned().chain(to_vms.then(|| Key::new("module", "")));
@@ -60,11 +60,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
         };
         desired.want(&format!("devices.{name}"), needs, all);
         if to_vms {
-            let one = |(n, address): (usize, &PciAddress)| {
-                let there = facts.pci.get(address).filter(|f| f.virtual_of == Some(physical.address));
-                (format!("{name}/{n}"), there.cloned().unwrap_or_else(|| expected(physical, *address)))
-            };
-            for_vms.extend(addresses.iter().enumerate().map(one));
+            for_vms.extend(numbered(name, physical, &addresses, facts));
         }
     }
     for_vms
@@ -105,25 +101,28 @@ fn possible(
     Ok(())
 }
 
-/// The script, and the unit that runs it.
-fn scripts(desired: &mut Desired) -> Vec<Key> {
-    let (path, text) = virtual_functions::SCRIPT;
-    let script = FileWrite::root(path, text, 0o755);
-    let script = file::File { write: script, take_over: false, refreshes: BTreeSet::new() };
-    let (path, text) = virtual_functions::UNIT;
-    let unit = FileWrite::root(path, text, 0o644);
-    let unit = file::File { write: unit, take_over: false, refreshes: BTreeSet::from([Refresh::DaemonReload]) };
-    vec![desired.want("virtualFunctions", [], script), desired.want("virtualFunctions", [], unit)]
-}
-
 /// The Ethernet address of one: the given one, else one that stays the same for this device of this host.
 fn mac_of(wanted: &VirtualFunctionsEntry, host: &str, device: &ResourceName, number: usize) -> MacAddress {
     let [a, b, c] = stable_bytes(&format!("{host}\ndevices.{device}\n{number}"));
     wanted.macs.get(number).copied().unwrap_or(MacAddress([0x52, 0x54, 0x00, a, b, c]))
 }
 
+/// Functions of a device with their names, in order; as the card says that they will be, where they are not there yet.
+pub(super) fn numbered(
+    name: &ResourceName,
+    physical: &PciFunction,
+    addresses: &[PciAddress],
+    facts: &HostFacts,
+) -> Vec<ForVm> {
+    let one = |(n, address): (usize, &PciAddress)| {
+        let there = facts.pci.get(address).filter(|f| f.virtual_of == Some(physical.address));
+        (format!("{name}/{n}"), there.cloned().unwrap_or_else(|| expected(physical, *address)))
+    };
+    addresses.iter().enumerate().map(one).collect()
+}
+
 /// One that is not there yet. The number of its vendor is that of the card (SR-IOV specification, "VF Vendor ID").
-pub(super) fn expected(physical: &PciFunction, address: PciAddress) -> PciFunction {
+fn expected(physical: &PciFunction, address: PciAddress) -> PciFunction {
     let device = physical.sriov.as_ref().and_then(|s| s.device).unwrap_or(physical.id.device);
     let ports = physical.path.rsplit_once(['/', ':']).map_or("", |(ports, _)| ports);
     let separator = if physical.path.contains('/') { '/' } else { ':' };

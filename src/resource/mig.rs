@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Resource;
 use super::vfio_binding::{Card, VfioBinding, Vouched};
+use super::{Resource, boot_files};
 use crate::facts::{HostFacts, PciFunction};
 use crate::gpu::mig::{self, Arrangement, Instance, MigCard, Told};
 use crate::host::{HostError, Probe};
 use crate::plan::{
-    Action, Change, Containers, Diff, FieldDiff, FileWrite, MigInstance, MigState, MigStep, Refresh, Risk, Step,
-    WaitFor,
+    Action, Change, Containers, Diff, FieldDiff, MigInstance, MigState, MigStep, Refresh, Risk, Step, WaitFor,
 };
 use crate::types::{PciAddress, PciId, ResourceName};
 
@@ -147,23 +146,11 @@ impl Mig {
     }
 
     fn boot_text(&self) -> String {
-        format!(
-            "# Written by gpuvm. `gpuvm.off` on the kernel's command line keeps that unit from starting.\n[Unit]\n\
-             Wants=gpuvm-mig@{}.service\n",
-            self.name
-        )
+        boot_files::boot_text(&format!("gpuvm-mig@{}.service", self.name))
     }
 
-    /// The checks of a card that may be another are the same, whatever is done with it.
     fn binding(&self) -> VfioBinding {
-        VfioBinding {
-            name: self.name.to_string(),
-            slot: self.physical.slot,
-            companions: BTreeSet::new(),
-            card: self.card.clone(),
-            vouched: self.vouched,
-            still_for_vms: false,
-        }
+        VfioBinding::of_card(&self.name, self.physical.slot, &self.card, self.vouched)
     }
 
     fn what(&self) -> String {
@@ -188,16 +175,8 @@ impl Mig {
                 text.clone_from(is);
             }
         }
-        for (path, is, text) in
-            [(self.path(), &state.text, text), (at_boot(self.name.as_str()), &state.at_boot, self.boot_text())]
-        {
-            if is.as_ref() != Some(&text) {
-                let shown = path.display().to_string();
-                change.fields.push(FieldDiff::text(shown, is.as_deref(), Some(&text)));
-                change.steps.push(Step::WriteFile(FileWrite::root(path, text, 0o644)));
-                change.refreshes.insert(Refresh::DaemonReload);
-            }
-        }
+        let files = [(self.path(), &state.text, text), (at_boot(self.name.as_str()), &state.at_boot, self.boot_text())];
+        boot_files::write(&mut change, files);
         change
     }
 
@@ -362,9 +341,7 @@ impl Resource for Mig {
     fn remove(&self, now: &MigNow, facts: &HostFacts) -> Diff {
         let mut change = Change::new(Action::Remove, format!("no MIG instances of {}", self.physical));
         // Another card in that place has its own, which are nobody's business here.
-        let card =
-            VfioBinding { card: Card::of(facts, self.physical.slot), vouched: Vouched::default(), ..self.binding() };
-        let another = card.another(&self.binding(), facts).is_some();
+        let another = self.binding().is_another_now(facts);
         match now.told.as_ref().filter(|_| !another) {
             Some(Told::Unknown(why)) => return Diff::Unknown { why: why.clone() },
             Some(Told::Card(card)) if card.on && (card.pending || !card.instances.is_empty()) => {
@@ -398,16 +375,8 @@ impl Resource for Mig {
             }
             _ => {}
         }
-        for (path, text) in [(self.path(), &now.text), (at_boot(self.name.as_str()), &now.at_boot)] {
-            let Some(text) = text else { continue };
-            change.fields.push(FieldDiff::text(path.display().to_string(), Some(text), None));
-            change.steps.push(Step::RemoveFile { path });
-            change.refreshes.insert(Refresh::DaemonReload);
-        }
-        match change.steps.is_empty() {
-            true => Diff::InSync { evidence: "gone".to_owned() },
-            false => Diff::Change(change),
-        }
+        let files = [(self.path(), &now.text), (at_boot(self.name.as_str()), &now.at_boot)];
+        boot_files::take_away(change, files)
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod apt_source;
 pub mod block_volume;
+mod boot_files;
 pub mod bridge;
 pub mod chains;
 pub mod container_runtime;

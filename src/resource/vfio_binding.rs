@@ -16,7 +16,7 @@ use crate::gpu::vfio_rule::VfioRule;
 use crate::host::{Answer, HostError, Probe};
 use crate::plan::Place;
 use crate::plan::{Action, BindTarget, Change, Diff, FieldDiff, FileWrite, Refresh, Risk, SlotBinding, Step, WaitFor};
-use crate::types::{PciAddress, PciId, PciSlot};
+use crate::types::{PciAddress, PciId, PciSlot, ResourceName};
 
 /// A slot that is kept for VMs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -101,6 +101,18 @@ pub struct Vouched {
 }
 
 impl VfioBinding {
+    /// What stands for a card in the checks whether it may be another: they are the same, whatever is done with it.
+    pub(super) fn of_card(name: &ResourceName, slot: PciSlot, card: &Option<Card>, vouched: Vouched) -> Self {
+        let (name, card) = (name.to_string(), card.clone());
+        Self { name, slot, companions: BTreeSet::new(), card, vouched, still_for_vms: false }
+    }
+
+    /// Whether another card than this is in its place now: that has its own, which is nobody's business here.
+    pub(super) fn is_another_now(&self, facts: &HostFacts) -> bool {
+        let now = Self { card: Card::of(facts, self.slot), vouched: Vouched::default(), ..self.clone() };
+        now.another(self, facts).is_some()
+    }
+
     fn path(&self) -> PathBuf {
         format!("/etc/udev/rules.d/61-gpuvm-vfio-{}.rules", self.name).into()
     }

@@ -4,17 +4,17 @@
 //! that Uses a Vendor-Specific VFIO Framework"). Made at each boot by a unit of ours, which runs a script that needs neither
 //! libvirt nor gpuvm. Mediated devices, the way of older kernels and cards, are not made.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Resource;
 use super::vfio_binding::{Card, VfioBinding, Vouched};
 use super::virtual_functions::{held, there};
+use super::{Resource, boot_files};
 use crate::facts::{HostFacts, PciFunction, Sriov};
 use crate::host::{Answer, HostError, Probe};
-use crate::plan::{Action, Change, Diff, FieldDiff, FileWrite, Refresh, Step, VgpuStep};
+use crate::plan::{Action, Change, Diff, FieldDiff, Step, VgpuStep};
 use crate::types::{PciAddress, PciId, ResourceName};
 
 /// The script.
@@ -131,22 +131,11 @@ impl Vgpus {
     }
 
     fn boot_text(&self) -> String {
-        format!(
-            "# Written by gpuvm. `gpuvm.off` on the kernel's command line keeps that unit from starting.\n[Unit]\nWants={}\n",
-            unit(self.name.as_str())
-        )
+        boot_files::boot_text(&unit(self.name.as_str()))
     }
 
-    /// The checks of a card that may be another are the same, whatever is done with it.
     fn binding(&self) -> VfioBinding {
-        VfioBinding {
-            name: self.name.to_string(),
-            slot: self.physical.slot,
-            companions: BTreeSet::new(),
-            card: self.card.clone(),
-            vouched: self.vouched,
-            still_for_vms: false,
-        }
+        VfioBinding::of_card(&self.name, self.physical.slot, &self.card, self.vouched)
     }
 
     fn step(&self, before: u16, count: u16) -> Step {
@@ -306,15 +295,9 @@ impl Resource for Vgpus {
         let count = u16::try_from(self.functions.len()).unwrap_or(u16::MAX);
         let what = format!("{count} vGPU{plural} of {}, {}", self.physical, self.vgpu_type);
         let mut change = Change::new(action, what.clone());
-        for (path, is, text) in
-            [(self.path(), &state.text, &text), (at_boot(self.name.as_str()), &state.at_boot, &self.boot_text())]
-        {
-            if is.as_ref() != Some(text) {
-                change.fields.push(FieldDiff::text(path.display().to_string(), is.as_deref(), Some(text)));
-                change.steps.push(Step::WriteFile(FileWrite::root(path, text.clone(), 0o644)));
-                change.refreshes.insert(Refresh::DaemonReload);
-            }
-        }
+        let files =
+            [(self.path(), &state.text, text.clone()), (at_boot(self.name.as_str()), &state.at_boot, self.boot_text())];
+        boot_files::write(&mut change, files);
         let done = match &state.done {
             Answer::Value(done) => *done == text,
             // Only root may look; what is seen in sysfs is as it should be then.
@@ -351,9 +334,7 @@ impl Resource for Vgpus {
     fn remove(&self, state: &VgpuState, facts: &HostFacts) -> Diff {
         let mut change = Change::new(Action::Remove, format!("no vGPUs of {}", self.physical));
         // Another card in that place has its own, which are nobody's business here.
-        let now =
-            VfioBinding { card: Card::of(facts, self.physical.slot), vouched: Vouched::default(), ..self.binding() };
-        let another = now.another(&self.binding(), facts).is_some() || !facts.pci.contains_key(&self.physical);
+        let another = self.binding().is_another_now(facts) || !facts.pci.contains_key(&self.physical);
         let typed = |f: &&PciAddress| !another && state.types.get(f).is_some_and(|t| *t != 0);
         let mine: Vec<PciAddress> = self.functions.iter().filter(typed).copied().collect();
         if let Some(who) = mine.iter().find_map(|f| state.held.get(f)) {
@@ -374,16 +355,8 @@ impl Resource for Vgpus {
             change.notes.push("its virtual functions are turned off too, where nothing else is on them".to_owned());
             change.steps.push(self.step(u16::try_from(mine.len()).unwrap_or(u16::MAX), 0));
         }
-        for (path, text) in [(self.path(), &state.text), (at_boot(self.name.as_str()), &state.at_boot)] {
-            let Some(text) = text else { continue };
-            change.fields.push(FieldDiff::text(path.display().to_string(), Some(text), None));
-            change.steps.push(Step::RemoveFile { path });
-            change.refreshes.insert(Refresh::DaemonReload);
-        }
-        match change.steps.is_empty() {
-            true => Diff::InSync { evidence: "gone".to_owned() },
-            false => Diff::Change(change),
-        }
+        let files = [(self.path(), &state.text), (at_boot(self.name.as_str()), &state.at_boot)];
+        boot_files::take_away(change, files)
     }
 }
 

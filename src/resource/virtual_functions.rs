@@ -5,17 +5,17 @@
 //! Which one is meant is said by the device and a number (`virtfnN` in sysfs). Where it is, is read from there, and before
 //! there are any from what the card says (`sriov_offset`, `sriov_stride`); the script ends where they come elsewhere.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Resource;
 use super::shared_gpu::user_of;
 use super::vfio_binding::{Card, VfioBinding, Vouched, once_grouped, open};
+use super::{Resource, boot_files};
 use crate::facts::{Carries, HostFacts, PciFunction, Sriov};
 use crate::host::{Answer, HostError, Probe};
-use crate::plan::{Action, Change, Diff, FieldDiff, FileWrite, Refresh, Risk, Step, VirtualFunctionsStep};
+use crate::plan::{Action, Change, Diff, FieldDiff, Risk, Step, VirtualFunctionsStep};
 use crate::types::{MacAddress, PciAddress, PciId, ResourceName};
 
 /// The script.
@@ -125,22 +125,11 @@ impl VirtualFunctions {
     }
 
     fn boot_text(&self) -> String {
-        format!(
-            "# Written by gpuvm. `gpuvm.off` on the kernel's command line keeps that unit from starting.\n[Unit]\nWants={}\n",
-            unit(self.name.as_str())
-        )
+        boot_files::boot_text(&unit(self.name.as_str()))
     }
 
-    /// The checks of a card that may be another are the same, whatever is done with it.
     fn binding(&self) -> VfioBinding {
-        VfioBinding {
-            name: self.name.to_string(),
-            slot: self.physical.slot,
-            companions: BTreeSet::new(),
-            card: self.card.clone(),
-            vouched: self.vouched,
-            still_for_vms: false,
-        }
+        VfioBinding::of_card(&self.name, self.physical.slot, &self.card, self.vouched)
     }
 
     /// What differs from what is wanted of each, as it is now.
@@ -274,16 +263,9 @@ impl Resource for VirtualFunctions {
         let owner = if self.for_vms { "for VMs" } else { "the host's" };
         let what = format!("{} virtual function{plural} of {}, {owner}", self.count(), self.physical);
         let mut change = Change::new(action, what.clone());
-        for (path, is, text) in
-            [(self.path(), &state.text, &text), (at_boot(self.name.as_str()), &state.at_boot, &self.boot_text())]
-        {
-            if is.as_ref() != Some(text) {
-                let shown = path.display().to_string();
-                change.fields.push(FieldDiff::text(shown, is.as_deref(), Some(text)));
-                change.steps.push(Step::WriteFile(FileWrite::root(path, text.clone(), 0o644)));
-                change.refreshes.insert(Refresh::DaemonReload);
-            }
-        }
+        let files =
+            [(self.path(), &state.text, text.clone()), (at_boot(self.name.as_str()), &state.at_boot, self.boot_text())];
+        boot_files::write(&mut change, files);
         let differ = self.differences(sriov, facts);
         let done = match &state.done {
             Answer::Value(done) => *done == text,
@@ -338,7 +320,7 @@ impl Resource for VirtualFunctions {
         let mut change = Change::new(Action::Remove, format!("no virtual functions of {}", self.physical));
         let physical = facts.pci.get(&self.physical);
         // Another card in that place has its own, which are nobody's business here.
-        let another = self.binding_now(facts).another(&self.binding(), facts).is_some();
+        let another = self.binding().is_another_now(facts);
         let now = physical.filter(|_| !another).and_then(|f| f.sriov.as_ref()).filter(|s| s.now != 0);
         if let (Some(sriov), Some(physical)) = (now, physical) {
             if let Some(held) = in_use(sriov, state, facts) {
@@ -355,23 +337,8 @@ impl Resource for VirtualFunctions {
             change.fields.push(FieldDiff::new("virtual functions", Some(count), Some("0".to_owned())));
             change.steps.push(self.step(sriov.now, 0));
         }
-        for (path, text) in [(self.path(), &state.text), (at_boot(self.name.as_str()), &state.at_boot)] {
-            let Some(text) = text else { continue };
-            change.fields.push(FieldDiff::text(path.display().to_string(), Some(text), None));
-            change.steps.push(Step::RemoveFile { path });
-            change.refreshes.insert(Refresh::DaemonReload);
-        }
-        match change.steps.is_empty() {
-            true => Diff::InSync { evidence: "gone".to_owned() },
-            false => Diff::Change(change),
-        }
-    }
-}
-
-impl VirtualFunctions {
-    /// What the card in that place is now.
-    fn binding_now(&self, facts: &HostFacts) -> VfioBinding {
-        VfioBinding { card: Card::of(facts, self.physical.slot), vouched: Vouched::default(), ..self.binding() }
+        let files = [(self.path(), &state.text), (at_boot(self.name.as_str()), &state.at_boot)];
+        boot_files::take_away(change, files)
     }
 }
 

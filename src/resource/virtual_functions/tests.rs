@@ -245,7 +245,10 @@ fn host(drivers: &[&str], carries: &[Carries]) -> HostFacts {
     for ((n, driver), (address, _)) in (0u16..).zip(drivers).zip(&wanted(drivers.len(), true).functions) {
         sriov.functions.insert(n, *address);
         let f = PciFunction { address: *address, driver: Some((*driver).to_owned()), ..physical.clone() };
-        all.pci.insert(*address, PciFunction { carries: BTreeSet::new(), virtual_of: Some(physical.address), ..f });
+        all.pci.insert(
+            *address,
+            PciFunction { carries: std::collections::BTreeSet::new(), virtual_of: Some(physical.address), ..f },
+        );
     }
     physical.sriov = Some(sriov);
     all.pci.insert(physical.address, physical);
