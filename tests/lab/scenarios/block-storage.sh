@@ -92,7 +92,7 @@ step "killed while the image is written"
 expect_status 2 guest gpuvm plan -f host.yaml
 # shellcheck disable=SC2016 # for the lab host's shell
 guest 'gpuvm apply -f host.yaml --yes >/root/killed.log 2>&1 </dev/null &
-  n=0; until copy=$(pgrep -f "^qemu-img convert .*vg0/db-0"); do sleep 0.02; n=$((n+1)); [ $n -lt 5000 ] || exit 1; done
+  n=0; until copy=$(pgrep -f "qemu-im[g] convert .*vg0/db-0"); do sleep 0.02; n=$((n+1)); [ $n -lt 5000 ] || exit 1; done
   kill -9 "$copy" $(pgrep -x gpuvm); wait; lvs --noheadings -o lv_tags vg0/db-0' >"$LAST" 2>&1 ||
   { show_last; fail "nothing was written"; }
 expect_text gpuvm.begun
