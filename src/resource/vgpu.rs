@@ -18,7 +18,10 @@ use crate::plan::{Action, Change, Diff, FieldDiff, Step, VgpuStep};
 use crate::types::{PciAddress, PciId, ResourceName};
 
 /// The script.
-pub const SCRIPT: (&str, &str) = ("/usr/local/lib/gpuvm/vgpu", include_str!("vgpu/vgpu.sh"));
+pub const SCRIPT: (&str, &str) = (
+    "/usr/local/lib/gpuvm/vgpu",
+    concat!(include_str!("boot_files/head.sh"), include_str!("boot_files/sysfs.sh"), include_str!("vgpu/vgpu.sh")),
+);
 
 /// The unit that runs it. After the services of NVIDIA's vGPU driver, which tell it what types there are. `KillMode=process`:
 /// what sleeps in the kernel for ever is left behind, and nothing waits for it.
@@ -135,7 +138,7 @@ impl Vgpus {
     }
 
     fn binding(&self) -> VfioBinding {
-        VfioBinding::of_card(&self.name, self.physical.slot, &self.card, self.vouched)
+        VfioBinding::of_card(self.name.as_str(), self.physical.slot, &self.card, self.vouched)
     }
 
     fn step(&self, before: u16, count: u16) -> Step {

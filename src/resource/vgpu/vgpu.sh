@@ -1,5 +1,4 @@
-#!/bin/sh
-# Written by gpuvm: makes the vGPUs of a card of NVIDIA's as /etc/gpuvm/vgpu/NAME has them.
+# Makes the vGPUs of a card of NVIDIA's.
 #
 #   vgpu NAME        makes them
 #   vgpu NAME off    takes them away, and the card's virtual functions too where nothing else is on them
@@ -7,33 +6,11 @@
 # A unit of systemd's runs it at each boot, before libvirt starts, and in an apply. It asks neither libvirt nor gpuvm:
 # plain files, and sriov-manage, which NVIDIA's vGPU driver brings. What is as it should be stays untouched, so that it can
 # be run once more at any time, and one that somebody has open is never taken.
-# `gpuvm.off` on the kernel's command line switches off the unit that it runs in.
-#
-#   /etc/gpuvm/vgpu/NAME      which card, which type, on which virtual functions
-#   /run/gpuvm/vgpu/NAME      the same, once all of it was done
-#   /run/gpuvm/vgpu/why/NAME  why not
+# Its list says which card, which type, on which virtual functions.
 
-PATH=/usr/sbin:/usr/bin:/sbin:/bin
-LC_ALL=C
-export PATH LC_ALL
-devices=/sys/bus/pci/devices
 known=/etc/gpuvm/vgpu
 run=/run/gpuvm/vgpu
 manage=/usr/lib/nvidia/sriov-manage
-proc=/proc
-umask 077
-name=${1-}
-
-fail() {
-    printf '%s\n' "$1" >&2
-    mkdir -p "$run/why" && printf '%s\n' "$1" > "$run/why/$name"
-    exit 1
-}
-
-# Writes $1 to attribute $2; what the kernel answers is in `error`. The shell's own printf does not tell it.
-put() {
-    error=$( { env printf '%s\n' "$1" > "$2"; } 2>&1)
-}
 
 # The type on function $1, as `value`; 0 where there is none.
 type_of() {
@@ -54,13 +31,8 @@ creatable() {
 
 # Taking a vGPU from under a VM would at best end it.
 unused() {
-    group=$(readlink "$devices/$1/iommu_group")
-    for node in "/dev/vfio/${group##*/}" "$devices/$1"/vfio-dev/*; do
-        case "$node" in "$devices"/*) node=/dev/vfio/devices/${node##*/} ;; esac
-        user=$(find "$proc"/[0-9]*/fd -lname "$node" 2> /dev/null | head -n 1)
-        user=${user#"$proc"/} user=${user%%/*}
-        [ -z "$user" ] || fail "$1 is in use (pid $user), and its vGPU would go: shut that VM down first"
-    done
+    user_of "$devices/$1"
+    [ -z "$user" ] || fail "$1 is in use (pid $user), and its vGPU would go: shut that VM down first"
 }
 
 # Takes the vGPUs off these functions, or none where somebody has one of them open.
@@ -75,30 +47,17 @@ clear_types() {
     done
 }
 
-physical='' card='' path='' type='' functions=''
+meant card "gpuvm gpu list"
+type='' functions=''
 while read -r word one two three; do
     case "$word" in
-        physical) physical=$one card=$two path=$three ;;
         type) type="$one${two:+ $two}${three:+ $three}" ;;
         function) functions="$functions $two" ;;
     esac
-done 2> /dev/null < "$known/$name"
-if [ -z "$physical" ] || [ -z "$type" ] || [ -z "$functions" ]; then
-    fail "$known/$name does not say which card and which vGPUs are meant"
+done < "$known/$name"
+if [ -z "$type" ] || [ -z "$functions" ]; then
+    fail "$known/$name does not say which vGPUs are meant"
 fi
-at=$devices/$physical
-[ -e "$at/driver" ] || udevadm settle --timeout=60 --exit-if-exists="$at/driver"
-
-real=$(cd -P "$at" 2> /dev/null && pwd -P) || fail "$name ($physical) is not there. \
-See where it is now: gpuvm gpu list; gpuvm plan says what follows"
-read -r vendor < "$at/vendor" && read -r device < "$at/device"
-[ "${vendor#0x}:${device#0x}" = "$card" ] || fail "$physical is another card: it was $card ($name), and is \
-${vendor#0x}:${device#0x}. gpuvm plan says what follows"
-# shellcheck disable=SC2254 # a pattern with the bus numbers left open
-case "$real" in
-    $path) ;;
-    *) fail "the addresses have changed: $physical is another card than $name now. gpuvm plan says what follows" ;;
-esac
 
 # What was made since the last boot.
 before='' earlier=''
@@ -122,8 +81,9 @@ if [ "${2-}" = off ]; then
     exit 0
 fi
 
-driver=$(readlink "$at/driver")
-[ "${driver##*/}" = nvidia ] || fail "$name ($physical) is on ${driver##*/}, and not on NVIDIA's driver, which makes vGPUs"
+target "$at/driver"
+driver=$value
+[ "$driver" = nvidia ] || fail "$name ($physical) is on ${driver:-no driver}, and not on NVIDIA's driver, which makes vGPUs"
 [ -x "$manage" ] || fail "$manage is not there: NVIDIA's vGPU driver for KVM hosts is not installed"
 read -r is < "$at/sriov_numvfs" || fail "$name ($physical) cannot have virtual functions"
 tries=5
@@ -181,7 +141,4 @@ ${names:-nothing more}"
         made=$((made + 1))
     done
 fi
-if ! { mkdir -p "$run" && cp "$known/$name" "$run/.$name.new" && mv -f "$run/.$name.new" "$run/$name"; }; then
-    fail "$run/$name cannot be written"
-fi
-rm -f "$run/why/$name"
+finished
