@@ -64,6 +64,7 @@ fn wanted(count: u8, vgpu_type: &str) -> Vgpus {
         vouched: Vouched::default(),
         vgpu_type: vgpu_type.to_owned(),
         functions: (0..count).map(|n| format!("0000:02:00.{}", n + 4).parse().unwrap()).collect(),
+        mediated: Vec::new(),
     }
 }
 
@@ -200,9 +201,10 @@ fn mediated_devices_and_silent_functions_are_told_apart() {
     for n in 4..8 {
         std::fs::remove_dir_all(machine.at(&format!("sys/bus/pci/devices/0000:02:00.{n}/nvidia"))).unwrap();
     }
-    assert!(machine.refused(&wanted(1, TYPE)).contains("has no vGPU types: see whether nvidia-vgpu-mgr runs"));
+    assert!(machine.refused(&wanted(1, TYPE)).contains("0000:02:00.4, a function of a40, has no vGPU types"));
     machine.write("sys/bus/pci/devices/0000:02:00.4/mdev_supported_types/nvidia-564/name", "NVIDIA A40-8Q\n");
-    assert!(machine.refused(&wanted(1, TYPE)).contains("mediated devices, which gpuvm does not make"));
+    let said = machine.refused(&wanted(1, TYPE));
+    assert!(said.contains("offers vGPUs by mdev_supported_types, and was to by nvidia/current_vgpu_type"), "{said}");
 }
 
 #[test]
@@ -270,9 +272,10 @@ fn state(of: &Vgpus, types: &[u32], held: &[usize]) -> VgpuState {
         why: None,
         driver: true,
         types: all.iter().copied().zip(types.iter().copied()).collect(),
+        devices: BTreeMap::new(),
         mediated: false,
         creatable: vec!["NVIDIA A40-4Q".to_owned(), TYPE.to_owned()],
-        held: held.iter().map(|n| (all[*n], "VM `web` has one of them".to_owned())).collect(),
+        held: held.iter().map(|n| (Vgpu::On(all[*n]), "VM `web` has one of them".to_owned())).collect(),
     }
 }
 
@@ -339,7 +342,7 @@ fn what_cannot_be_is_refused_with_what_can() {
     let no_driver = VgpuState { driver: false, ..state(&two, &[], &[]) };
     assert!(blocked(&two, no_driver, &host(&[])).contains("the data centre driver"));
     let mediated = VgpuState { mediated: true, types: BTreeMap::new(), ..state(&two, &none, &[]) };
-    assert!(blocked(&two, mediated, &host(&none)).contains("mediated devices, which gpuvm does not make"));
+    assert!(blocked(&two, mediated, &host(&none)).contains("offers the vGPUs of 0000:02:00.0 as mediated devices"));
     let silent = VgpuState { types: BTreeMap::new(), ..state(&two, &none, &[]) };
     assert!(blocked(&two, silent, &host(&none)).contains("nvidia-vgpu-mgr"));
     let mut given = host(&[]);
