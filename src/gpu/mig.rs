@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::holders::{self, HolderKind};
 use super::{names, text};
-use crate::host::{Answer, HostError, Output, Probe, Program};
+use crate::host::{Answer, DeviceUser, HostError, Output, Probe, Program};
 use crate::types::PciAddress;
 
 /// What a card says of MIG.
@@ -296,8 +296,8 @@ fn uuids(log: &mut Log, list: &str) {
     }
 }
 
-/// Who uses each instance: processes that the driver names, and whoever has an instance's node open; and who uses the card
-/// beside them.
+/// Who uses each instance: processes that the driver names, whoever has an instance's node open, and a container that was
+/// given one, running something on it or not; and who uses the card beside them.
 fn users(log: &mut Log, probe: &dyn Probe, address: PciAddress) {
     let open = probe.device_users();
     let (known, hidden) = match &open {
@@ -315,14 +315,19 @@ fn users(log: &mut Log, probe: &dyn Probe, address: PciAddress) {
             None => _ = card.users.insert(who),
         }
     }
-    let Some(minor) = holders::minor(probe, address) else { return };
+    let Some(minor) = holders::minor(probe, address) else {
+        let untold = "the driver does not tell which device nodes the card has".to_owned();
+        card.hidden = Some(card.hidden.take().map_or(untold.clone(), |hidden| format!("{hidden}; {untold}")));
+        return;
+    };
     let capabilities = format!("/proc/driver/nvidia/capabilities/gpu{minor}/mig");
     for one in &mut card.instances {
         let at = format!("{capabilities}/gi{}", one.id);
         let below = names(probe, &at).into_iter().filter(|n| n.starts_with("ci")).map(|ci| format!("{at}/{ci}/access"));
         let nodes: BTreeSet<PathBuf> =
             std::iter::once(format!("{at}/access")).chain(below).filter_map(|file| node(probe, &file)).collect();
-        one.users.extend(known.iter().filter(|u| !u.nodes.is_disjoint(&nodes)).map(holders::named));
+        let has = |u: &&DeviceUser| !u.nodes.is_disjoint(&nodes) || !u.given.is_disjoint(&nodes);
+        one.users.extend(known.iter().filter(has).map(holders::named));
     }
     let whole = PathBuf::from(format!("/dev/nvidia{minor}"));
     // Whoever uses an instance has the card's own node open too.

@@ -3,6 +3,7 @@
 
 mod base64;
 mod cpus;
+mod mdev;
 mod name;
 mod openpgp;
 mod pci;
@@ -16,6 +17,7 @@ mod xml;
 
 pub use base64::from_base64;
 pub use cpus::{cpu_list, cpu_list_text};
+pub use mdev::{MdevUuid, NoMdevUuid};
 pub use name::{DomainName, HostName, InterfaceName, MacAddress, NameError, PackageName, ResourceName, UnitName};
 pub use openpgp::{OpenPgpError, fingerprints};
 pub use pci::{CardId, PciAddress, PciError, PciId, PciSlot};

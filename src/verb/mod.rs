@@ -151,6 +151,9 @@ pub struct MovedGpu {
     /// Whether host and VMs share it: it changes hands when a VM starts or ends, and at no other time.
     #[serde(default)]
     pub shared: bool,
+    /// The places of GPUs on a board with NVSwitches that the manifest gives.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub modules: BTreeMap<PciSlot, u8>,
 }
 
 impl MovedGpu {
