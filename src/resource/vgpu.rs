@@ -481,6 +481,15 @@ impl Resource for Vgpus {
             change.fields.push(FieldDiff::new("virtual functions", Some("on".to_owned()), Some("off".to_owned())));
             change.steps.push(self.step(0, 0));
         }
+        if self.on_card() && mine.is_empty() && !matches!(state.done, Answer::Absent) {
+            // The same, where there is nothing but the word that they were made.
+            change.fields.push(FieldDiff::new(
+                "note that they were made",
+                Some("there".to_owned()),
+                Some("away".to_owned()),
+            ));
+            change.steps.push(self.step(0, 0));
+        }
         if !mine.is_empty() {
             let count = mine.len().to_string();
             change.fields.push(FieldDiff::new("vGPUs", Some(count), Some("0".to_owned())));
