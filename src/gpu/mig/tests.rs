@@ -201,6 +201,29 @@ fn what_is_not_told_is_unknown_and_never_none() {
 }
 
 #[test]
+fn tables_that_contradict_themselves_are_unknown() {
+    let a100 = a100();
+    for (at, from, to, says) in [
+        (1, "1g.5gb ", "2g.10gb ", "the profile 2g.10gb or its number 14 twice"),
+        (2, "{0,1,2,3,4,5,6}:1", "{0,1,2,3,4,5,6}:0", "no sense"),
+        (2, "{0,1,2,3,4,5,6}:1", "{0,1,1,3,4,5,6}:1", "no sense"),
+        (2, "{0,1,2,3,4,5,6}:1", "{0,1,2,3,4,5,4294967295}:2", "no sense"),
+        (3, "4:4", "0:4", "no place, or another's"),
+        (3, "4:4", "4:four", "mig -lgi ended with 0"),
+        (3, "9        1", "9        2", "the instance 2 twice"),
+    ] {
+        let mut answers = a100.clone();
+        let text = answers[at].2.replacen(from, to, 1);
+        assert_ne!(text, answers[at].2, "{from}");
+        answers[at].2 = &text;
+        match asked(&answers) {
+            Told::Unknown(why) => assert!(why.contains(says), "{to}: {why}"),
+            other => panic!("{to}: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn instances_are_placed_by_the_cards_own_table() {
     let empty = |wanted: &[&str]| arranged(&[], wanted).map(|a| shown(&a.make));
     assert_eq!(empty(&["3g.20gb", "2g.10gb", "2g.10gb"]).unwrap(), "3g.20gb:4 2g.10gb:0 2g.10gb:2");
