@@ -24,7 +24,7 @@ pub use pci::{CardId, PciAddress, PciError, PciId, PciSlot};
 pub use released::Released;
 pub use size::{ByteSize, Mode, SizeError};
 pub use splice::{Splice, SpliceError, inverse, line_edits, splice};
-pub use text::{safe, safe_in_place, safe_line};
+pub use text::{is_plain, safe, safe_in_place, safe_line};
 pub use url::without_userinfo;
 pub use version::compare_versions;
 pub use xml::{xml_escape, xml_fragment};

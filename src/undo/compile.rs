@@ -83,12 +83,14 @@ pub fn plan(
             code: "not-known".to_owned(),
             place: String::new(),
             message: format!("how the host is now is not known: {e}"),
-            help: "mend that first, or run gpuvm as root".to_owned(),
+            help: e.help().unwrap_or("mend that first, or run gpuvm as root").to_owned(),
         });
         Looked::default()
     });
     let mut keys: Vec<&Key> = Vec::new();
-    for (key, ..) in &recorded.before {
+    // Of what could not be looked at nothing is said: to compare with nothing would tell of changes that nobody made.
+    let known = findings.is_empty();
+    for (key, ..) in recorded.before.iter().filter(|_| known) {
         if !keys.contains(&key) && !back.skip.iter().any(|s| s.fits(key)) {
             keys.push(key);
         }

@@ -322,8 +322,8 @@ pub fn plan(verb: &Verb, past: &Past, probe: &dyn Probe, facts: &HostFacts) -> (
                 severity: Severity::Error,
                 code: "not-known".to_owned(),
                 place: String::new(),
-                message: format!("how the host is is not known: {e}"),
-                help: "mend that first, or run gpuvm as root".to_owned(),
+                message: format!("how the host is now is not known: {e}"),
+                help: e.help().unwrap_or("mend that first, or run gpuvm as root").to_owned(),
             }],
             ..Compiled::default()
         });
