@@ -52,6 +52,21 @@ pub(crate) fn cloud_init(user_data: &str) {
     }
 }
 
+/// Where Subiquity's schema is: `autoinstall-schema.json` of its sources, which no package has.
+const SUBIQUITY: &str = "GPUVM_SUBIQUITY_SCHEMA";
+
+/// Subiquity's own schema of what is below `autoinstall`.
+pub(crate) fn subiquity(autoinstall: &serde_json::Value) {
+    let Some(schema) = std::env::var_os(SUBIQUITY) else {
+        return not_shown(&format!("{SUBIQUITY} names no copy of Subiquity's autoinstall-schema.json"));
+    };
+    let schema = std::fs::read_to_string(&schema).unwrap();
+    let validator = jsonschema::draft7::new(&serde_json::from_str(&schema).unwrap()).unwrap();
+    let wrong: Vec<String> =
+        validator.iter_errors(autoinstall).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    assert!(wrong.is_empty(), "Subiquity's schema refuses it: {wrong:?}\n{autoinstall:#}");
+}
+
 /// What netplan makes of a `network-config`, which cloud-init hands on to it below `network`.
 pub(crate) fn netplan(network_config: &str) {
     if installed("netplan") {

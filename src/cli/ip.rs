@@ -558,6 +558,7 @@ mod tests {
             key_files: Vec::new(),
             password_file: None,
             windows: false,
+            installer: false,
             absent: false,
         };
         seen.past.owned.insert(crate::plan::Key::new("seed", "desk"), Wanted::Seed(seed));

@@ -115,7 +115,7 @@ pub(super) fn run(args: &SnapshotArgs, talk: Talk<'_>) -> miette::Result<u8> {
         SnapshotCommand::Restore(restore) => {
             let consent = Consent { yes: restore.yes, ..Consent::default() };
             perform(restore.root.as_deref(), consent, talk, |machine| {
-                let (asked, known) = look(machine, &restore.vm)?;
+                let (asked, _) = look(machine, &restore.vm)?;
                 let keep = match (&restore.keep, restore.discard) {
                     (_, true) => None,
                     (Some(keep), _) if asked.names.iter().any(|n| n == keep.as_str()) => {
@@ -124,16 +124,7 @@ pub(super) fn run(args: &SnapshotArgs, talk: Talk<'_>) -> miette::Result<u8> {
                     (Some(keep), _) => Some(keep.clone()),
                     (None, _) => Some(free(&asked, &format!("before-{}", restore.name))?),
                 };
-                let this = crate::host::live::Live::for_a_plan();
-                // Keeping it puts a layer of its own over each disk, which stays empty.
-                let (layer, leaves) = match (&keep, &known) {
-                    (Some(_), Some(known)) => {
-                        (asked.layer + 1, layers_of(&asked.files, asked.layer, known, machine.probe(&this)))
-                    }
-                    _ => (asked.layer, asked.files),
-                };
-                let (name, snapshot) = (restore.vm.clone(), restore.name.clone());
-                Ok(Verb::RestoreSnapshot { name, snapshot, layer, keep, leaves })
+                back_to(machine, &restore.vm, &restore.name, keep)
             })
         }
         SnapshotCommand::Delete(delete) => {
@@ -145,6 +136,76 @@ pub(super) fn run(args: &SnapshotArgs, talk: Talk<'_>) -> miette::Result<u8> {
             })
         }
     }
+}
+
+/// The way back from a verb whose run recorded nothing that could be put back, since what is in a disk is in no record: the
+/// verb that is the other one's way back. `None` for verbs whose way back is the record; an error where there is none.
+pub(super) fn way_back(verb: &Verb, run: u64, later: &[Verb], machine: &Machine) -> miette::Result<Option<Verb>> {
+    let none = |why: String, help: String| Err(miette!(help = help, "{why}: run {run} cannot be undone"));
+    // One of the same name that was made since is another.
+    let made_again = |vm: &DomainName, of: &ResourceName| {
+        later.iter().any(|l| match l {
+            Verb::CreateSnapshot { name, snapshot, .. } => name == vm && snapshot == of,
+            Verb::RestoreSnapshot { name, keep: Some(keep), .. } => name == vm && keep == of,
+            _ => false,
+        })
+    };
+    let there = |vm: &DomainName, of: &ResourceName| {
+        let (asked, _) = look(machine, vm)?;
+        let list = format!("which there are: gpuvm vm snapshot list {vm}");
+        if !asked.names.iter().any(|n| n == of.as_str()) {
+            return none(format!("VM `{vm}` has no snapshot `{of}` any more"), list).map(|()| asked);
+        }
+        if made_again(vm, of) {
+            return none(format!("the snapshot `{of}` of VM `{vm}` was made anew since"), list).map(|()| asked);
+        }
+        Ok(asked)
+    };
+    match verb {
+        Verb::CreateSnapshot { name, snapshot, .. } => {
+            there(name, snapshot)?;
+            Ok(Some(Verb::DeleteSnapshot { name: name.clone(), snapshot: snapshot.clone(), seen: true }))
+        }
+        Verb::RestoreSnapshot { name, snapshot, keep: Some(keep), .. } => {
+            let asked = there(name, keep)?;
+            let kept = free(&asked, &format!("after-{snapshot}"))?;
+            back_to(machine, name, keep, Some(kept)).map(Some)
+        }
+        Verb::RestoreSnapshot { name, snapshot, keep: None, .. } => none(
+            format!("how VM `{name}` was before it went back to `{snapshot}` was thrown away (--discard)"),
+            format!("what is kept of it: gpuvm vm snapshot list {name}"),
+        )
+        .map(|()| None),
+        Verb::DeleteSnapshot { name, snapshot, .. } => none(
+            format!("what the snapshot `{snapshot}` of VM `{name}` alone held was given up with it"),
+            format!("how the VM is now can be kept: gpuvm vm snapshot create {name}"),
+        )
+        .map(|()| None),
+        Verb::SaveTemplate { template, .. } => Ok(Some(Verb::DeleteTemplate { template: template.clone() })),
+        Verb::DeleteTemplate { template } => none(
+            format!("the template `{template}` was nowhere else"),
+            "a VM's disk can be saved as one: gpuvm vm template save".to_owned(),
+        )
+        .map(|()| None),
+        _ => Ok(None),
+    }
+}
+
+/// Going back to a snapshot, with the number of the layers that the disks go on in then.
+fn back_to(
+    machine: &Machine,
+    name: &DomainName,
+    snapshot: &ResourceName,
+    keep: Option<ResourceName>,
+) -> miette::Result<Verb> {
+    let (asked, known) = look(machine, name)?;
+    let this = crate::host::live::Live::for_a_plan();
+    // Keeping it puts a layer of its own over each disk, which stays empty.
+    let (layer, leaves) = match (&keep, &known) {
+        (Some(_), Some(known)) => (asked.layer + 1, layers_of(&asked.files, asked.layer, known, machine.probe(&this))),
+        _ => (asked.layer, asked.files),
+    };
+    Ok(Verb::RestoreSnapshot { name: name.clone(), snapshot: snapshot.clone(), layer, keep, leaves })
 }
 
 /// A name that no snapshot of it has: this one, or with the next number.

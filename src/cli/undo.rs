@@ -7,9 +7,10 @@ use miette::{IntoDiagnostic, miette};
 
 use super::apply::{Consent, Machine, Talk, approve};
 use super::plan::verdict;
+use super::snapshot::way_back;
 use super::source::Source;
 use super::status::free;
-use super::{host, tell_plan};
+use super::{host, say, tell_plan};
 use crate::apply::{Order, Purpose};
 use crate::undo::Back;
 
@@ -49,8 +50,23 @@ pub(super) fn run(args: &UndoArgs, talk: Talk<'_>) -> miette::Result<u8> {
         let kept = state.runs().iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
         return Err(miette!(help = format!("there is: {kept}"), "there is no record of a run {run}"));
     }
+    let verb = match state.about(run).into_diagnostic()?.verb {
+        Some(verb) => {
+            let later = state.runs().into_iter().filter(|n| *n > run).filter_map(|n| state.about(n).ok()?.verb);
+            way_back(&verb, run, &later.collect::<Vec<_>>(), &machine)?
+        }
+        None => None,
+    };
     let back = Back { run, with_data: args.with_data, skip: args.skip.clone() };
-    let purpose = Purpose::Undo(back);
+    let purpose = match verb {
+        Some(verb) => {
+            if !talk.quiet {
+                say(&format!("the way back from run {run}: gpuvm {}\n", verb.words()));
+            }
+            Purpose::Verb(verb)
+        }
+        None => Purpose::Undo(back),
+    };
     let source = Source::of(&purpose, &state).into_diagnostic()?;
     let this = host::live();
     let (plan, _) = source.plan(machine.probe(&this), &state.past().into_diagnostic()?);

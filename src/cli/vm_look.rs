@@ -67,7 +67,9 @@ enum Until {
     Stopped,
     /// The agent in its guest answers.
     Agent,
-    /// One of its addresses answers as an ssh server.
+    /// One of its addresses answers as an ssh server, which stays: a guest that gpuvm made is waited for until its agent
+    /// answers too, for cloud-init starts ssh anew at a first boot, and the agent after that; where no agent comes, until
+    /// ssh has answered for a minute without a break.
     Ssh,
 }
 
@@ -289,9 +291,9 @@ pub(super) fn wait(args: &WaitArgs, talk: Talk<'_>) -> miette::Result<u8> {
     let begun = Instant::now();
     let limit = Duration::from_secs(args.timeout);
     let (probe, _) = host::open(args.root.as_deref())?;
-    let mut shown = String::new();
+    let (mut shown, mut since) = (String::new(), None);
     loop {
-        let (there, so_far) = reached(args, probe.as_ref())?;
+        let (there, so_far) = reached(args, probe.as_ref(), &mut since)?;
         if there {
             print(&format!("{}: {so_far}\n", args.name))?;
             return Ok(code::OK);
@@ -308,8 +310,18 @@ pub(super) fn wait(args: &WaitArgs, talk: Talk<'_>) -> miette::Result<u8> {
     }
 }
 
-/// Whether a VM is where it is waited for, and where it is.
-fn reached(args: &WaitArgs, below: &dyn Probe) -> miette::Result<(bool, String)> {
+/// How long ssh has to have answered without a break in a guest that may be at its first boot, and whose agent is silent.
+const SETTLED: Duration = Duration::from_secs(60);
+
+/// Whether an ssh server that has answered for so long is there to stay. Only a guest that cloud-init sets up starts it anew
+/// (its modules set_passwords and ssh, in the stages before the one in which packages and commands come, and the agent
+/// with them).
+fn stays(seeded: bool, agent: Agent, answered_for: Duration) -> bool {
+    !seeded || agent == Agent::Answers || answered_for >= SETTLED
+}
+
+/// Whether a VM is where it is waited for, and where it is. `since`: when ssh began to answer, without a break since.
+fn reached(args: &WaitArgs, below: &dyn Probe, since: &mut Option<Instant>) -> miette::Result<(bool, String)> {
     let probe = Snapshot::new(below);
     let known = ask(&probe)?;
     // What it is named after and what it did before make no difference to where it can be reached.
@@ -328,8 +340,12 @@ fn reached(args: &WaitArgs, below: &dyn Probe) -> miette::Result<(bool, String)>
             (true, _) => (false, "its agent does not answer yet".to_owned()),
             _ => (false, state),
         },
-        Until::Ssh => match answers(&vm) {
-            Some(at) => (true, format!("ssh answers at {at}")),
+        Until::Ssh => match answers(&vm).inspect(|_| _ = since.get_or_insert_with(Instant::now)) {
+            Some(at) if stays(vm.user.is_some(), vm.agent, since.map(|s| s.elapsed()).unwrap_or_default()) => {
+                (true, format!("ssh answers at {at}"))
+            }
+            Some(at) => (false, format!("ssh answers at {at}, and its guest may be at its first boot still")),
+            None if since.take().is_some() && running => (false, "ssh answered, and does not any more".to_owned()),
             None if !running => (false, state),
             None => {
                 let known: Vec<String> = vm.reachable().iter().map(|a| a.ip.to_string()).collect();
@@ -450,4 +466,20 @@ pub(super) fn ssh(args: &SshArgs) -> miette::Result<u8> {
     })?;
     // ssh's own exit code is the answer from here on.
     Err(miette!("{}", live::become_program(Program::Ssh, &words)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ssh_server_of_a_guest_that_is_set_up_is_not_there_to_stay() {
+        let long = SETTLED;
+        let short = long - Duration::from_millis(1);
+        assert!(stays(false, Agent::None, Duration::ZERO) && stays(false, Agent::Silent, Duration::ZERO));
+        assert!(stays(true, Agent::Answers, Duration::ZERO));
+        for agent in [Agent::None, Agent::Silent] {
+            assert!(!stays(true, agent, short) && stays(true, agent, long), "{agent:?}");
+        }
+    }
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use super::Desired;
 use super::vms::{finding, stable_mac};
 use crate::guest::{
-    Account, Guest, GuestFile, GuestNic, GuestUser, KeySource, MOST_KEYS, Told, Windows, computer_name, keys_in,
+    Account, Autoinstall, Guest, GuestFile, GuestNic, GuestUser, KeySource, MOST_KEYS, Told, Windows, computer_name,
+    keys_in,
 };
 use crate::manifest::{GuestFileEntry, Loaded, NvidiaModules, SshKey, UbuntuEntry, VmEntry, WindowsName};
 use crate::plan::{Key, Severity};
@@ -48,7 +49,16 @@ fn guest(manifest: &Loaded, hostname: &str, name: &DomainName, vm: &VmEntry) -> 
     });
     let agent = "qemu-guest-agent";
     let mut packages: Vec<String> = vec![agent.to_owned()];
-    let (of_ubuntu, last) = vm.ubuntu.as_ref().map(ubuntu).unwrap_or_default();
+    let installer = super::vms::installer(&manifest.manifest, vm);
+    let (of_ubuntu, last) = match (&vm.ubuntu, &installer) {
+        (Some(entry), Some((_, of))) => (installed(entry, of.release()), Vec::new()),
+        (Some(entry), None) => ubuntu(entry),
+        (None, _) => Default::default(),
+    };
+    if installer.is_some() {
+        // What runs at its first boot, and what lets in: there already, or installed.
+        packages.extend(["cloud-init", "openssh-server"].map(str::to_owned));
+    }
     packages.extend(of_ubuntu);
     packages.extend(more.packages.iter().map(ToString::to_string).filter(|p| p != agent));
     let mut files = Vec::new();
@@ -125,6 +135,16 @@ fn ubuntu(entry: &UbuntuEntry) -> (Vec<String>, Vec<String>) {
     (packages, commands)
 }
 
+/// The packages for a card of NVIDIA's in what the installer's medium installs: a desktop, with the kernel of that name.
+fn installed(entry: &UbuntuEntry, release: &str) -> Vec<String> {
+    let Some(branch) = &entry.nvidia else { return Vec::new() };
+    let flavour = match entry.nvidia_modules {
+        NvidiaModules::Open => format!("{branch}-open"),
+        NvidiaModules::Proprietary => branch.to_string(),
+    };
+    vec![format!("linux-modules-nvidia-{flavour}-generic-hwe-{release}"), format!("nvidia-driver-{flavour}")]
+}
+
 /// A host name has fewer characters than a VM's name may have.
 fn of_vm(name: &DomainName) -> String {
     let text: String = name.as_str().chars().map(|c| if matches!(c, '.' | '_') { '-' } else { c }).collect();
@@ -194,7 +214,10 @@ fn told(manifest: &Loaded, hostname: &str, name: &DomainName, vm: &VmEntry) -> (
         return (Told::Windows(windows(name, vm)), Vec::new());
     }
     let (guest, wrong) = guest(manifest, hostname, name, vm);
-    (Told::CloudInit(guest), wrong)
+    match super::vms::installer(&manifest.manifest, vm) {
+        Some(_) => (Told::Autoinstall(Autoinstall { installs: guest }), wrong),
+        None => (Told::CloudInit(guest), wrong),
+    }
 }
 
 /// What a seed is made from, as the run that makes it reads it, and its digest.
@@ -272,6 +295,16 @@ pub(super) fn want(
             "write `user: { name: …, sshKeys: […] }`",
         ));
     }
+    if let Told::Autoinstall(Autoinstall { installs: Guest { user: Some(user), .. } }) = &told {
+        let user = &user.name;
+        desired.findings.push(finding(
+            Severity::Note,
+            "no-password",
+            &place,
+            format!("`{user}` has no password, which the login of its desktop asks for"),
+            &format!("once it runs, by ssh as `{user}`: sudo passwd {user}"),
+        ));
+    }
     let path = path(directory, name);
     let key_files = told.keys().iter().filter_map(|k| match k {
         KeySource::Host(path) => Some(path.clone()),
@@ -281,17 +314,15 @@ pub(super) fn want(
         vm: name.clone(),
         path: path.clone(),
         inputs: inputs(&told).0,
-        instance: match &told {
-            Told::CloudInit(guest) => guest.instance.clone(),
-            Told::Windows(_) => format!("gpuvm-{name}"),
-        },
+        instance: told.guest().map_or_else(|| format!("gpuvm-{name}"), |guest| guest.instance.clone()),
         shown: match &told {
-            Told::CloudInit(guest) => shown(guest),
+            Told::CloudInit(guest) | Told::Autoinstall(Autoinstall { installs: guest }) => shown(guest),
             Told::Windows(windows) => shown_of_windows(windows),
         },
         key_files: key_files.collect(),
         password_file: told.password_file().map(Path::to_owned),
         windows: vm.is_windows(),
+        installer: matches!(told, Told::Autoinstall(_)),
         absent: false,
     };
     let key = desired.want(&place, after, seed);
@@ -309,6 +340,7 @@ pub(super) fn want_gone(desired: &mut Desired, name: &DomainName, directory: &Pa
         key_files: Vec::new(),
         password_file: None,
         windows: false,
+        installer: false,
         absent: true,
     };
     desired.want(&format!("vms.{name}"), [domain], seed);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::vms::{finding, want_package};
 use super::{Desired, Shared};
 use crate::facts::{HostFacts, Known};
-use crate::image::{Cached, Digest, FOLDER, Origin, builtin, pointer};
+use crate::image::{Builtin, Cached, Digest, FOLDER, Origin, builtin, pointer};
 use crate::manifest::{ImageEntry, Manifest};
 use crate::plan::{Key, Severity};
 use crate::resource::image::{Image, Want};
@@ -31,6 +31,14 @@ fn origin(name: &ResourceName, entry: &ImageEntry, arch: &str) -> Option<(Origin
     Some((origin, digest))
 }
 
+/// The built-in image that this one is, by whatever name.
+pub(super) fn built_in(m: &Manifest, name: &ResourceName) -> Option<Builtin> {
+    let entry = m.images.get(name);
+    let own = entry.is_some_and(|e| e.from.is_none() && (e.url.is_some() || e.path.is_some()));
+    let of = entry.and_then(|e| e.from.as_ref()).unwrap_or(name);
+    builtin(of.as_str()).filter(|_| !own)
+}
+
 /// Wants an image in a pool; what a volume needs to know of it, and its key.
 pub(super) fn want(
     m: &Manifest,
@@ -42,9 +50,9 @@ pub(super) fn want(
 ) -> Option<(FromImage, Key)> {
     let entry = m.images.get(name).cloned().unwrap_or_default();
     let (origin, digest) = origin(name, &entry, &facts.os.arch)?;
-    let built_in = entry.url.is_none() && entry.path.is_none();
+    let maker = entry.url.is_none() && entry.path.is_none();
     let of = entry.from.as_ref().unwrap_or(name);
-    if let Some(ended) = builtin(of.as_str()).filter(|_| built_in).and_then(|b| b.ended) {
+    if let Some(ended) = builtin(of.as_str()).filter(|_| maker).and_then(|b| b.ended) {
         desired.findings.push(finding(
             Severity::Warning,
             "image-out-of-support",
@@ -54,7 +62,8 @@ pub(super) fn want(
         ));
     }
     let mut media = m.vms.values().filter(|vm| !vm.absent).flat_map(|vm| &vm.media);
-    let medium = media.any(|medium| medium.image().as_ref() == Some(name));
+    let installs = built_in(m, name).is_some_and(|b| b.installs);
+    let medium = installs || media.any(|medium| medium.image().as_ref() == Some(name));
     let want = Want::Kept { name: name.clone(), origin: Box::new(origin), digest, asked: None, medium };
     let wanted = Image { pool: pool.clone(), directory: directory.to_owned(), want };
     let key = desired.want(place, [Key::new("package", ""), pool_key.clone()], wanted);

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use super::gpus::{proof, resolve};
 use super::{Desired, Shared, guests, images, parts, sockets, starts, vgpu, virtual_functions};
 use crate::facts::HostFacts;
+use crate::image::Builtin;
 use crate::manifest::{self, DiskEntry, Loaded, Manifest, NicEntry, StartWhen, VmEntry, VmState};
 use crate::plan::{BlockStore, Finding, Key, Severity};
 use crate::resource::block_volume::BlockVolume;
 use crate::resource::libvirt_domain::{
-    Accel, Arch, Disk, DiskOptions, Extra, Firmware, Kernel, LibvirtDomain, Near, Nic, NicOn, PassedSlot, Pins,
-    Topology,
+    Accel, Arch, Disk, DiskOptions, Extra, Firmware, Install, Kernel, LibvirtDomain, Near, Nic, NicOn, PassedSlot,
+    Pins, Topology,
 };
 use crate::resource::{
     Resource, libvirt_network::LibvirtNetwork, pool::Pool, shared_gpu::SharedGpu, vgpu::Vgpus,
@@ -210,6 +211,15 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
         let on = network(m, desired, nic, &mut after)?;
         Some(Nic { on, mac: nic.mac.unwrap_or_else(|| stable_mac(&facts.hostname, name, 0)) })
     });
+    let install = installer(m, vm).filter(|_| !vm.absent).and_then(|(image, of)| {
+        self::installs(facts, desired, &place, vm, &of);
+        let (pool, path, existing) = default_pool(m)?;
+        let key =
+            desired.want(&place, [Key::new("package", "")], Pool { name: pool.clone(), path: path.clone(), existing });
+        let (from, key) = images::want(m, facts, desired, &place, image, (&pool, &path, &key))?;
+        after.push(key);
+        Some(Install { image: from.name, pointer: from.pointer })
+    });
     let domain = LibvirtDomain {
         name: name.clone(),
         cpus: vm.cpus.count.0,
@@ -256,6 +266,8 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
         running: vm.state.map(|s| s == VmState::Running),
         absent: vm.absent,
         start_owed: false,
+        install,
+        install_owed: false,
     };
     let key = desired.want(&place, after, domain);
     starts::desire(name, vm, &key, desired);
@@ -264,6 +276,33 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
     }
     if let Some((_, path, _)) = pool_of_seed(m, vm).filter(|_| vm.absent && guests::has_seed(vm)) {
         guests::want_gone(desired, name, &path, key);
+    }
+}
+
+/// The image that a VM is installed from, where it is the medium of an installer.
+pub(super) fn installer<'a>(m: &Manifest, vm: &'a VmEntry) -> Option<(&'a ResourceName, Builtin)> {
+    let name = vm.image.as_ref()?;
+    images::built_in(m, name).filter(|of| of.installs).map(|of| (name, of))
+}
+
+/// What Ubuntu's installer needs (Ubuntu's documentation of the desktop: 4 GB of memory, 25 GB of disk; a medium's own file
+/// system lies in memory).
+fn installs(facts: &HostFacts, desired: &mut Desired, place: &str, vm: &VmEntry, of: &Builtin) {
+    let mut find = |severity, message: String, help: &str| {
+        desired.findings.push(finding(severity, "installer", place, message, help));
+    };
+    if !of.is_for(&facts.os.arch) {
+        let message = format!("there is no medium of Ubuntu's desktop for {} in this version", facts.os.arch);
+        find(Severity::Error, message, "take a cloud image with `ubuntu: { desktop: true }`");
+    }
+    if vm.memory.size.bytes() < 4_000_000_000 {
+        let message =
+            format!("Ubuntu's desktop is installed with 4 GB of memory at least, and it has {}", vm.memory.size);
+        find(Severity::Warning, message, "write `memory: 4GiB`, or more");
+    }
+    if let Some(size) = vm.disks.first().and_then(|d| d.size).filter(|size| size.bytes() < 25_000_000_000) {
+        let message = format!("Ubuntu's desktop wants 25 GB of disk, and its first one has {size}");
+        find(Severity::Warning, message, "write `disks: [30GiB]`, or more");
     }
 }
 
@@ -345,7 +384,8 @@ fn disks(
             let usual = vm.is_windows().then(|| "sata".to_owned());
             DiskOptions { bus: said.bus.clone().or(usual), ..said }
         };
-        let image = vm.image.as_ref().filter(|_| n == 0);
+        // What a medium installs begins as a blank disk.
+        let image = vm.image.as_ref().filter(|_| n == 0 && installer(m, vm).is_none());
         if let Some((storage, store)) = store_of(m, entry) {
             let volume = format!("{name}-{n}");
             // An image is kept as a file, in the pool of disks that name none.

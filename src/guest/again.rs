@@ -29,6 +29,10 @@ pub fn again(image: &[u8], own: Again<'_>) -> Result<Vec<u8>, String> {
     if files.iter().any(|(name, _)| name == ANSWER_FILE) {
         return Err("it is for Windows' Setup, and a clone is an installed Windows".to_owned());
     }
+    // An installed system reads its seed no more (Subiquity leaves it cloud-init without a source, and then disables that).
+    if files.iter().any(|(name, content)| name == "user-data" && installs(content)) {
+        return Err("it is for Ubuntu's installer, and a clone is an installed Ubuntu".to_owned());
+    }
     for (name, content) in &mut files {
         let text = String::from_utf8(std::mem::take(content)).map_err(|_| format!("its {name} is no text"))?;
         let body = text.strip_prefix("#cloud-config\n");
@@ -52,6 +56,12 @@ pub fn again(image: &[u8], own: Again<'_>) -> Result<Vec<u8>, String> {
     }
     let files: Vec<(&str, &[u8])> = files.iter().map(|(n, c)| (n.as_str(), c.as_slice())).collect();
     Ok(iso::image(LABEL, &files, own.inputs))
+}
+
+/// Whether a `user-data` is the installer's: the one key that it has.
+fn installs(user_data: &[u8]) -> bool {
+    let text = user_data.strip_prefix(b"#cloud-config\n").unwrap_or(user_data);
+    serde_json::from_slice::<Value>(text).is_ok_and(|value| value.get("autoinstall").is_some())
 }
 
 /// Two guests with one address would take it from each other.
@@ -79,6 +89,8 @@ mod tests {
         let told = crate::guest::Told::Windows(crate::guest::windows::tests::windows());
         let own = Again { hostname: "copy", instance: "gpuvm-copy-1", mac: None, inputs: "def" };
         assert!(again(&told.seed(&[], Some("secret"), "abc"), own).unwrap_err().contains("Setup"));
+        let told = crate::guest::Told::Autoinstall(crate::guest::autoinstall::tests::autoinstall());
+        assert!(again(&told.seed(&[], None, "abc"), own).unwrap_err().contains("installed Ubuntu"));
     }
 
     #[test]

@@ -102,19 +102,8 @@ impl Guest {
             set("package_update", json!(true));
             set("packages", json!(self.packages));
         }
-        let file = |file: &GuestFile| {
-            // A user of the guest's own is made later than files are written.
-            let later = file.owner.split(':').any(|name| name != "root");
-            let mut value = json!({
-                "path": file.path, "content": file.content, "permissions": file.mode, "owner": file.owner,
-            });
-            if let (true, Some(value)) = (later, value.as_object_mut()) {
-                value.insert("defer".to_owned(), json!(true));
-            }
-            value
-        };
         if !self.files.is_empty() {
-            set("write_files", self.files.iter().map(file).collect());
+            set("write_files", write_files(&self.files));
         }
         if !self.commands.is_empty() {
             set("runcmd", json!(self.commands));
@@ -130,6 +119,10 @@ impl Guest {
 
     /// `network-config`, version 2: netplan's words.
     pub fn network_config(&self) -> Option<String> {
+        Some(pretty(&self.network()?) + "\n")
+    }
+
+    pub(super) fn network(&self) -> Option<Value> {
         let nic = self.nic.as_ref()?;
         let mut card = json!({ "match": { "macaddress": nic.mac.to_string() } });
         if nic.addresses.is_empty() {
@@ -146,7 +139,7 @@ impl Guest {
         if !nic.nameservers.is_empty() {
             card["nameservers"] = json!({ "addresses": nic.nameservers });
         }
-        Some(pretty(&json!({ "version": 2, "ethernets": { "lan": card } })) + "\n")
+        Some(json!({ "version": 2, "ethernets": { "lan": card } }))
     }
 
     /// The whole image. `made_from` is what tells it from others.
@@ -158,12 +151,28 @@ impl Guest {
     }
 }
 
-fn pretty(value: &Value) -> String {
+/// Files in cloud-init's words.
+pub(super) fn write_files(files: &[GuestFile]) -> Value {
+    let file = |file: &GuestFile| {
+        // A user of the guest's own is made later than files are written.
+        let later = file.owner.split(':').any(|name| name != "root");
+        let mut value = json!({
+            "path": file.path, "content": file.content, "permissions": file.mode, "owner": file.owner,
+        });
+        if let (true, Some(value)) = (later, value.as_object_mut()) {
+            value.insert("defer".to_owned(), json!(true));
+        }
+        value
+    };
+    files.iter().map(file).collect()
+}
+
+pub(super) fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default()
 }
 
 /// Maps are merged, lists are joined, and anything else is replaced.
-fn merge(into: &mut Map<String, Value>, more: &Map<String, Value>) {
+pub(super) fn merge(into: &mut Map<String, Value>, more: &Map<String, Value>) {
     for (name, value) in more {
         match (into.get_mut(name), value) {
             (Some(Value::Object(old)), Value::Object(new)) => merge(old, new),

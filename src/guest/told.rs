@@ -1,10 +1,10 @@
-//! What is on a seed: one of the two that guests understand.
+//! What is on a seed: one of the three that guests understand.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ANSWER_FILE, Guest, KeySource, Windows, iso, windows};
+use super::{ANSWER_FILE, Autoinstall, Guest, KeySource, Windows, iso, windows};
 
 /// What a guest is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -12,6 +12,8 @@ use super::{ANSWER_FILE, Guest, KeySource, Windows, iso, windows};
 pub enum Told {
     /// Windows' Setup.
     Windows(Windows),
+    /// Ubuntu's installer.
+    Autoinstall(Autoinstall),
     /// cloud-init.
     CloudInit(Guest),
 }
@@ -19,9 +21,14 @@ pub enum Told {
 impl Told {
     /// The keys that let in.
     pub fn keys(&self) -> &[KeySource] {
+        self.guest().and_then(|guest| guest.user.as_ref()).map(|u| u.keys.as_slice()).unwrap_or_default()
+    }
+
+    /// What a Linux is to be, whoever makes it so.
+    pub fn guest(&self) -> Option<&Guest> {
         match self {
-            Self::CloudInit(guest) => guest.user.as_ref().map(|u| u.keys.as_slice()).unwrap_or_default(),
-            Self::Windows(_) => &[],
+            Self::CloudInit(guest) | Self::Autoinstall(Autoinstall { installs: guest }) => Some(guest),
+            Self::Windows(_) => None,
         }
     }
 
@@ -29,7 +36,7 @@ impl Told {
     pub fn password_file(&self) -> Option<&Path> {
         match self {
             Self::Windows(windows) => windows.account.as_ref().map(|a| a.password_file.as_path()),
-            Self::CloudInit(_) => None,
+            Self::CloudInit(_) | Self::Autoinstall(_) => None,
         }
     }
 
@@ -37,6 +44,7 @@ impl Told {
     pub fn seed(&self, keys: &[String], password: Option<&str>, made_from: &str) -> Vec<u8> {
         match self {
             Self::CloudInit(guest) => guest.seed(keys, made_from),
+            Self::Autoinstall(told) => told.seed(keys, made_from),
             Self::Windows(told) => {
                 let answers = told.answer_file(password);
                 iso::image(windows::LABEL, &[(ANSWER_FILE, answers.as_bytes())], made_from)
@@ -48,11 +56,15 @@ impl Told {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{cloud_init, windows};
+    use crate::guest::{autoinstall, cloud_init, windows};
 
     #[test]
     fn each_is_read_back_as_what_it_was() {
-        for told in [Told::Windows(windows::tests::windows()), Told::CloudInit(cloud_init::tests::guest())] {
+        for told in [
+            Told::Windows(windows::tests::windows()),
+            Told::Autoinstall(autoinstall::tests::autoinstall()),
+            Told::CloudInit(cloud_init::tests::guest()),
+        ] {
             assert_eq!(serde_json::from_slice::<Told>(&serde_json::to_vec(&told).unwrap()).unwrap(), told);
         }
         let told = Told::Windows(windows::tests::windows());

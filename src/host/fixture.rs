@@ -252,6 +252,12 @@ impl Probe for Fixture {
             other => other,
         })
     }
+    fn blank(&self, disk: &Path) -> Result<Answer<bool>, HostError> {
+        Ok(self.read(disk)?.map(|bytes| {
+            let played = play_libvirt::is_blank(&String::from_utf8_lossy(&bytes));
+            played.unwrap_or_else(|| crate::image::is_blank(&bytes))
+        }))
+    }
     fn stat(&self, path: &Path) -> Result<Answer<Stat>, HostError> {
         let known = self.record.borrow().stats.get(path).copied();
         self.ask(path, false, |place| {

@@ -1,5 +1,7 @@
 //! What a guest says for itself, and what it did not do when it was asked.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use crate::types::DomainName;
@@ -49,4 +51,13 @@ pub fn power_was_cut(name: &DomainName, patience_s: u32) -> String {
         0 => format!("the power of {name} was cut at once, without asking its guest"),
         n => format!("{name} did not shut down within {n} s: its power was cut"),
     }
+}
+
+/// What is said where a system was to be installed and something is on its disk by now.
+pub fn not_blank(disk: &Path) -> String {
+    format!(
+        "there is something on `{}` already: nothing was installed over it. If its system does not start, its installation \
+         was cut off: gpuvm vm delete, and apply again",
+        disk.display()
+    )
 }

@@ -267,6 +267,7 @@ impl Host for Live {
             | Step::RemoveLayer { .. }
             | Step::CommitLayer { live: Some(_), .. }
             | Step::DetachDevices { .. } => libvirt::execute(step, running),
+            Step::InstallDomain(step) => libvirt::install(step, self, running),
             Step::CopyFile(copy) => layers::copy_file(copy),
             Step::CopyVolume(copy) => layers::copy_volume(copy, progress),
             Step::CloneSeed { from, to, hostname, instance, mac, inputs } => {

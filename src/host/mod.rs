@@ -22,7 +22,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use device_users::{DeviceUser, DeviceUsers};
-pub use guest::{GuestAgent, GuestInterface, SHUTDOWN_PATIENCE_S, did_not_shut_down, no_console, power_was_cut};
+pub use guest::{
+    GuestAgent, GuestInterface, SHUTDOWN_PATIENCE_S, did_not_shut_down, no_console, not_blank, power_was_cut,
+};
 pub use initramfs::Initramfs;
 pub use myself::Myself;
 pub use snapshot::Snapshot;
@@ -267,6 +269,10 @@ pub trait Probe {
             bytes.truncate(most);
             bytes
         }))
+    }
+    /// Whether nothing was ever written to a disk, as far as its first bytes tell (see [`crate::image::is_blank`]).
+    fn blank(&self, disk: &Path) -> Result<Answer<bool>, HostError> {
+        Ok(self.head(disk, crate::image::HEAD)?.map(|head| crate::image::is_blank(&head)))
     }
     /// What the path itself is (`lstat`).
     fn stat(&self, path: &Path) -> Result<Answer<Stat>, HostError>;

@@ -194,6 +194,9 @@ impl Probe for Recorder<'_> {
     fn head(&self, path: &Path, most: usize) -> Result<Answer<Vec<u8>>, HostError> {
         self.below.head(path, most)
     }
+    fn blank(&self, disk: &Path) -> Result<Answer<bool>, HostError> {
+        self.below.blank(disk)
+    }
     fn stat(&self, path: &Path) -> Result<Answer<Stat>, HostError> {
         let answer = self.below.stat(path)?;
         self.denied(path, &answer);

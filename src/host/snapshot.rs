@@ -92,6 +92,9 @@ impl Probe for Snapshot<'_> {
     fn head(&self, path: &Path, most: usize) -> Result<Answer<Vec<u8>>, HostError> {
         self.below.head(path, most)
     }
+    fn blank(&self, disk: &Path) -> Result<Answer<bool>, HostError> {
+        self.below.blank(disk)
+    }
     fn stat(&self, path: &Path) -> Result<Answer<Stat>, HostError> {
         once(&self.stats, path.to_owned(), |p| self.below.stat(p))
     }

@@ -41,6 +41,31 @@ const OTHERS: [(&[u8], &str); 8] = [
 /// Bit 2 of the incompatible features: the data is in another file.
 const EXTERNAL_DATA: u64 = 1 << 2;
 
+/// btrfs has its first mark here, and nothing before it.
+const BTRFS: (usize, &[u8]) = (0x10040, b"_BHRfS_M");
+
+/// How much of a disk's beginning tells whether it is blank.
+pub const HEAD: usize = 1 << 20;
+
+/// Whether nothing was ever written to a disk, by the first [`HEAD`] bytes of its file or device. In a qcow2 file without
+/// another below it, no cluster is in use then. Any other has neither a partition table nor a file system: those have
+/// something in the first 4 KiB. What cannot be told counts as written to.
+pub fn is_blank(head: &[u8]) -> bool {
+    let zeros = |from: usize, length: usize| {
+        head.get(from..from.saturating_add(length)).is_some_and(|part| part.iter().all(|b| *b == 0))
+    };
+    if !head.starts_with(b"QFI\xfb") {
+        return zeros(0, 4096) && head.get(BTRFS.0..).is_none_or(|rest| !rest.starts_with(BTRFS.1));
+    }
+    let number = |at: usize, length: usize| {
+        let part = head.get(at..at + length)?;
+        usize::try_from(part.iter().fold(0u64, |n, b| (n << 8) | u64::from(*b))).ok()
+    };
+    // backing_file_offset; l1_size and l1_table_offset: the table of what is in use, eight bytes an entry.
+    let (Some(0), Some(entries), Some(table)) = (number(8, 8), number(36, 4), number(40, 8)) else { return false };
+    entries > 0 && zeros(table, entries.saturating_mul(8))
+}
+
 /// Reads a header. `size` is that of the whole file.
 pub fn header(bytes: &[u8], size: u64) -> Result<Header, HeaderError> {
     let starts = |with: &[u8]| bytes.len() >= with.len() && bytes[..with.len()].eq_ignore_ascii_case(with);
@@ -133,6 +158,51 @@ pub(crate) mod tests {
     /// The beginning of a qcow2 image that goes on in another file.
     pub(crate) fn over(name: &str) -> Vec<u8> {
         qcow2_over(name)
+    }
+
+    #[test]
+    fn a_disk_is_blank_until_something_is_written_to_it() {
+        let zeros = |length: usize, at: usize, what: &[u8]| {
+            let mut bytes = vec![0; length];
+            bytes[at..at + what.len()].copy_from_slice(what);
+            bytes
+        };
+        assert!(is_blank(&vec![0; HEAD]) && is_blank(&zeros(HEAD, 5000, b"left over")));
+        assert!(!is_blank(&zeros(HEAD, 510, b"\x55\xaa")) && !is_blank(&zeros(HEAD, 0x10040, b"_BHRfS_M")));
+        assert!(!is_blank(b"") && !is_blank(&over("base.qcow2")) && !is_blank(&qcow2(3, 0, 1, 0)[..40]));
+        let mut fresh = zeros(HEAD, 0, b"QFI\xfb\0\0\0\x03");
+        fresh[36..48].copy_from_slice(&[0, 0, 0, 4, 0, 0, 0, 0, 0, 3, 0, 0]);
+        assert!(is_blank(&fresh));
+        fresh[0x30000 + 24] = 0x80;
+        assert!(!is_blank(&fresh), "the last entry of its table");
+    }
+
+    /// Where qemu-img and qemu-io are installed.
+    #[test]
+    #[allow(clippy::disallowed_methods)]
+    fn qemus_own_blank_disks_are_blank() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("disk");
+        let run = |program: &str, args: &[&str]| {
+            std::process::Command::new(program).args(args).arg(&disk).output().is_ok_and(|o| o.status.success())
+        };
+        for format in ["qcow2", "raw"] {
+            let mut made = std::process::Command::new("qemu-img");
+            made.args(["create", "-q", "-f", format]).arg(&disk).arg("3T");
+            if !made.output().is_ok_and(|o| o.status.success()) {
+                return;
+            }
+            let head = || {
+                use std::io::Read as _;
+                let mut bytes = Vec::new();
+                std::fs::File::open(&disk).unwrap().take(HEAD as u64).read_to_end(&mut bytes).unwrap();
+                bytes
+            };
+            assert!(is_blank(&head()), "{format}");
+            if run("qemu-io", &["-f", format, "-c", "write -P 1 0 512"]) {
+                assert!(!is_blank(&head()), "{format}");
+            }
+        }
     }
 
     #[test]

@@ -170,6 +170,32 @@ pub fn in_sums(list: &str, file: &str) -> Result<Digest, ListError> {
     }
 }
 
+/// The file of a list of checksums whose name is this one with the number of a point release in place of `*`, or with
+/// nothing: that of the newest, or of the pinned digest.
+pub fn like_in_sums(list: &str, pattern: &str, pinned: Option<&Digest>) -> Result<(String, Digest), ListError> {
+    let Some((before, after)) = pattern.split_once('*') else {
+        return in_sums(list, pattern).map(|digest| (pattern.to_owned(), digest));
+    };
+    let names = list.lines().filter_map(|l| l.split_once(' ')?.1.strip_prefix([' ', '*']));
+    let point = |name: &str| {
+        let number = name.strip_prefix(before)?.strip_suffix(after)?;
+        match number.strip_prefix('.') {
+            Some(digits) => digits.parse::<u32>().ok(),
+            None => number.is_empty().then_some(0),
+        }
+    };
+    let mut all: Vec<(u32, &str)> =
+        names.map(|n| n.trim_start_matches("./")).filter_map(|n| Some((point(n)?, n))).collect();
+    all.sort_unstable();
+    let mut found = all.into_iter().rev().map(|(_, name)| in_sums(list, name).map(|digest| (name.to_owned(), digest)));
+    let found = match pinned {
+        None => found.next(),
+        Some(pinned) => found.find(|one| one.as_ref().is_ok_and(|(_, digest)| digest == pinned)),
+    };
+    // Where there is none, the other says what the list is.
+    found.unwrap_or_else(|| in_sums(list, pattern).map(|digest| (pattern.to_owned(), digest)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,6 +261,27 @@ mod tests {
         }
         assert!(matches!(path_of_products("[]", "c"), Err(ListError::Form(_))));
         assert!(matches!(path_of_products("<html>", "c"), Err(ListError::Form(_))));
+    }
+
+    #[test]
+    fn the_newest_point_release_is_found_by_its_number() {
+        let (a, b, c) = ("a".repeat(64), "b".repeat(64), "c".repeat(64));
+        let list = format!(
+            "{a} *ubuntu-24.04-desktop-amd64.iso\n{b} *ubuntu-24.04.10-desktop-amd64.iso\n{c} *ubuntu-24.04.9-desktop-amd64.iso\n\
+             {a} *ubuntu-24.04.11-live-server-amd64.iso\n{a} *ubuntu-24.04.12x-desktop-amd64.iso\n"
+        );
+        let find = |pinned: Option<&Digest>| like_in_sums(&list, "ubuntu-24.04*-desktop-amd64.iso", pinned);
+        let is = |name: &str, hex: &str| Ok((name.to_owned(), Digest::Sha256(hex.to_owned())));
+        assert_eq!(find(None), is("ubuntu-24.04.10-desktop-amd64.iso", &b));
+        assert_eq!(find(Some(&Digest::Sha256(c.clone()))), is("ubuntu-24.04.9-desktop-amd64.iso", &c));
+        assert_eq!(find(Some(&Digest::Sha256(a.clone()))), is("ubuntu-24.04-desktop-amd64.iso", &a));
+        assert!(matches!(find(Some(&Digest::Sha256("d".repeat(64)))), Err(ListError::Missing { .. })));
+        assert!(matches!(like_in_sums(&list, "ubuntu-26.04*-desktop-amd64.iso", None), Err(ListError::Missing { .. })));
+        assert!(matches!(like_in_sums("<html>", "u*.iso", None), Err(ListError::Form(_))));
+        assert_eq!(
+            like_in_sums(&list, "ubuntu-24.04-desktop-amd64.iso", None),
+            is("ubuntu-24.04-desktop-amd64.iso", &a)
+        );
     }
 
     #[test]

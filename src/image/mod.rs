@@ -5,6 +5,7 @@ mod builtin;
 mod cached;
 mod header;
 mod lists;
+mod medium;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -17,8 +18,11 @@ pub use builtin::{Builtin, builtin, key, names};
 pub use cached::{CACHED_FORMAT, Cached, FOLDER, pointer};
 #[cfg(test)]
 pub(crate) use header::tests::over;
-pub use header::{Behind, Header, HeaderError, behind, header, qcow2_over};
-pub use lists::{ListError, Listed, in_streams, in_sums, path_of_products};
+pub use header::{Behind, HEAD, Header, HeaderError, behind, header, is_blank, qcow2_over};
+pub use lists::{ListError, Listed, in_streams, in_sums, like_in_sums, path_of_products};
+#[cfg(test)]
+pub(crate) use medium::tests::medium as medium_for_tests;
+pub use medium::{Extent, MediumError, kernel_and_initrd};
 
 /// Where an image comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -48,8 +52,11 @@ pub enum Origin {
         base: String,
         /// The list below it.
         list: String,
-        /// The file below it.
+        /// The file below it. A `*` in its name is the number of a point release, of which the newest is taken.
         file: String,
+        /// The key that signs the list, by fingerprint; without one, it is trusted as far as its server is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signed_by: Option<String>,
     },
     /// An address.
     Url {
@@ -78,7 +85,7 @@ pub enum Origin {
 impl Origin {
     /// Whether what it says is trusted because it is signed.
     pub fn signed(&self) -> bool {
-        matches!(self, Origin::Streams { .. })
+        matches!(self, Origin::Streams { .. } | Origin::Sums { signed_by: Some(_), .. })
     }
 
     /// The address or the path, as a person would look for it.

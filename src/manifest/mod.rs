@@ -423,7 +423,8 @@ pub struct StorageEntry {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ImageEntry {
-    /// A built-in image under another name, to have it in a version of its own.
+    /// A built-in image under another name, to have it in a version of its own. The medium of an installer may come by `url` or
+    /// `path` beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<ResourceName>,
     /// Its address. What it has to add up to is said by `sha256` or `sha512`.
@@ -456,7 +457,7 @@ pub struct VmEntry {
     /// Memory: a size, or `{ size: 32GiB, pages: 1GiB }` for huge pages.
     pub memory: Memory,
     /// What its first disk begins as: a built-in image or one of `images`. It is fetched once, and stays what the disk was
-    /// made from.
+    /// made from. From a medium of Ubuntu's installer (`ubuntu-24.04-desktop`), its system is installed onto a blank disk once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ResourceName>,
     /// Disks in order: a size, `{ size: 200GiB, pool: fast }`, or a device of the host's; each that is made is the volume `VM-N.qcow2` of its pool, N from 0.

@@ -582,6 +582,8 @@ impl<'a> Checks<'a> {
                     self.wrong(&place, place.key_span(), message, "from where?", Some(help.into()));
                 }
                 [_] => {}
+                // The medium of an installer, from elsewhere.
+                [("from", _), _] if entry.from.as_ref().is_some_and(|from| installs(from.as_str())) => {}
                 [(first, at), (again, again_at), ..] => {
                     let message = format!("`{name}` has both `{first}` and `{again}`");
                     let (one, two) = ((at.key_span(), "one"), (again_at, again_at.key_span(), "another"));
@@ -593,7 +595,7 @@ impl<'a> Checks<'a> {
                     if let Some(at) = place.get("from") {
                         self.built_in(&at, from.as_str());
                     }
-                    true
+                    given.len() == 1
                 }
                 None => known && given.is_empty(),
             };
@@ -785,6 +787,30 @@ impl<'a> Checks<'a> {
         }
     }
 
+    /// A VM that is installed from a medium.
+    fn installed(&mut self, vm: &VmEntry, place: &Place<'a>) {
+        let Some(name) = &vm.image else { return };
+        let entry = self.manifest.images.get(name);
+        let own = entry.is_some_and(|e| e.from.is_none() && (e.url.is_some() || e.path.is_some()));
+        let of = entry.and_then(|e| e.from.as_ref()).unwrap_or(name);
+        if own || !installs(of.as_str()) {
+            return;
+        }
+        if let Some(at) = place.get("firmware").filter(|_| vm.firmware == super::Firmware::UefiSecure) {
+            let message = "the installer's kernel is started directly, which secure boot refuses".to_owned();
+            self.value(&at, message, "it trusts Ubuntu's boot loader only", Some("write `firmware: uefi`"));
+        }
+        if let Some(at) = place.get("boot") {
+            let message = "a VM that boots a kernel of the host's never starts what is installed".to_owned();
+            self.wrong(&at, at.key_span(), message, "in its place", Some("take it out".to_owned()));
+        }
+        let desktop = vm.ubuntu.as_ref().is_some_and(|ubuntu| ubuntu.desktop);
+        if let Some(at) = place.get("ubuntu").and_then(|u| u.get("desktop")).filter(|_| desktop) {
+            let message = "what this medium installs is a desktop".to_owned();
+            self.value(&at, message, "for cloud images", Some("take it out"));
+        }
+    }
+
     /// The names that a section has, also those whose entry has a problem.
     fn names(&self, section: &str) -> Vec<&'a str> {
         self.root.get(section).map(|place| place.keys().collect()).unwrap_or_default()
@@ -861,6 +887,7 @@ impl<'a> Checks<'a> {
             self.topology(vm, &place);
             self.pins(vm, &place);
             self.image(vm, &place);
+            self.installed(vm, &place);
             self.guest(vm, &place);
             self.parts(vm, &place);
             self.windows(vm, &place);
@@ -1184,6 +1211,11 @@ impl<'a> Checks<'a> {
             }
         }
     }
+}
+
+/// Whether a built-in image is the medium of an installer.
+fn installs(name: &str) -> bool {
+    image::builtin(name).is_some_and(|of| of.installs)
 }
 
 /// The GPUs and other devices of a VM, as the sections have them.

@@ -29,8 +29,8 @@ pub use saved::{SavedManifest, SavedPlan, SavedPlanError};
 pub use select::{ImageTask, NoSuchKind, Selection, Selector};
 pub use step::{
     AptPackage, BindTarget, BlockStore, BlockVolumeStep, Content, CopyVolumeStep, FetchStep, FileCopy, FileEdit,
-    FileWrite, MigInstance, MigState, MigStep, NetworkSwitch, Proof, ServiceAction, SlotBinding, SnapshotStep, Step,
-    TextEdit, VgpuStep, VirtualFunctionsStep, VolumeStep,
+    FileWrite, InstallStep, MigInstance, MigState, MigStep, NetworkSwitch, Proof, ServiceAction, SlotBinding,
+    SnapshotStep, Step, TextEdit, VgpuStep, VirtualFunctionsStep, VolumeStep,
 };
 
 /// The JSON Schema (draft-07) of what `gpuvm plan --output json` writes.

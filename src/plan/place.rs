@@ -217,6 +217,7 @@ pub fn touched(step: &Step) -> Vec<Place> {
         | Step::StartDomain { name }
         | Step::StopDomain { name, .. }
         | Step::DetachDevices { name, .. } => vec![Place::Domain(name.clone())],
+        Step::InstallDomain(step) => vec![Place::Domain(step.name.clone())],
         Step::AttachDevices { name, else_back, .. } => {
             let functions = else_back.iter().flat_map(|b| &b.functions).map(|(a, _)| Place::Function(*a));
             functions.chain([Place::Domain(name.clone())]).collect()

@@ -470,6 +470,25 @@ pub struct FetchStep {
     pub medium: bool,
 }
 
+/// An operating system to be installed onto a blank disk, by an installer's medium that a VM is started with once. Its
+/// stored definition stays what it is: no other start installs anything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstallStep {
+    /// The VM.
+    pub name: DomainName,
+    /// What it is started with: nothing but that disk, and in the place of the medium the file that says what is kept of it.
+    pub xml: String,
+    /// That file.
+    pub image: PathBuf,
+    /// Where the medium's kernel is put for that start.
+    pub kernel: PathBuf,
+    /// Where its initramfs is.
+    pub initrd: PathBuf,
+    /// The disk. One that something was written to is left as it is, and nothing is started.
+    pub disk: PathBuf,
+}
+
 /// A small file that is copied as a whole, with its mode and owner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -808,6 +827,8 @@ pub enum Step {
     },
     /// Takes a thing over as it is: nothing on the host changes; journal and ledger say that it is gpuvm's from now on.
     Adopt,
+    /// Installs an operating system onto a VM's blank disk, and waits until its installer has turned the VM off.
+    InstallDomain(InstallStep),
     /// Starts a VM.
     StartDomain {
         /// Its name.
@@ -922,6 +943,7 @@ impl Step {
             Step::MarkDomain { .. } => "take the mark off the VM",
             Step::Adopt => "take it over",
             Step::UndefineDomain { .. } => "undefine the VM",
+            Step::InstallDomain(_) => "install the VM's system",
             Step::StartDomain { .. } => "start the VM",
             Step::StopDomain { patience_s: Some(0), cut_power: true, .. } => "cut the VM's power",
             Step::StopDomain { .. } => "shut the VM down",

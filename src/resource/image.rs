@@ -122,7 +122,9 @@ impl Image {
         }
         change.notes.push(match (&digest, &origin) {
             (Some(digest), _) => format!("used only if it is {digest}"),
-            (None, Origin::Streams { signed_by, .. }) => format!("used only if a list signed with {signed_by} names it"),
+            (None, Origin::Streams { signed_by, .. } | Origin::Sums { signed_by: Some(signed_by), .. }) => {
+                format!("used only if a list signed with {signed_by} names it")
+            }
             (None, Origin::Sums { base, list, .. }) => format!(
                 "its maker signs no list: {base}{list} is trusted as far as its server is; `images: {{ {name}: {{ sha512: … }} }}` pins it"
             ),

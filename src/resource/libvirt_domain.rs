@@ -9,6 +9,7 @@ mod clone;
 mod drives;
 mod extras;
 mod given;
+mod install;
 mod plug;
 mod read;
 mod splice;
@@ -23,6 +24,7 @@ pub use clone::{Clone, as_clone, cards};
 pub use drives::{Drive, Source, drives, with_file_moved, with_sources};
 pub use extras::{Display, Extra};
 pub use given::user_of;
+pub use install::{Install, with_medium};
 pub use plug::{passed_function, plugs, unplugs, with_slot, without_slot};
 use read::is_disk;
 pub use read::{Projection, disk_files, has_disk, is_marked, managed_functions, nvram, project, raw_and_others, taps};
@@ -74,6 +76,9 @@ pub struct LibvirtDomain {
     /// knows it whoever asks, and stays as it is: a guest takes its seed up once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub login: Option<String>,
+    /// What is installed on its first disk when it is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub install: Option<Install>,
     /// Parts that are one element each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extras: Vec<Extra>,
@@ -108,6 +113,9 @@ pub struct LibvirtDomain {
     /// In the ledger only: making it did not come to its end, so its first start is still owed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub start_owed: bool,
+    /// In the ledger only: its system is still to be installed, as far as is known.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub install_owed: bool,
 }
 
 /// Which of the host's processors what runs on.
@@ -403,7 +411,7 @@ impl LibvirtDomain {
         parts.join(", ")
     }
 
-    fn creation(&self) -> Change {
+    fn creation(&self, state: &DomainState) -> Change {
         let mut change = Change::new(Action::Create, self.summary());
         if let Some(near) = &self.near {
             change.notes.push(format!("on NUMA node {}, where its GPU is (CPUs {})", near.node, near.cpus));
@@ -412,6 +420,7 @@ impl LibvirtDomain {
             change.notes.push("starts with the host".to_owned());
         }
         change.steps.push(self.define());
+        self.install_when_made(state, &mut change);
         if (self.start_when_made || self.running == Some(true)) && self.running != Some(false) {
             change.steps.push(self.start());
         }
@@ -479,9 +488,13 @@ impl LibvirtDomain {
         for extra in self.extras_to_drop(last) {
             field(&extra.key(), is.extras.get(&extra.key()).cloned(), None);
         }
-        if let Some(nic) = &self.nic {
+        if let Some(nic) = self.nic.as_ref().filter(|_| self.cards_of_another_address(last, is).is_empty()) {
             let on = nic.on.name();
             field(&format!("nic {}", nic.mac), is.nics.get(&nic.mac).cloned(), Some(on));
+        }
+        if let (Some(nic), [other]) = (&self.nic, &self.cards_of_another_address(last, is)[..]) {
+            let on = nic.on.name();
+            field(&format!("address of the nic on {on}"), Some(other.to_string()), Some(nic.mac.to_string()));
         }
         if let Some(gone) = self.nic_to_drop(last).filter(|n| is.nics.contains_key(&n.mac)) {
             field(&format!("nic {}", gone.mac), is.nics.get(&gone.mac).cloned(), None);
@@ -522,6 +535,15 @@ impl LibvirtDomain {
     /// The card that was ours and is no longer wanted, or has another address now.
     fn nic_to_drop<'a>(&'a self, last: Option<&'a Self>) -> Option<&'a Nic> {
         last?.nic.as_ref().filter(|l| self.nic.as_ref().is_none_or(|n| n.mac != l.mac))
+    }
+    /// Where the card that is wanted was ours and is not there: the addresses of the cards on the same bridge or network. One
+    /// of them alone is that card, with an address that somebody gave it.
+    fn cards_of_another_address(&self, last: Option<&Self>, is: &Projection) -> Vec<MacAddress> {
+        let ours = |nic: &&Nic| last.and_then(|l| l.nic.as_ref()).is_some_and(|l| l.mac == nic.mac && l.on == nic.on);
+        let Some(nic) = self.nic.as_ref().filter(ours).filter(|nic| !is.nics.contains_key(&nic.mac)) else {
+            return Vec::new();
+        };
+        is.nics.iter().filter(|(_, on)| **on == nic.on.name()).map(|(mac, _)| *mac).collect()
     }
     /// Slots that were ours and are no longer wanted.
     fn slots_to_drop<'a>(&'a self, last: Option<&'a Self>) -> impl Iterator<Item = &'a PassedSlot> + 'a {
@@ -577,6 +599,24 @@ impl LibvirtDomain {
                 help: format!("take those away first: gpuvm vm snapshot list {name}"),
             };
         }
+        if let (Some(nic), [first, .., _]) = (&self.nic, &self.cards_of_another_address(last, &is)[..]) {
+            let on = nic.on.name();
+            return Diff::Blocked {
+                why: format!("its card {} is not there, and which of those on {on} it was cannot be told", nic.mac),
+                help: format!(
+                    "give it its address again (virsh edit {name}), or have the manifest name the one that it has: \
+                     `network: {{ …, mac: \"{first}\" }}`"
+                ),
+            };
+        }
+        if let Some((was, wanted)) = self.installed_from_another(last) {
+            return Diff::Blocked {
+                why: format!(
+                    "it was installed from `{was}`, and the manifest says {wanted}: a disk is never made anew"
+                ),
+                help: format!("write `image: {was}`, or make a new VM"),
+            };
+        }
         let mut fields = self.differences(last, &is);
         let of_definition = !fields.is_empty();
         if domain.autostart != self.autostart {
@@ -602,6 +642,12 @@ impl LibvirtDomain {
                     "its guest has to have the driver for the other bus of its disk, or it does not find it".to_owned(),
                 );
             }
+            if fields.iter().any(|f| f.field.starts_with("address of the nic")) {
+                change.notes.push(
+                    "somebody gave its card another address; to keep that, name it in the manifest: `network: { …, mac: … }`"
+                        .to_owned(),
+                );
+            }
             change.what = fields.iter().map(|f| f.field.as_str()).collect::<Vec<_>>().join(", ");
             change.fields = fields;
             change.steps.push(Step::EditDomain { name: name.clone(), edit, autostart: self.autostart });
@@ -612,7 +658,10 @@ impl LibvirtDomain {
             }
         }
         let first_start_owed = last.is_some_and(|l| l.start_owed) && self.start_when_made;
-        match (self.running, domain.active) {
+        // An installer turns the VM off at its end.
+        let installs = self.install_when_owed(state, domain, last, &mut change);
+        let active = domain.active && !installs;
+        match (self.running, active) {
             (None, false) if first_start_owed => {
                 change.fields.push(FieldDiff::new("running", Some("no".to_owned()), Some("yes".to_owned())));
                 change.notes.push("its first start, which did not succeed when it was made".to_owned());
@@ -734,6 +783,8 @@ pub struct DomainState {
     no_folders: Vec<PathBuf>,
     /// Images of CD-ROMs that are not there.
     no_media: Vec<PathBuf>,
+    /// Whether the disk that something is to be installed on is blank; `Absent` where it is not made yet.
+    blank: Answer<bool>,
     /// Devices of the host's that it is to have as disks.
     given: Vec<(PathBuf, given::Given)>,
     /// What its disks go on in, as the files themselves say: libvirt's definition need not.
@@ -747,6 +798,7 @@ impl From<Libvirt> for DomainState {
             missing: Vec::new(),
             no_folders: Vec::new(),
             no_media: Vec::new(),
+            blank: Answer::Absent,
             given: Vec::new(),
             chains: BTreeMap::new(),
         }
@@ -781,7 +833,7 @@ impl Resource for LibvirtDomain {
     }
 
     fn begun(&self) -> Self {
-        Self { start_owed: self.start_when_made, ..self.clone() }
+        Self { start_owed: self.start_when_made, install_owed: self.install.is_some(), ..self.clone() }
     }
 
     fn probe(&self, host: &dyn Probe) -> Result<DomainState, HostError> {
@@ -805,6 +857,9 @@ impl Resource for LibvirtDomain {
             if host.stat(path)? == Answer::Absent {
                 state.no_media.push(path.clone());
             }
+        }
+        if let Some(disk) = self.disks.first().filter(|_| self.install.is_some() && !self.absent) {
+            state.blank = host.blank(&disk.path)?;
         }
         for disk in self.disks.iter().filter(|d| d.block && !self.absent) {
             let known = match &state.libvirt {
@@ -830,13 +885,21 @@ impl Resource for LibvirtDomain {
 
     fn diff(&self, state: &DomainState, last: Option<&Self>, _: &HostFacts) -> Diff {
         let diff = self.diff_of(state, last);
+        if let (Diff::Change(change), Answer::Denied) = (&diff, &state.blank)
+            && change.action == Action::Create
+        {
+            let why = "this user may not look whether its disk is blank: run gpuvm as root";
+            return Diff::Unknown { why: why.to_owned() };
+        }
         if !matches!(diff, Diff::Blocked { .. } | Diff::Unknown { .. }) {
             let had = |path: &Path| last.is_some_and(|l| !l.absent && l.disks.iter().any(|d| d.path == path));
             if let Some(refused) = state.given.iter().find_map(|(path, given)| given.refused(had(path))) {
                 return refused;
             }
         }
-        let starts = |change: &Change| change.steps.iter().any(|s| matches!(s, Step::StartDomain { .. }));
+        let starts = |change: &Change| {
+            change.steps.iter().any(|s| matches!(s, Step::StartDomain { .. } | Step::InstallDomain(_)))
+        };
         if let (Diff::Change(_) | Diff::Waits { .. }, Some(path)) = (&diff, state.no_folders.first()) {
             return Diff::Blocked {
                 why: format!("its folder `{}` is not there", path.display()),
@@ -874,7 +937,7 @@ impl LibvirtDomain {
         if self.absent && matches!(state.libvirt, Answer::Absent) {
             return gone();
         }
-        let known = match known(&state.libvirt, || self.creation()) {
+        let known = match known(&state.libvirt, || self.creation(state)) {
             Ok(known) => known,
             Err(diff) => return *diff,
         };
@@ -885,9 +948,9 @@ impl LibvirtDomain {
                 Some(pool) => Diff::Waits {
                     on: WaitFor::Libvirt,
                     why: format!("pool `{pool}` is not started, so its volumes are not known"),
-                    promise: self.creation(),
+                    promise: self.creation(state),
                 },
-                None => Diff::Change(self.creation()),
+                None => Diff::Change(self.creation(state)),
             },
         }
     }

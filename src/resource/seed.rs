@@ -39,6 +39,9 @@ pub struct Seed {
     /// It is for Windows' Setup.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub windows: bool,
+    /// It is for Ubuntu's installer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub installer: bool,
     /// Take it away.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub absent: bool,
@@ -104,6 +107,7 @@ impl Seed {
         };
         let again = last.is_some_and(|l| l.instance != self.instance);
         change.notes.push(match (vm, again) {
+            (true, _) if self.installer => "a system that is installed takes nothing of this up".to_owned(),
             (true, _) if self.windows => "a Windows that is installed takes nothing of this up".to_owned(),
             (false, _) => "its VM was not started with the former one".to_owned(),
             (true, true) => "cloud-init sets the guest up once more at its next start: users, packages, commands, new \
@@ -241,6 +245,7 @@ mod tests {
             key_files: Vec::new(),
             password_file: None,
             windows: false,
+            installer: false,
             absent: false,
         }
     }

@@ -239,8 +239,14 @@ impl Cloning<'_> {
         let Wish { from, name, .. } = self.wish;
         let seed = self.look.past.seeds().find(|s| s.vm == *from);
         // Setup's answer file is all that Windows' has, with a password in it; what is installed reads none of it again.
-        let Some(other) = seed.filter(|s| !s.windows) else {
+        let Some(other) = seed.filter(|s| !s.windows && !s.installer) else {
             let (message, help) = match seed {
+                Some(seed) if seed.installer => (
+                    format!(
+                        "its Ubuntu has the name, the machine id and the host keys of {from}'s, which was installed"
+                    ),
+                    "change them inside before both are on one network",
+                ),
                 Some(_) => (
                     format!(
                         "its Windows has the name, the security identifiers and the accounts of {from}'s; the CD-ROM with \
@@ -288,6 +294,7 @@ impl Cloning<'_> {
             key_files: Vec::new(),
             password_file: None,
             windows: false,
+            installer: false,
             absent: false,
         };
         let key = seed.key();
@@ -396,7 +403,7 @@ fn kept(wish: Wish<'_>, look: Look<'_>, macs: &[MacAddress]) -> Option<Wanted> {
         let volume = format!("{name}-{n}.qcow2");
         Disk { path: disk.path.with_file_name(&volume), volume, ..disk.clone() }
     };
-    let answers = look.past.seeds().any(|s| s.vm == *wish.from && s.windows);
+    let answers = look.past.seeds().any(|s| s.vm == *wish.from && (s.windows || s.installer));
     let mut nic = of.nic.clone();
     // The ledger knows one card; of a VM with several, which of them that is nobody says.
     nic.iter_mut().zip(macs).for_each(|(nic, mac)| nic.mac = *mac);

@@ -258,11 +258,11 @@ impl Verb {
     pub fn manner(&self) -> Manner {
         match self {
             Verb::StartVm { .. } | Verb::StopVm { .. } => Manner { plain: true, undoable: true },
-            Verb::RestartVm { .. } | Verb::CreateSnapshot { .. } => Manner { plain: true, undoable: false },
-            Verb::SaveTemplate { .. }
-            | Verb::DeleteTemplate { .. }
-            | Verb::RestoreSnapshot { .. }
-            | Verb::DeleteSnapshot { .. } => Manner { plain: false, undoable: false },
+            Verb::RestartVm { .. } => Manner { plain: true, undoable: false },
+            Verb::CreateSnapshot { .. } => Manner { plain: true, undoable: true },
+            Verb::RestoreSnapshot { keep, .. } => Manner { plain: false, undoable: keep.is_some() },
+            Verb::SaveTemplate { .. } => Manner { plain: false, undoable: true },
+            Verb::DeleteTemplate { .. } | Verb::DeleteSnapshot { .. } => Manner { plain: false, undoable: false },
             Verb::DeleteVm { keep_disks, .. } => Manner { plain: false, undoable: *keep_disks },
             Verb::CloneVm { .. } | Verb::AttachGpu(_) | Verb::DetachGpu(_) => Manner { plain: false, undoable: true },
         }

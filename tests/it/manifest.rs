@@ -155,6 +155,24 @@ fn each_rule_names_the_thing_and_its_place() {
         ),
         (vm("    image: ubuntu-24.4\n    disks: [4GiB]\n"), "7:12 vms.a.image: unknown image `ubuntu-24.4`"),
         (vm("    image: debian-13\n"), "7:12 vms.a.image: `image: debian-13` has no disk to go to"),
+        (
+            vm("    image: ubuntu-24.04-desktop\n    disks: [30GiB]\n    firmware: uefi-secure\n"),
+            "9:15 vms.a.firmware: the installer's kernel is started directly, which secure boot refuses",
+        ),
+        (
+            vm("    image: ubuntu-24.04-desktop\n    disks: [30GiB]\n    boot: { kernel: /boot/k }\n"),
+            "9:5 vms.a.boot: a VM that boots a kernel of the host's never starts what is installed",
+        ),
+        (
+            vm(
+                "    image: i\n    disks: [30GiB]\n    ubuntu: { desktop: true }\nimages: { i: { from: ubuntu-24.04-desktop, path: /srv/u.iso } }\n",
+            ),
+            "9:24 vms.a.ubuntu.desktop: what this medium installs is a desktop",
+        ),
+        (
+            top("images: { i: { from: ubuntu-24.04-desktop, path: /srv/u.iso, version: '24.04.2' } }\n"),
+            "2:71 images.i.version: `i` is no built-in image, so it has no `version`",
+        ),
         (vm("    media: [win11]\n"), "7:13 vms.a.media[0]: unknown image `win11`"),
         (
             vm("    media: [g]\nimages: { g: { path: /a } }\n"),

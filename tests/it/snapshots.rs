@@ -178,6 +178,43 @@ fn a_vm_goes_back_with_all_that_it_was_and_forth_again() {
 }
 
 #[test]
+fn an_undo_leads_back_from_a_snapshot_and_from_a_restore_and_says_what_does_not_come_back() {
+    let host = Host::snapshots();
+    let said = host.flat("vm snapshot create tiny first", 0);
+    assert!(said.contains("go back: gpuvm undo 2"), "{said}");
+    host.guest_writes("a=2");
+    host.flat("vm snapshot restore tiny first --yes", 0);
+    assert_eq!(host.content(), "a=1");
+    host.guest_writes("c=3");
+    // As before the restore; and how it was after it stays too.
+    let said = host.flat("undo --yes", 0);
+    assert!(
+        said.contains("the way back from run 3: gpuvm vm snapshot restore tiny before-first --keep after-first"),
+        "{said}"
+    );
+    assert_eq!(host.content(), "a=2");
+    let said = host.flat("undo --yes", 0);
+    assert!(said.contains("gpuvm vm snapshot restore tiny after-first --keep after-before-first"), "{said}");
+    assert_eq!(host.content(), "a=1 c=3");
+    // A snapshot's way back takes nothing from the VM as it is.
+    let said = host.flat("undo 2 --plan", 2);
+    assert!(said.contains("gpuvm vm snapshot delete tiny first") && said.contains("[data-loss]"), "{said}");
+    host.flat("undo 2 --yes", 0);
+    assert_eq!(host.content(), "a=1 c=3");
+    let said = host.flat("undo 2 --yes", 1);
+    assert!(said.contains("has no snapshot `first` any more") && said.contains("cannot be undone"), "{said}");
+    let said = host.flat("undo --yes", 1);
+    assert!(said.contains("alone held was given up with it") && said.contains("cannot be undone"), "{said}");
+    host.flat("vm snapshot create tiny first", 0);
+    let said = host.flat("undo 2 --yes", 1);
+    assert!(said.contains("was made anew since"), "{said}");
+    host.flat("vm snapshot restore tiny before-first --discard --yes", 0);
+    let said = host.flat("undo --yes", 1);
+    assert!(said.contains("was thrown away") && said.contains("cannot be undone"), "{said}");
+    assert_eq!(host.content(), "a=2", "and nothing was changed by that");
+}
+
+#[test]
 fn one_that_goes_leaves_every_other_state_and_at_the_end_the_disks_as_they_were_made() {
     let host = Host::snapshots();
     for n in ["1", "2", "3"] {

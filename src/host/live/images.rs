@@ -160,22 +160,36 @@ impl Fetcher {
                     notes: Vec::new(),
                 }),
             },
-            Origin::Sums { base, list, file } => {
-                let url = format!("{base}{file}");
-                let (digest, trusted) = match pinned {
-                    Some(digest) => (digest, by_digest()),
+            Origin::Sums { base, list, file, signed_by } => {
+                let from = format!("{base}{list}");
+                let (folder, pattern) = file.rsplit_once('/').unwrap_or(("", file));
+                let (digest, name, trusted) = match pinned {
+                    // Which one it is called, only the list knows.
+                    Some(digest) if pattern.contains('*') => {
+                        let text = self.text(&from, true)?;
+                        let (name, _) =
+                            image::like_in_sums(&text, pattern, Some(&digest)).map_err(|e| of_list(&from, e))?;
+                        (digest, name, by_digest())
+                    }
+                    Some(digest) => (digest, pattern.to_owned(), by_digest()),
                     None => {
-                        let from = format!("{base}{list}");
-                        let text = self.text(&from, false)?;
-                        let name = file.rsplit('/').next().unwrap_or(file);
-                        let digest = image::in_sums(&text, name).map_err(|e| of_list(&from, e))?;
-                        (digest, format!("by {from}, which is not signed"))
+                        let (text, trusted) = match signed_by {
+                            Some(signer) => {
+                                (self.signed(&from, Some(signer))?, format!("by {from}, which is signed with {signer}"))
+                            }
+                            None => (self.text(&from, false)?, format!("by {from}, which is not signed")),
+                        };
+                        let (name, digest) =
+                            image::like_in_sums(&text, pattern, None).map_err(|e| of_list(&from, e))?;
+                        (digest, name, trusted)
                     }
                 };
+                let folder = if folder.is_empty() { String::new() } else { format!("{folder}/") };
                 Ok(Source {
-                    url,
+                    url: format!("{base}{folder}{name}"),
                     want: Want { digest: Some(digest), size: None, plain },
-                    version: None,
+                    // The name that the list has for it tells the point release.
+                    version: pattern.contains('*').then_some(name),
                     trusted,
                     notes: Vec::new(),
                 })
@@ -344,6 +358,10 @@ mod tests {
     const INDEX_SIGNATURE: &[u8] = include_bytes!("../../../tests/images/index.json.gpg");
     const PRODUCTS: &str = include_str!("../../../tests/images/products.json");
     const PRODUCTS_SIGNATURE: &[u8] = include_bytes!("../../../tests/images/products.json.gpg");
+    const MEDIA_SIGNER: &str = "66DE2C39286B95C07D434A7968041E6580A230C9";
+    const MEDIA_KEY: &[u8] = include_bytes!("../../../tests/images/media-key.gpg");
+    const MEDIA: &str = include_str!("../../../tests/images/SHA256SUMS");
+    const MEDIA_SIGNATURE: &[u8] = include_bytes!("../../../tests/images/SHA256SUMS.gpg");
     const PRODUCTS_AT: &str = "/streams/v1/com.ubuntu.cloud:released:download.json";
     const OLD_AT: &str = "/server/releases/noble/release-20260801/ubuntu-24.04-server-cloudimg-amd64.img";
     const NEW_AT: &str = "/server/releases/noble/release-20260814.1/ubuntu-24.04-server-cloudimg-amd64.img";
@@ -405,6 +423,7 @@ mod tests {
                 base: self.server.url("/"),
                 list: "trixie/latest/SHA512SUMS".to_owned(),
                 file: "trixie/latest/debian-13-generic-amd64.qcow2".to_owned(),
+                signed_by: None,
             })
         }
         fn fetch(&self, step: &FetchStep) -> Result<Vec<String>, String> {
@@ -412,7 +431,11 @@ mod tests {
         }
         fn fetch_with(&self, step: &FetchStep, room: Room) -> Result<Vec<String>, String> {
             let owner = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
-            let key = |signer: &str| (signer == SIGNER).then(|| KEY.to_vec());
+            let key = |signer: &str| match signer {
+                SIGNER => Some(KEY.to_vec()),
+                MEDIA_SIGNER => Some(MEDIA_KEY.to_vec()),
+                _ => None,
+            };
             let mut told = Vec::new();
             let mut web = Web::with_plain(&self.server.address);
             web.room = room;
@@ -560,6 +583,60 @@ mod tests {
         let said = swapped.fetch(&swapped.debian()).unwrap_err();
         assert!(said.contains("has to be sha512:"), "{said}");
         assert!(swapped.left().is_empty(), "{:?}", swapped.left());
+    }
+
+    #[test]
+    fn an_installers_medium_is_the_newest_of_a_signed_list() {
+        let at = |name: &str| format!("/24.04/{name}");
+        let (new, old) = (at("ubuntu-24.04.10-desktop-amd64.iso"), at("ubuntu-24.04.9-desktop-amd64.iso"));
+        let maker = |list: Page, signature: Page| {
+            let maker = Maker::new();
+            for (path, page) in [
+                (at("SHA256SUMS"), list),
+                (at("SHA256SUMS.gpg"), signature),
+                (new.clone(), Page::of(vec![b'i'; 6144])),
+                (old.clone(), Page::of(vec![b'o'; 6144])),
+            ] {
+                maker.server.put(&path, page);
+            }
+            maker
+        };
+        let step = |maker: &Maker| FetchStep {
+            medium: true,
+            ..maker.step(Origin::Sums {
+                base: maker.server.url("/"),
+                list: "24.04/SHA256SUMS".to_owned(),
+                file: "24.04/ubuntu-24.04*-desktop-amd64.iso".to_owned(),
+                signed_by: Some(MEDIA_SIGNER.to_owned()),
+            })
+        };
+        let good = maker(Page::of(MEDIA), Page::of(MEDIA_SIGNATURE));
+        good.fetch(&step(&good)).unwrap();
+        let kept = good.kept();
+        assert_eq!(kept.version.as_deref(), Some("ubuntu-24.04.10-desktop-amd64.iso"));
+        assert_eq!((kept.bytes, kept.kind.as_str()), (6144, "raw"));
+        assert!(kept.trusted.contains(MEDIA_SIGNER), "{}", kept.trusted);
+        // A digest that is pinned finds its own, whoever signed the list.
+        let pinned = maker(Page::of(MEDIA), Page { status: 404, ..Page::default() });
+        let digest = Some(Digest::Sha256(crate::types::sha256_hex(&[b'o'; 6144])));
+        pinned.fetch(&FetchStep { digest, ..step(&pinned) }).unwrap();
+        assert_eq!(pinned.kept().version.as_deref(), Some("ubuntu-24.04.9-desktop-amd64.iso"));
+        for (list, signature, what) in [
+            (Page::of(MEDIA.replace("04.10-d", "04.11-d")), Page::of(MEDIA_SIGNATURE), "signature is not that of"),
+            (Page::of(MEDIA), Page::of("no signature"), "signature is not that of"),
+            (Page::of(MEDIA), Page { status: 404, ..Page::default() }, "404"),
+        ] {
+            let maker = maker(list, signature);
+            let said = maker.fetch(&step(&maker)).unwrap_err();
+            assert!(said.contains(what), "{what}: {said}");
+            assert!(maker.left().is_empty() && !maker.server.asked().iter().any(|a| a.contains(".iso")), "{what}");
+        }
+        for (body, what) in [(vec![b'x'; 6144], "has to be sha256:"), (vec![b'i'; 4096], "has to be sha256:")] {
+            let maker = maker(Page::of(MEDIA), Page::of(MEDIA_SIGNATURE));
+            maker.server.put(&new, Page::of(body));
+            let said = maker.fetch(&step(&maker)).unwrap_err();
+            assert!(said.contains(what) && maker.left().is_empty(), "{said}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! done in a thread that can be left behind: a daemon that hangs must not hang a plan.
 
 mod definition;
+mod install;
 mod plug;
 mod storage;
 
@@ -28,6 +29,7 @@ use crate::plan::Step;
 use crate::types::DomainName;
 
 pub(super) use definition::ours;
+pub(super) use install::install;
 pub(super) use storage::device_grew;
 
 pub(super) const SYSTEM: &str = "qemu:///system";

@@ -601,9 +601,14 @@ fn nics(
                 edits.remove(gone);
             }
         }
-        None => match gone {
-            Some(gone) => edits.replace(gone.range(), write::interface(want, vm.windows)),
-            None => {
+        None => match (gone, &vm.cards_of_another_address(last, is)[..]) {
+            (Some(gone), _) => edits.replace(gone.range(), write::interface(want, vm.windows)),
+            (None, [other]) => {
+                if let Some(mac) = with(*other).and_then(|card| child(card, "mac")) {
+                    edits.attribute(mac, "address", &want.mac.to_string());
+                }
+            }
+            (None, _) => {
                 let devices = child(doc.root_element(), "devices").ok_or_else(|| no_devices(vm))?;
                 edits.insert_into(devices, "interface", &[write::interface(want, vm.windows)]);
             }

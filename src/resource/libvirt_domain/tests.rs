@@ -6,7 +6,7 @@ use super::*;
 use crate::resource::tests::facts;
 
 /// As the writer makes it.
-fn vm() -> LibvirtDomain {
+pub(super) fn vm() -> LibvirtDomain {
     LibvirtDomain {
         name: "desk".parse().unwrap(),
         cpus: 4,
@@ -34,6 +34,8 @@ fn vm() -> LibvirtDomain {
         running: None,
         absent: false,
         start_owed: false,
+        install: None,
+        install_owed: false,
     }
 }
 fn disk(n: usize) -> Disk {
@@ -140,7 +142,7 @@ fn edit_from(last: &LibvirtDomain, wanted: &LibvirtDomain, xml: &str) -> (Vec<St
     (lines(similar::ChangeTag::Delete), lines(similar::ChangeTag::Insert))
 }
 
-fn known(xml: &str, live: Option<&str>) -> Virtualisation {
+pub(super) fn known(xml: &str, live: Option<&str>) -> Virtualisation {
     let domain = Domain {
         name: "desk".to_owned(),
         uuid: "11111111-2222-3333-4444-555555555555".to_owned(),
@@ -191,6 +193,46 @@ fn a_new_definition_is_what_was_wanted() {
         assert_eq!(wanted.differences(None, &is), [], "{xml}");
         assert!(is.marked && is.uefi == (wanted.firmware == Firmware::Uefi));
     }
+}
+
+#[test]
+fn an_address_that_somebody_gave_its_card_is_put_right_in_place_and_those_of_others_stay() {
+    let ours = "<mac address='52:54:00:00:00:01'/>";
+    let edited = TUNED.replace(ours, "<mac address='52:54:00:00:00:99'/>");
+    let diff_of = |xml: &str| diff(&vm(), known(xml, None));
+    let Diff::Change(change) = diff_of(&edited) else { panic!("it is drift") };
+    let [field] = &change.fields[..] else { panic!("{:?}", change.fields) };
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    assert_eq!(field.field, "address of the nic on bridge br0");
+    assert_eq!((text(&field.before), text(&field.after)), ("52:54:00:00:00:99".into(), "52:54:00:00:00:01".into()));
+    let [Step::EditDomain { edit, .. }] = &change.steps[..] else { panic!("{:?}", change.steps) };
+    assert_eq!(edit.apply(&edited).unwrap(), TUNED, "and every other byte stays");
+
+    // A card of somebody's beside it is nobody's to touch, whatever address it gets.
+    let card = |bridge: &str, last: u8| {
+        format!(
+            "<interface type='bridge'><mac address='52:54:00:00:00:{last:02x}'/><source bridge='{bridge}'/></interface>\n  "
+        )
+    };
+    let beside = |bridge: &str, of: &str| of.replace("</devices>", &format!("{}</devices>", card(bridge, 0x42)));
+    for bridge in ["br0", "br7"] {
+        assert!(matches!(diff_of(&beside(bridge, TUNED)), Diff::InSync { .. }), "{bridge}");
+    }
+    let Diff::Change(change) = diff_of(&beside("br7", &edited)) else { panic!("it is drift") };
+    let [Step::EditDomain { edit, .. }] = &change.steps[..] else { panic!("{:?}", change.steps) };
+    assert_eq!(edit.apply(&beside("br7", &edited)).unwrap(), beside("br7", TUNED));
+    let Diff::Blocked { why, help } = diff_of(&beside("br0", &edited)) else { panic!("which one was it?") };
+    assert!(why.contains("cannot be told") && help.contains("52:54:00:00:00:42"), "{why}: {help}");
+    // Named in the manifest, it is the address that is wanted.
+    let mut named = vm();
+    named.nic = Some(nic("br0", 0x99));
+    let kept = named.diff(&Answer::Value(Arc::new(known(&edited, None))).into(), Some(&vm()), &facts());
+    assert!(matches!(kept, Diff::InSync { .. }), "{kept:?}");
+    // A card that is gone as a whole is attached again.
+    let at = TUNED.find("<interface").unwrap();
+    let end = TUNED.find("</interface>").unwrap() + "</interface>".len();
+    let Diff::Change(change) = diff_of(&format!("{}{}", &TUNED[..at], &TUNED[end..])) else { panic!("it is gone") };
+    assert_eq!(change.fields[0].field, "nic 52:54:00:00:00:01");
 }
 
 #[test]

@@ -72,6 +72,65 @@ fn a_vm_is_defined_again_started_shut_down_and_undefined() {
 }
 
 #[test]
+fn a_vm_is_installed_with_another_definition_than_the_one_that_stays() {
+    let Some(mut connection) = connection() else { return };
+    let c = &connection;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let kept = crate::image::Cached {
+        format: crate::image::CACHED_FORMAT,
+        file: "u-abc.img".to_owned(),
+        kind: "raw".to_owned(),
+        sha256: String::new(),
+        sha512: String::new(),
+        bytes: 0,
+        virtual_size: 0,
+        origin: crate::image::Origin::Path { path: "/srv/u.iso".into() },
+        version: None,
+        trusted: String::new(),
+        asked: None,
+    };
+    std::fs::write(at("u.json"), kept.text()).unwrap();
+    std::fs::write(at("u-abc.img"), crate::image::medium_for_tests(b"kernel", b"initrd")).unwrap();
+    let xml = XML.replace("mine", "installed");
+    step(c, define("installed", &xml)).unwrap();
+    let stored = || collect(c).unwrap().domain("installed").unwrap().clone();
+    let before = stored();
+    let step_of = crate::plan::InstallStep {
+        name: "installed".parse().unwrap(),
+        xml: xml.replace("<type>hvm</type>", &format!("<type>hvm</type><kernel>{}</kernel>", at("v").display())),
+        image: at("u.json"),
+        kernel: at("v"),
+        initrd: at("i"),
+        disk: "/srv/installed-0.qcow2".into(),
+    };
+    assert!(!install::begin(c, &step_of, false).unwrap(), "its disk is not blank");
+    assert!(!stored().active);
+    assert!(install::begin(c, &step_of, true).unwrap());
+    let runs = stored();
+    assert!(runs.active && runs.uuid == before.uuid, "{runs:?}");
+    assert_eq!(runs.inactive_xml, before.inactive_xml, "what is stored stays");
+    let kernel = |xml: &str| project(xml).unwrap().kernel;
+    assert_eq!(kernel(runs.live_xml.as_deref().unwrap()), Some(at("v").display().to_string()));
+    assert!(!at("v").exists() && !at("i").exists(), "they were taken away again");
+    assert!(install::begin(c, &step_of, false).unwrap(), "it goes on");
+    assert_eq!(install::ended(c, &step_of.name).unwrap(), None);
+    step(c, Step::shut_down(&step_of.name)).unwrap();
+    assert_eq!(install::ended(c, &step_of.name).unwrap(), Some(Ok(())));
+    assert_eq!(stored().inactive_xml, before.inactive_xml);
+    step(c, Step::StartDomain { name: step_of.name.clone() }).unwrap();
+    assert_eq!(kernel(stored().live_xml.as_deref().unwrap()), None);
+    let said = install::begin(c, &step_of, true).unwrap_err().to_string();
+    assert!(said.contains("was started since"), "{said}");
+    step(c, Step::shut_down(&step_of.name)).unwrap();
+    std::fs::write(at("u-abc.img"), "no medium").unwrap();
+    let said = install::begin(c, &step_of, true).unwrap_err().to_string();
+    assert!(said.contains("no CD-ROM") && !stored().active, "{said}");
+    step(c, Step::undefine(&step_of.name, false)).unwrap();
+    let _ = connection.close();
+}
+
+#[test]
 fn a_vm_of_another_is_neither_defined_over_nor_undefined() {
     let Some(mut connection) = connection() else { return };
     let before = collect(&connection).unwrap().domain("test").unwrap().clone();
@@ -255,6 +314,8 @@ fn real_daemon() {
         running: None,
         absent: false,
         start_owed: false,
+        install: None,
+        install_owed: false,
     };
     assert_eq!(settle(&first, None, &facts).len(), 1, "in sync once it is made and started");
     assert_eq!(settle(&first, Some(&first), &facts).len(), 0);
