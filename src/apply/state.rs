@@ -13,8 +13,8 @@ use super::journal::{self, Journal, Line};
 use super::{Allowed, write_kept};
 use crate::host::whole::{self, Attributes};
 use crate::host::{Answer, Host, HostError, Probe};
-use crate::plan::{Diff, Key, Past, Plan, Policy, Refresh, SavedManifest, SavedPlan, Selection, Step};
-use crate::resource::{GONE, Wanted};
+use crate::plan::{Diff, Entry, Key, Past, Plan, Policy, Refresh, SavedManifest, SavedPlan, Selection, Step};
+use crate::resource::{STAYS_WITH_VM, Wanted};
 use crate::types::sha256_hex;
 use crate::undo::{Back, Recorded};
 use crate::verb::Verb;
@@ -468,23 +468,15 @@ impl StateDir {
     }
 
     /// What is gone and no longer wanted is not ours any more; what is ours and as wanted owes nothing from a run that
-    /// was cut off. A disk that gpuvm made stays its own as long as it is there: its VM is deleted by a later word, and that
-    /// it was made for it is known from nowhere else.
+    /// was cut off. A disk stays known as long as its VM is there: that goes by a later word, and what gpuvm made for it is
+    /// known from nowhere else.
     pub fn settle(&mut self, plan: &Plan, wanted: &BTreeMap<Key, Wanted>) -> Result<(), StateError> {
         let in_sync: BTreeSet<&Key> =
             plan.entries.iter().filter(|e| matches!(e.diff, Diff::InSync { .. })).map(|e| &e.key).collect();
         let mut owned = self.ledger.owned.clone();
-        let gone = |key: &Key| {
-            plan.entries
-                .iter()
-                .any(|e| e.key == *key && matches!(&e.diff, Diff::InSync { evidence } if evidence == GONE))
-        };
-        let kept = |key: &Key, last: &Wanted| match last {
-            Wanted::Volume(disk) => disk.made && !gone(key),
-            Wanted::BlockVolume(disk) => disk.made && !gone(key),
-            _ => false,
-        };
-        owned.retain(|(key, last)| !in_sync.contains(key) || wanted.contains_key(key) || kept(key, last));
+        let with_vm = |e: &&Entry| matches!(&e.diff, Diff::InSync { evidence } if evidence == STAYS_WITH_VM);
+        let stay: BTreeSet<&Key> = plan.entries.iter().filter(with_vm).map(|e| &e.key).collect();
+        owned.retain(|(key, _)| !in_sync.contains(key) || wanted.contains_key(key) || stay.contains(key));
         for (key, last) in owned.iter_mut().filter(|(key, _)| in_sync.contains(key)) {
             if let Some(wanted) = wanted.get(key) {
                 *last = wanted.kept(Some(last), false);

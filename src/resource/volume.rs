@@ -9,7 +9,7 @@ use super::chains::chain_of;
 use super::image;
 use super::libvirt::{Libvirt, ask, known};
 use super::libvirt_domain::{disk_files, project};
-use super::{GONE, Resource};
+use super::{Resource, STAYS_WITH_VM};
 use crate::facts::HostFacts;
 use crate::host::{self, Answer, HostError, Probe, Virtualisation};
 use crate::image::Cached;
@@ -269,12 +269,11 @@ impl Resource for Volume {
     /// Data of a person: it stays.
     fn remove(&self, state: &State, _: &HostFacts) -> Diff {
         let known = known(&state.libvirt, || self.made()).ok();
-        let pool = known.and_then(|known| known.pool(self.pool.as_str())).filter(|pool| pool.active);
-        let evidence =
-            match state.unlisted.is_none() && pool.is_some_and(|p| p.volumes.iter().all(|v| v.name != self.name)) {
-                true => GONE.to_owned(),
-                false => format!("disks stay; delete one with: virsh vol-delete {} --pool {}", self.name, self.pool),
-            };
+        let vm = self.vm.as_ref().zip(known).and_then(|(vm, known)| known.domain(vm.as_str()));
+        let evidence = match vm {
+            Some(_) => STAYS_WITH_VM.to_owned(),
+            None => format!("disks stay; delete one with: virsh vol-delete {} --pool {}", self.name, self.pool),
+        };
         Diff::InSync { evidence }
     }
 }
