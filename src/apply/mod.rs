@@ -68,6 +68,16 @@ pub enum ApplyError {
     NoEnd,
 }
 
+impl ApplyError {
+    /// What to do about it, where that is known.
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            ApplyError::Step { source, .. } => source.help(),
+            _ => None,
+        }
+    }
+}
+
 /// What the person allowed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -133,8 +143,12 @@ impl Apply<'_> {
     pub fn run(mut self, host: &mut dyn Host, approved: &Plan) -> Result<Outcome, ApplyError> {
         let result = self.rounds(host, approved);
         if !matches!(result, Err(ApplyError::Stopped | ApplyError::State(_))) {
-            self.state.fold_up(self.run, host)?;
-            record_after(self.state, self.run, host)?;
+            // What kept the run from its end is said, and not that the record of it has the same reason. Who hangs is not
+            // waited for a second time.
+            let hangs = matches!(&result, Err(e) if e.help().is_some());
+            let folded = self.state.fold_up(self.run, host).map_err(ApplyError::from);
+            let recorded = if hangs { Ok(()) } else { record_after(self.state, self.run, host) };
+            return result.and_then(|outcome| folded.and(recorded).map(|()| outcome));
         }
         result
     }

@@ -380,7 +380,7 @@ fn carry_out(
             state.unlock();
             launched.into_diagnostic()?;
             say(&format!("run {number}; it goes on without this terminal: gpuvm status --follow\n"));
-            follow(&dir, seen, talk.quiet).into_diagnostic()?
+            follow(&dir, seen, talk.quiet, &|| live::is_started(number)).into_diagnostic()?
         }
     };
     match ending {

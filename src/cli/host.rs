@@ -9,7 +9,7 @@ use crate::desire::{self, Desired};
 use crate::facts::{self, HostFacts, Known};
 use crate::host::fixture::Fixture;
 use crate::host::live::Live;
-use crate::host::{Probe, Snapshot};
+use crate::host::{HostError, Probe, Snapshot};
 use crate::manifest::{self, Loaded};
 use crate::plan::{self, Key, Past, Plan, SavedManifest, Selection};
 use crate::resource::Wanted;
@@ -28,6 +28,14 @@ pub fn recorded(dir: &Path) -> miette::Result<Fixture> {
     Fixture::open(dir).map_err(|e| {
         miette!(help = "record a host with `gpuvm facts --record DIR`", "`{}` is no recorded host: {e}", dir.display())
     })
+}
+
+/// An error of the host's as people read it: with what to do about it, where that is known.
+pub(super) fn told(error: HostError) -> miette::Report {
+    match error.help() {
+        Some(help) => miette!(help = help, "{error}"),
+        None => miette!("{error}"),
+    }
 }
 
 /// The host that is meant, to look at, and where gpuvm keeps its state on it.

@@ -149,7 +149,7 @@ fn collect(loaded: &Loaded, probe: &dyn Probe) -> miette::Result<Vec<Listed>> {
             _ => {}
         }
     }
-    let known = snapshot.virtualisation().into_diagnostic()?.value();
+    let known = snapshot.virtualisation().map_err(host::told)?.value();
     for (pool, directory) in &pools {
         let folder = directory.join(FOLDER);
         let names = match snapshot.list(&folder).into_diagnostic()? {

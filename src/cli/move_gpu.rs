@@ -16,6 +16,7 @@ use super::status::free;
 use super::{Output, code, host, say};
 use crate::apply::{Order, Purpose};
 use crate::describe;
+use crate::desire;
 use crate::facts;
 use crate::host::{Probe, Snapshot};
 use crate::manifest::{self, DeviceUse, Loaded};
@@ -125,7 +126,8 @@ fn meant_move(args: &MoveArgs, attach: bool, probe: &dyn Probe, past: &Past) -> 
     };
     let shared = named.is_some_and(|(_, entry)| entry.usage == DeviceUse::Shared)
         || shared_now(probe).iter().any(|s| s.slot == slot);
-    let moved = MovedGpu { vm: args.vm.clone(), gpu: args.gpu.clone(), slot, card, kept, shared };
+    let modules = manifest.as_ref().map(|m| desire::modules(&m.manifest, &facts)).unwrap_or_default();
+    let moved = MovedGpu { vm: args.vm.clone(), gpu: args.gpu.clone(), slot, card, kept, shared, modules };
     Ok(Ok(Meant { manifest, moved }))
 }
 

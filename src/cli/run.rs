@@ -185,7 +185,11 @@ fn ending(result: Result<Outcome, ApplyError>, run: u64, order: &Order) -> Endin
             text: format!("run {run} stopped by the policy: {refused}\nwhat was done stays done; {again}\n"),
         },
         Err(e) => {
-            Ending { code: code::ERROR, text: format!("run {run} failed: {e}\nwhat was done stays done; {again}\n") }
+            let help = e.help().map(|help| format!("{help}\n")).unwrap_or_default();
+            Ending {
+                code: code::ERROR,
+                text: format!("run {run} failed: {e}\n{help}what was done stays done; {again}\n"),
+            }
         }
     }
 }

@@ -221,7 +221,7 @@ fn free(asked: &Asked, wanted: &str) -> miette::Result<ResourceName> {
 fn look(machine: &Machine, vm: &DomainName) -> miette::Result<(Asked, Option<Arc<Virtualisation>>)> {
     let this = crate::host::live::Live::for_a_plan();
     let probe = machine.probe(&this);
-    match probe.virtualisation().into_diagnostic()? {
+    match probe.virtualisation().map_err(host::told)? {
         Answer::Value(known) => Ok((asked(vm, known.clone(), probe), Some(known))),
         // The plan says so.
         Answer::Absent | Answer::Denied => Ok((Asked { layer: 1, ..Asked::default() }, None)),

@@ -82,7 +82,7 @@ pub(super) fn run(args: &StatusArgs, quiet: bool) -> miette::Result<u8> {
     if args.follow
         && let Standing::AtWork(run) = standing
     {
-        follow(&state.run_dir(run), 0, quiet).into_diagnostic()?;
+        follow(&state.run_dir(run), 0, quiet, &|| here && live::is_started(run)).into_diagnostic()?;
         let state = StateDir::open(&dir).into_diagnostic()?;
         standing = self::standing(&state, here);
     }
@@ -162,11 +162,17 @@ pub(super) fn cut_off(state: &StateDir, run: u64) -> String {
     )
 }
 
-/// How long a run may take from its start to its lock.
+/// How long a run may take from its start to its lock where nobody knows whether its process is there.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// Shows what a run tells from this byte of its events on, until it ends, boots the host, or is cut off.
-pub(super) fn follow(run_dir: &Path, from: u64, quiet: bool) -> std::io::Result<Option<Ending>> {
+/// Shows what a run tells from this byte of its events on, until it ends, boots the host, or is cut off. `started`: its
+/// process is there. On a host with much to do that is so for long before it has its lock.
+pub(super) fn follow(
+    run_dir: &Path,
+    from: u64,
+    quiet: bool,
+    started: &dyn Fn() -> bool,
+) -> std::io::Result<Option<Ending>> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
     inotify.add_watch(run_dir, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
     let mut screen = Screen::new(quiet);
@@ -184,7 +190,7 @@ pub(super) fn follow(run_dir: &Path, from: u64, quiet: bool) -> std::io::Result<
             }
         }
         // Before the reading: what it wrote last is still read.
-        let at_work = StateDir::open(top).is_ok_and(|s| s.at_work());
+        let at_work = started() || StateDir::open(top).is_ok_and(|s| s.at_work());
         seen |= at_work;
         let over = !at_work && (seen || begin.elapsed() > START_LIMIT);
         if let Some(lines) = &mut lines {
@@ -213,6 +219,35 @@ pub(super) fn follow(run_dir: &Path, from: u64, quiet: bool) -> std::io::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_whose_process_is_there_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = dir.path().join("state/runs");
+        let here = runs.join("7");
+        std::fs::create_dir_all(&here).unwrap();
+        let end =
+            serde_json::to_string(&Progress::Ended(Ending { code: code::OK, text: "done\n".to_owned() })).unwrap();
+        // It was seen, and has not the lock that would tell of it.
+        let asked = std::cell::Cell::new(0);
+        let until_third = || {
+            asked.set(asked.get() + 1);
+            if asked.get() == 3 {
+                std::fs::write(here.join(EVENTS), format!("{end}\n")).unwrap();
+            }
+            asked.get() <= 3
+        };
+        let ending = follow(&here, 0, true, &until_third).unwrap();
+        assert_eq!(ending.map(|e| e.text), Some("done\n".to_owned()));
+        // One whose process went without a word was cut off.
+        std::fs::remove_file(here.join(EVENTS)).unwrap();
+        asked.set(5);
+        let seen_once = || {
+            asked.set(asked.get() + 1);
+            asked.get() == 6
+        };
+        assert_eq!(follow(&here, 0, true, &seen_once).unwrap().map(|e| e.text), None);
+    }
 
     #[test]
     fn each_standing_is_told_with_the_next_step_and_the_log() {

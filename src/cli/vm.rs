@@ -215,7 +215,7 @@ pub(super) fn run(args: &VmArgs, talk: Talk<'_>) -> miette::Result<u8> {
 /// The VM that a person means, as it is now: a verb says which it is about, so that it knows it again.
 fn seen(machine: &Machine, name: &DomainName) -> miette::Result<Option<crate::host::Domain>> {
     let this = host::live();
-    match machine.probe(&this).virtualisation().into_diagnostic()? {
+    match machine.probe(&this).virtualisation().map_err(host::told)? {
         Answer::Value(known) => Ok(known.domain(name.as_str()).cloned()),
         // The plan says so.
         Answer::Absent | Answer::Denied => Ok(None),

@@ -148,7 +148,7 @@ pub(super) fn find<'a>(known: &'a Virtualisation, name: &DomainName) -> miette::
 
 /// What libvirt knows; else why it cannot be asked.
 pub(super) fn ask(probe: &dyn Probe) -> miette::Result<std::sync::Arc<Virtualisation>> {
-    match probe.virtualisation().into_diagnostic()? {
+    match probe.virtualisation().map_err(host::told)? {
         Answer::Value(known) => Ok(known),
         Answer::Absent => Err(miette!(
             help = "see what is missing: gpuvm plan; or start it: systemctl start libvirtd.socket",
@@ -412,11 +412,22 @@ fn needs_a_guest(root: Option<&Path>, name: &DomainName) -> miette::Result<()> {
 }
 
 pub(super) fn console(args: &ConsoleArgs, talk: Talk<'_>) -> miette::Result<u8> {
-    needs_a_guest(args.root.as_deref(), &args.name)?;
+    let name = &args.name;
+    let played = match &args.root {
+        None => None,
+        Some(dir) => match host::recorded(dir)?.console(name).into_diagnostic()? {
+            Some(line) => Some(line),
+            None => return needs_a_guest(Some(dir), name).map(|()| code::ERROR),
+        },
+    };
     if !talk.quiet {
-        say(&format!("the console of {}; Ctrl-] leaves it; Enter shows where it is\n", args.name));
+        say(&format!("the console of {name}; Ctrl-] leaves it; Enter shows where it is\n"));
     }
-    match live::console(&args.name, args.force).into_diagnostic()? {
+    let left = match played {
+        None => live::console(name, args.force),
+        Some(line) => live::played_console(name, line),
+    };
+    match left.map_err(host::told)? {
         live::Left::ByKey => say("\n"),
         live::Left::AtItsEnd => say("\nthe console ended\n"),
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::vgpu;
-use super::virtual_functions::{self, ForVm};
+use super::virtual_functions;
 use super::{Desired, Shared, mig};
 use crate::facts::{BootLoader, HostFacts, INTEL_IOMMU_ON, InitramfsTool, PciFunction, turns_iommu_off};
 use crate::gpu::identity::{self, Criterion};
@@ -55,14 +55,16 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     }
     desired.for_vms.extend(meant.iter().map(|m| m.slot));
     let mut virtuals = virtual_functions::desire(manifest, facts, desired);
-    virtuals.extend(vgpu::desire(manifest, facts, desired));
+    let (vgpus, mediated) = vgpu::desire(manifest, facts, desired);
+    virtuals.extend(vgpus);
     mig::desire(manifest, facts, desired);
     // What others bind is theirs to look after, as long as nothing here is gpuvm's.
-    if kept.is_empty() && of_both.is_empty() && virtuals.is_empty() {
+    if kept.is_empty() && of_both.is_empty() && virtuals.is_empty() && mediated.is_empty() {
         return;
     }
     if manifest.manifest.vms.values().any(|vm| !(vm.absent || vm.gpus.is_empty() && vm.devices.is_empty())) {
-        proof_at_start(&meant, &virtuals, facts, desired);
+        let text = start_hook::devices(&meant, &virtuals, &mediated, facts);
+        proof_at_start(text, desired);
     }
     let slots: BTreeSet<PciSlot> = kept.iter().map(|(_, _, slot, _)| *slot).chain(existing).collect();
     let given = kept.iter().map(|(place, _, slot, _)| (place, *slot));
@@ -192,8 +194,8 @@ fn handed_over(
 }
 
 /// The hook that looks again at each start of a VM with devices, and the list that it looks at.
-fn proof_at_start(meant: &[Meant], virtuals: &[ForVm], facts: &HostFacts, desired: &mut Desired) {
-    let list = FileWrite::root(start_hook::DEVICES, start_hook::devices(meant, virtuals, facts), 0o644);
+fn proof_at_start(text: String, desired: &mut Desired) {
+    let list = FileWrite::root(start_hook::DEVICES, text, 0o644);
     let list = file::File { write: list, take_over: false, refreshes: BTreeSet::new() };
     let list = desired.want("vms", [], list);
     let hook = FileWrite::root(start_hook::HOOK.0, start_hook::HOOK.1, 0o755);

@@ -12,14 +12,14 @@ use crate::manifest::{self, DiskEntry, Loaded, Manifest, NicEntry, StartWhen, Vm
 use crate::plan::{BlockStore, Finding, Key, Severity};
 use crate::resource::block_volume::BlockVolume;
 use crate::resource::libvirt_domain::{
-    Accel, Arch, Disk, DiskOptions, Firmware, Install, Kernel, LibvirtDomain, Near, Nic, NicOn, PassedSlot, Pins,
-    Topology,
+    Accel, Arch, Disk, DiskOptions, Extra, Firmware, Install, Kernel, LibvirtDomain, Near, Nic, NicOn, PassedSlot,
+    Pins, Topology,
 };
 use crate::resource::{
     Resource, libvirt_network::LibvirtNetwork, pool::Pool, shared_gpu::SharedGpu, vgpu::Vgpus,
     virtual_functions::VirtualFunctions, volume::Volume,
 };
-use crate::types::{DomainName, MacAddress, ResourceName, cpu_list_text, sha256_hex};
+use crate::types::{DomainName, MacAddress, MdevUuid, ResourceName, cpu_list_text, sha256_hex};
 
 /// Where libvirt's own packages put disks.
 pub const IMAGES: &str = "/var/lib/libvirt/images";
@@ -188,13 +188,13 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
     let mut after = vec![Key::new("package", "")];
     let mut seed = None;
     let mut disks = Vec::new();
-    let mut slots = Vec::new();
+    let (mut slots, mut mediated) = (Vec::new(), Vec::new());
     let mut media = Vec::new();
     if !vm.absent {
         after.push(Key::new("module", ""));
         after.extend(vm.start_after.iter().map(|other| Key::new("libvirt-domain", other.as_str())));
         disks = self::disks(m, facts, desired, name, vm, &mut after);
-        slots = self::slots(m, facts, desired, &place, vm, &mut after);
+        (slots, mediated) = self::slots(m, facts, desired, &place, vm, &mut after);
         media = self::media(m, facts, desired, &place, vm, &mut after);
         if guests::has_seed(vm)
             && let Some((pool, path, existing)) = pool_of_seed(m, vm)
@@ -236,7 +236,10 @@ fn one(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired, kvm: bool, n
         slots,
         login: seed.is_some().then(|| vm.user.as_ref().map(|user| user.name.to_string())).flatten(),
         seed,
-        extras: if vm.absent { Vec::new() } else { parts::extras(vm) },
+        extras: match vm.absent {
+            true => Vec::new(),
+            false => parts::extras(vm).into_iter().chain(mediated.into_iter().map(Extra::Mediated)).collect(),
+        },
         smbios: vm.smbios.as_ref().map(manifest::Smbios::entries).unwrap_or_default(),
         additions: parts::additions(manifest, desired, &place, vm),
         windows: vm.is_windows(),
@@ -481,7 +484,7 @@ fn options(entry: &DiskEntry) -> DiskOptions {
     DiskOptions { bus, cache, discard }
 }
 
-/// The slots of a VM's GPUs and devices. One that is not found has its finding already.
+/// The slots of a VM's GPUs and devices, and those of its vGPUs that are mediated devices. One that is not found has its finding already.
 fn slots(
     m: &Manifest,
     facts: &HostFacts,
@@ -489,12 +492,13 @@ fn slots(
     place: &str,
     vm: &VmEntry,
     after: &mut Vec<Key>,
-) -> Vec<PassedSlot> {
+) -> (Vec<PassedSlot>, Vec<MdevUuid>) {
     let gpus = vm.gpus.iter().filter(|g| g.function.is_none());
     let gpus = gpus.map(|g| (&g.name, m.gpus.get(&g.name), true));
     let devices = vm.devices.iter().filter(|d| d.function.is_none());
     let devices = devices.map(|d| (&d.name, m.devices.get(&d.name), false));
     let mut all: Vec<PassedSlot> = Vec::new();
+    let mut mediated = Vec::new();
     for (name, entry, gpu) in gpus.chain(devices) {
         let Some(slot) = entry.and_then(|e| resolve(e, gpu, facts).ok()) else { continue };
         if all.iter().any(|s| s.slot == slot) {
@@ -507,10 +511,13 @@ fn slots(
     }
     for gpu in &vm.gpus {
         let (Some(number), Some(entry)) = (gpu.function, m.gpus.get(&gpu.name)) else { continue };
-        let found = vgpu::resolved(entry, facts);
-        let Some(address) = found.and_then(|(_, all)| all.get(usize::from(number)).copied()) else { continue };
+        let Some(places) = vgpu::resolved(entry, facts) else { continue };
+        let Some(address) = places.functions.get(usize::from(number)).copied() else { continue };
         after.extend([Key::new(Vgpus::KIND, gpu.name.as_str()), proof()]);
-        all.push(PassedSlot::virtual_function(address));
+        match places.uuids(&gpu.name, facts).get(usize::from(number)) {
+            Some(uuid) => mediated.push(*uuid),
+            None => all.push(PassedSlot::virtual_function(address)),
+        }
     }
     for device in &vm.devices {
         let (Some(number), Some(entry)) = (device.function, m.devices.get(&device.name)) else { continue };
@@ -519,7 +526,7 @@ fn slots(
         after.extend([Key::new(VirtualFunctions::KIND, device.name.as_str()), proof()]);
         all.push(PassedSlot::virtual_function(address));
     }
-    all
+    (all, mediated)
 }
 
 /// What a VM's network card is on.

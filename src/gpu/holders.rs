@@ -335,7 +335,13 @@ mod tests {
     #[test]
     fn holders_are_told_apart_by_control_group_and_name() {
         let kind = |name: &str, cgroup: &str| {
-            HolderKind::of(&DeviceUser { pid: 1, name: name.into(), cgroup: cgroup.into(), nodes: BTreeSet::new() })
+            HolderKind::of(&DeviceUser {
+                pid: 1,
+                name: name.into(),
+                cgroup: cgroup.into(),
+                nodes: BTreeSet::new(),
+                given: BTreeSet::new(),
+            })
         };
         let id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
         let docker = HolderKind::Container { engine: "docker", id: "0123456789ab".into() };

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::holders::{self, HolderKind};
 use super::{names, text};
-use crate::host::{Answer, HostError, Output, Probe, Program};
+use crate::host::{Answer, DeviceUser, HostError, Output, Probe, Program};
 use crate::types::PciAddress;
 
 /// What a card says of MIG.
@@ -121,8 +121,8 @@ fn told(probe: &dyn Probe, address: PciAddress) -> Result<Told, String> {
     if card.card.on {
         let there = table("-lgi")?;
         card.card.instances = match instances(&there.stdout) {
-            all if !all.is_empty() => all,
-            _ if there.stdout.contains(NO_INSTANCES) || there.stderr.contains(NO_INSTANCES) => Vec::new(),
+            Some(all) if !all.is_empty() => all,
+            Some(_) if there.stdout.contains(NO_INSTANCES) || there.stderr.contains(NO_INSTANCES) => Vec::new(),
             _ => return Err(failed("mig -lgi", &there)),
         };
         let list = asked(&["-L"])?;
@@ -131,6 +131,7 @@ fn told(probe: &dyn Probe, address: PciAddress) -> Result<Told, String> {
         }
         uuids(&mut card, &list.stdout);
     }
+    agree(&card.card)?;
     users(&mut card, probe, address);
     card.card.instances.sort_by_key(|i| (i.start, i.id));
     Ok(Told::Card(card.card))
@@ -218,8 +219,46 @@ fn profiles(list: &str, places: &str) -> Option<Vec<Profile>> {
     (!all.is_empty()).then_some(all)
 }
 
-/// The table of GPU instances (`-lgi`).
-fn instances(list: &str) -> Vec<Instance> {
+/// Whether the tables agree with themselves: what is placed by tables that do not could be placed over another's work.
+fn agree(card: &MigCard) -> Result<(), String> {
+    let twice = |what: &str| Err(format!("nvidia-smi's tables name {what} twice"));
+    let (mut names, mut ids) = (BTreeSet::new(), BTreeSet::new());
+    for profile in card.profiles.iter().flatten() {
+        let Profile { name, id, starts, size, .. } = profile;
+        if !names.insert(name) || !ids.insert(id) {
+            return twice(&format!("the profile {name} or its number {id}"));
+        }
+        if starts.iter().any(|start| !is_place(*start, *size))
+            || starts.iter().collect::<BTreeSet<_>>().len() != starts.len()
+        {
+            return Err(format!(
+                "nvidia-smi's table of places for {name} makes no sense: {starts:?}, {size} slices each"
+            ));
+        }
+    }
+    let (mut ids, mut taken) = (BTreeSet::new(), 0);
+    for Instance { id, profile, start, size, .. } in &card.instances {
+        if !ids.insert(id) {
+            return twice(&format!("the instance {id}"));
+        }
+        if !is_place(*start, *size) || taken & slices(*start, *size) != 0 {
+            return Err(format!(
+                "nvidia-smi's table of instances makes no sense: {profile} at {start}:{size} is no place, or another's"
+            ));
+        }
+        taken |= slices(*start, *size);
+    }
+    Ok(())
+}
+
+/// Whether slices are some that a card can have; today's have eight.
+fn is_place(start: u32, size: u32) -> bool {
+    size > 0 && start.checked_add(size).is_some_and(|end| end <= u64::BITS)
+}
+
+/// The table of GPU instances (`-lgi`). `None` where a row of it is not understood: what is not seen would be taken for
+/// free room.
+fn instances(list: &str) -> Option<Vec<Instance>> {
     let one = |words: Vec<&str>| {
         // |   0  MIG 3g.20gb       9        1          4:4     |
         let (start, size) = words.get(5)?.split_once(':')?;
@@ -233,7 +272,7 @@ fn instances(list: &str) -> Vec<Instance> {
             users: BTreeSet::new(),
         })
     };
-    list.lines().filter_map(row).filter_map(one).collect()
+    list.lines().filter_map(row).map(one).collect()
 }
 
 /// Gives each instance the UUIDs of its compute instances: `-L` has them by index, below the card.
@@ -257,8 +296,8 @@ fn uuids(log: &mut Log, list: &str) {
     }
 }
 
-/// Who uses each instance: processes that the driver names, and whoever has an instance's node open; and who uses the card
-/// beside them.
+/// Who uses each instance: processes that the driver names, whoever has an instance's node open, and a container that was
+/// given one, running something on it or not; and who uses the card beside them.
 fn users(log: &mut Log, probe: &dyn Probe, address: PciAddress) {
     let open = probe.device_users();
     let (known, hidden) = match &open {
@@ -276,14 +315,19 @@ fn users(log: &mut Log, probe: &dyn Probe, address: PciAddress) {
             None => _ = card.users.insert(who),
         }
     }
-    let Some(minor) = holders::minor(probe, address) else { return };
+    let Some(minor) = holders::minor(probe, address) else {
+        let untold = "the driver does not tell which device nodes the card has".to_owned();
+        card.hidden = Some(card.hidden.take().map_or(untold.clone(), |hidden| format!("{hidden}; {untold}")));
+        return;
+    };
     let capabilities = format!("/proc/driver/nvidia/capabilities/gpu{minor}/mig");
     for one in &mut card.instances {
         let at = format!("{capabilities}/gi{}", one.id);
         let below = names(probe, &at).into_iter().filter(|n| n.starts_with("ci")).map(|ci| format!("{at}/{ci}/access"));
         let nodes: BTreeSet<PathBuf> =
             std::iter::once(format!("{at}/access")).chain(below).filter_map(|file| node(probe, &file)).collect();
-        one.users.extend(known.iter().filter(|u| !u.nodes.is_disjoint(&nodes)).map(holders::named));
+        let has = |u: &&DeviceUser| !u.nodes.is_disjoint(&nodes) || !u.given.is_disjoint(&nodes);
+        one.users.extend(known.iter().filter(has).map(holders::named));
     }
     let whole = PathBuf::from(format!("/dev/nvidia{minor}"));
     // Whoever uses an instance has the card's own node open too.

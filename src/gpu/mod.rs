@@ -20,6 +20,7 @@ pub use seen::{REFUSED, RefusedStart, SEEN, Seen, refused_starts, remembered};
 
 use crate::facts::{HostFacts, PciFunction};
 use crate::host::{Answer, Probe};
+use crate::resource::vgpu;
 use crate::types::{PciAddress, PciId, PciSlot};
 
 /// A GPU: a slot with its functions.
@@ -159,7 +160,7 @@ pub struct Sharing {
     pub functions: Vec<Function>,
     /// MIG instances that NVIDIA's driver has made.
     pub mig_instances: Vec<String>,
-    /// Mediated devices (vGPU of older kernels) that are made.
+    /// Mediated devices (vGPUs of older kernels and cards) that are made, on the card or its virtual functions.
     pub mediated: Vec<String>,
     /// Whether mediated types are offered.
     pub offers_mediated: bool,
@@ -217,6 +218,8 @@ fn one(probe: &dyn Probe, facts: &HostFacts, f: &PciFunction, users: &holders::U
     let listed = text(probe, &format!("{dir}/reset_method"));
     let elsewhere: Vec<PciAddress> = parts_elsewhere(facts, f).map(|f| f.address).collect();
     let mine = |a: &PciAddress| a.slot == slot || elsewhere.contains(a);
+    let of_card = facts.pci.values().filter(|v| v.virtual_of == Some(f.address)).map(|v| v.address);
+    let with_virtual = [f.address].into_iter().chain(of_card);
     let bus_alone =
         facts.pci.values().filter(|o| o.address.slot.domain == slot.domain && o.address.slot.bus == slot.bus);
     Gpu {
@@ -251,17 +254,16 @@ fn one(probe: &dyn Probe, facts: &HostFacts, f: &PciFunction, users: &holders::U
                 let at = format!("/proc/driver/nvidia/capabilities/gpu{minor}/mig");
                 names(probe, &at).into_iter().filter(|n| n.starts_with("gi")).collect()
             }),
-            mediated: names(probe, &dir)
-                .into_iter()
-                .filter(|n| n.len() == 36 && n.parse::<uuid::Uuid>().is_ok())
-                .collect(),
-            offers_mediated: !names(probe, &format!("{dir}/mdev_supported_types")).is_empty(),
+            mediated: vgpu::mediated::made(f.address, probe).into_keys().map(|m| m.to_string()).collect(),
+            offers_mediated: with_virtual
+                .clone()
+                .any(|a| !names(probe, &format!("{DEVICES}/{a}/mdev_supported_types")).is_empty()),
             // The card itself has no such file.
             vgpus: facts
                 .pci
                 .values()
                 .filter(|v| v.virtual_of == Some(f.address))
-                .filter_map(|v| vgpu(probe, v))
+                .filter_map(|v| typed(probe, v))
                 .collect(),
         },
         holders: users.of(slot, &groups),
@@ -273,7 +275,7 @@ fn one(probe: &dyn Probe, facts: &HostFacts, f: &PciFunction, users: &holders::U
 }
 
 /// The type of a vGPU, where this virtual function has one.
-fn vgpu(probe: &dyn Probe, f: &PciFunction) -> Option<(PciAddress, u32)> {
+fn typed(probe: &dyn Probe, f: &PciFunction) -> Option<(PciAddress, u32)> {
     let told = text(probe, &format!("{DEVICES}/{}/nvidia/current_vgpu_type", f.address))?;
     Some((f.address, told.parse().ok().filter(|t| *t != 0)?))
 }

@@ -2,8 +2,11 @@
 //! as a partition, and no others. A partition is a set of GPUs by their module ids, which follow the board's sockets and not
 //! the PCI addresses; NVIDIA's driver alone tells them, so that a person writes them down.
 //!
-//! Sources: NVIDIA's Fabric Manager user guide, "Shared NVSwitch Virtualization Model" (default partitions) and "Full
-//! Passthrough Virtualization Model"; what fmpm lists on an HGX H100.
+//! Sources: NVIDIA's Fabric Manager user guide 2.x, "Full Passthrough Virtualization Model", and of its appendix the tables of
+//! default partitions ("DGX A100 and NVIDIA HGX A100", "DGX H100 and NVIDIA HGX H100", of which H200, H800 and H20 have the
+//! same, "DGX B200/B300 and NVIDIA HGX B200/B300"). That module ids are what partitions are counted by, the guide says of
+//! boards from H100 on (note at `fmFabricPartitionGpuInfo_t`). Of A100 it does not, whose list NVIDIA changes for a machine on
+//! demand too, so that of pairs and fours of A100 nothing is more than likely here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,10 +54,14 @@ pub enum Split {
     },
 }
 
-/// By the number that Fabric Manager gives them: the default partitions of a board with eight Hopper GPUs.
+/// By the number that Fabric Manager gives them, from 0: the default partitions of a board with eight Hopper GPUs.
 const HOPPER: [&[u8]; 7] =
     [&[1, 2, 3, 4, 5, 6, 7, 8], &[1, 2, 3, 4], &[5, 6, 7, 8], &[1, 3], &[2, 4], &[5, 7], &[6, 8]];
-/// The same of eight A100. Other pairs within a half are not refused for that: later guides changed the pairs of a board.
+/// The same of eight Blackwell GPUs (B200, B300), from 1.
+const BLACKWELL: [&[u8]; 7] =
+    [&[1, 2, 3, 4, 5, 6, 7, 8], &[1, 2, 3, 4], &[5, 6, 7, 8], &[1, 2], &[3, 4], &[5, 6], &[7, 8]];
+/// The same of eight A100 on a board that is strapped as the lower one, without numbers: the table is of two boards. The GPUs
+/// of one that is strapped as the upper are 9 to 16.
 const AMPERE: [&[u8]; 7] =
     [&[1, 2, 3, 4, 5, 6, 7, 8], &[1, 2, 3, 4], &[5, 6, 7, 8], &[1, 2], &[3, 4], &[5, 6], &[7, 8]];
 /// How many GPUs a partition may have; sixteen where two boards are joined.
@@ -80,6 +87,7 @@ impl Board {
         let architecture = match switches.first().map(|f| f.id.device) {
             Some(0x1af1) => Some(Architecture::Ampere),
             Some(0x22a3) => Some(Architecture::Hopper),
+            None if facts.pci.values().any(|f| hidden(&f)) => Some(Architecture::Blackwell),
             _ => None,
         };
         let gpus: BTreeSet<PciSlot> = match switches.is_empty() {
@@ -95,6 +103,7 @@ impl Board {
         let table = match self.architecture? {
             Architecture::Hopper => HOPPER,
             Architecture::Ampere => AMPERE,
+            Architecture::Blackwell => BLACKWELL,
             _ => return None,
         };
         let single = (1..=8).map(|id| vec![id]);
@@ -120,6 +129,10 @@ impl Board {
         }
         match self.partition(&mine, modules) {
             Ok(number) => self.activated(&mine, number, facts),
+            Err(Split::Unknown { .. }) if mine.len() > 1 && self.is_without_partitions(facts) => Split::Wrong {
+                why: format!("whichever partition these {} GPUs may be: {NONE_ACTIVE}", mine.len()),
+                help: to_have_them(),
+            },
             Err(other) => other,
         }
     }
@@ -163,23 +176,33 @@ impl Board {
                 help: "Fabric Manager tells: fmpm -l".to_owned(),
             });
         };
+        let ampere = self.architecture == Some(Architecture::Ampere);
+        let upper = ampere && modules.iter().any(|(slot, id)| self.gpus.contains(slot) && *id > 8);
+        let all: Vec<Vec<u8>> = match upper {
+            true => all.into_iter().map(|p| p.into_iter().map(|id| id + 8).collect()).collect(),
+            false => all,
+        };
         let known: BTreeSet<u8> = mine.iter().filter_map(|s| modules.get(s).copied()).collect();
         let fits = |p: &&Vec<u8>| p.len() == count && known.iter().all(|id| p.contains(id));
         let fitting: Vec<&Vec<u8>> = all.iter().filter(fits).collect();
         let complete = known.len() == count;
         if *mine == self.gpus && count == 8 && !fitting.is_empty() {
-            return Ok(Some(0));
+            return Ok(self.number(0));
         }
         match fitting.first() {
             None => {
                 let ids = joined(known.iter());
-                let same_half = known.iter().all(|id| *id <= 4) || known.iter().all(|id| (5..=8).contains(id));
                 let of_count: Vec<Vec<u8>> = all.iter().filter(|p| p.len() == count).cloned().collect();
                 let list = listed(&of_count, modules);
-                if self.architecture == Some(Architecture::Ampere) && count == 2 && same_half {
+                // No such place, whatever the list.
+                let nowhere = known.iter().any(|id| !all.iter().any(|p| p.contains(id)));
+                if ampere && matches!(count, 2 | 4) && !nowhere {
                     return Err(Split::Unknown {
-                        why: format!("module ids {ids} are no partition by the default list ({list})"),
-                        help: "what this board's Fabric Manager has: fmpm -l".to_owned(),
+                        why: format!(
+                            "module ids {ids} are no partition of {count} by NVIDIA's default list ({list}), which NVIDIA \
+                             changes for a machine on demand"
+                        ),
+                        help: "what this board's Fabric Manager has, by PCI addresses: fmpm -l".to_owned(),
                     });
                 }
                 Err(Split::Wrong {
@@ -187,10 +210,14 @@ impl Board {
                     help: format!("partitions of {count}, by module ids: {list}"),
                 })
             }
-            Some(one) if complete => {
-                let number = all.iter().position(|p| p == *one);
-                Ok(number.filter(|_| self.architecture == Some(Architecture::Hopper)))
-            }
+            Some(one) if complete && ampere && count > 1 => Err(Split::Unknown {
+                why: format!(
+                    "module ids {} are a partition by NVIDIA's default list, if this board's Fabric Manager counts by them",
+                    joined(one.iter())
+                ),
+                help: "what it has, by PCI addresses: fmpm -l; and fmpm -a ID before the VM starts".to_owned(),
+            }),
+            Some(one) if complete => Ok(all.iter().position(|p| p == *one).and_then(|at| self.number(at))),
             // One GPU is a partition, whichever it is.
             Some(_) if count == 1 => Ok(None),
             Some(_) => {
@@ -209,6 +236,26 @@ impl Board {
         }
     }
 
+    /// This host's Fabric Manager joins all GPUs, and makes no partition active.
+    fn is_without_partitions(&self, facts: &HostFacts) -> bool {
+        !self.switches_in_a_vm(facts) && facts.fabric_mode.as_deref() == Some("0")
+    }
+
+    /// The switches are a VM's, whose Fabric Manager decides.
+    fn switches_in_a_vm(&self, facts: &HostFacts) -> bool {
+        let driver = |s: &PciAddress| facts.pci.get(s).and_then(|f| f.driver.as_deref());
+        !self.switches.is_empty() && self.switches.iter().all(|s| driver(s) == Some("vfio-pci"))
+    }
+
+    /// The number by which Fabric Manager has the partition that is at this place of the list.
+    fn number(&self, at: usize) -> Option<usize> {
+        match self.architecture? {
+            Architecture::Hopper => Some(at),
+            Architecture::Blackwell => Some(at + 1),
+            _ => None,
+        }
+    }
+
     /// Who makes the partition of these GPUs active, which has to be before their VM starts.
     fn activated(&self, mine: &BTreeSet<PciSlot>, number: Option<usize>, facts: &HostFacts) -> Split {
         let count = mine.len();
@@ -217,9 +264,8 @@ impl Board {
             n => format!("these {n} GPUs are a partition"),
         };
         let of = number.map_or("ID".to_owned(), |n| n.to_string());
-        let switch = |s: &PciAddress| facts.pci.get(s).and_then(|f| f.driver.as_deref());
         let unknown = |why: String, help: String| Split::Unknown { why, help };
-        if !self.switches.is_empty() && self.switches.iter().all(|s| switch(s) == Some("vfio-pci")) {
+        if self.switches_in_a_vm(facts) {
             let why = format!("{what}; whether it is active only the Fabric Manager in the switches' VM tells");
             return Split::Partition { why, help: format!("there, before this VM starts: fmpm -l, and fmpm -a {of}") };
         }
@@ -229,11 +275,8 @@ impl Board {
                 help: format!("before the VM starts: fmpm -l, and fmpm -a {of}"),
             },
             Some("0") if count > 1 => Split::Wrong {
-                why: format!("{what}, and this host's Fabric Manager makes none active for VMs (FABRIC_MODE=0)"),
-                help: format!(
-                    "write FABRIC_MODE=1 to {FABRIC_MANAGER} and restart nvidia-fabricmanager: GPUs that stay with the \
-                     host need an active partition too then"
-                ),
+                why: format!("{what}, and {NONE_ACTIVE}"),
+                help: to_have_them(),
             },
             Some("0") => unknown(
                 format!("{what}, which this host's Fabric Manager does not separate (FABRIC_MODE=0)"),
@@ -254,6 +297,16 @@ impl Board {
             ),
         }
     }
+}
+
+const NONE_ACTIVE: &str = "this host's Fabric Manager makes none active for VMs (FABRIC_MODE=0)";
+
+/// How a host comes to have partitions.
+fn to_have_them() -> String {
+    format!(
+        "write FABRIC_MODE=1 to {FABRIC_MANAGER} and restart nvidia-fabricmanager: GPUs that stay with the host need an \
+         active partition too then"
+    )
 }
 
 fn joined<'a>(ids: impl Iterator<Item = &'a u8>) -> String {
@@ -308,6 +361,10 @@ mod tests {
         HostFacts { fabric_mode: Some("1".to_owned()), ..host(0x20b0, 0x1af1, 6, "nvidia") }
     }
 
+    fn blackwell() -> HostFacts {
+        HostFacts { fabric_mode: Some("1".to_owned()), ..host(0x2901, 0, 0, "nvidia") }
+    }
+
     /// The split of GPUs by their module ids, all of which are known; `?` before what is not known, `!` before what is wrong.
     fn split(facts: &HostFacts, ids: &[u8]) -> String {
         let modules = (1..=8).map(|n| (slot(n), n)).collect();
@@ -323,17 +380,23 @@ mod tests {
 
     #[test]
     fn every_set_of_gpus_is_a_partition_of_nvidias_list_or_refused() {
-        for facts in [hopper(), ampere()] {
+        for facts in [hopper(), ampere(), blackwell()] {
             let table = Board::of(&facts).unwrap().partitions().unwrap();
             let a100 = Board::of(&facts).unwrap().architecture == Some(Architecture::Ampere);
             let mut right = 0;
             for set in 1u16..=255 {
                 let ids: Vec<u8> = (1..=8).filter(|n| set >> (n - 1) & 1 == 1).collect();
                 let said = split(&facts, &ids);
-                let soft = a100 && ids.len() == 2 && (ids[1] <= 4 || ids[0] >= 5);
+                let soft = a100 && matches!(ids.len(), 2 | 4);
                 match table.contains(&ids) {
+                    true if soft => {
+                        assert!(said.starts_with("? ") && said.contains("if this board's"), "{ids:?}: {said}");
+                        right += 1;
+                    }
                     true => right += usize::from(said.starts_with("? ") && said.contains("whether it is active")),
-                    false if soft => assert!(said.contains("by the default list"), "{ids:?}: {said}"),
+                    false if soft => {
+                        assert!(said.starts_with("? ") && said.contains("changes for a machine"), "{ids:?}: {said}");
+                    }
                     false => assert!(said.starts_with("! "), "{ids:?}: {said}"),
                 }
             }
@@ -351,7 +414,14 @@ mod tests {
              6+8 (0000:16:00 0000:18:00)"
         );
         assert!(split(&hopper(), &[5, 7]).ends_with("fmpm -a 5"), "the number that fmpm lists");
-        assert!(split(&ampere(), &[1, 2]).ends_with("fmpm -a ID"));
+        assert!(split(&ampere(), &[1, 2]).contains("fmpm -a ID"));
+        assert!(split(&blackwell(), &[5, 6]).ends_with("fmpm -a 6"), "its numbers begin with 1");
+        assert!(split(&blackwell(), &[1, 3]).starts_with("! "));
+        // The GPUs of a board that is strapped as the upper one of two.
+        let upper: BTreeMap<_, _> = (1..=8).map(|n| (slot(n), n + 8)).collect();
+        let said = judged(&ampere(), &[slot(1), slot(2)].into(), &upper);
+        assert!(said.starts_with("? module ids 9+10 are a partition"), "{said}");
+        assert!(judged(&hopper(), &[slot(1), slot(2)].into(), &upper).starts_with("! "), "no H100 board has them");
         assert!(split(&hopper(), &[1, 2, 3]).starts_with("! 3 GPUs: NVSwitch partitions have 8, 4, 2 or 1"));
     }
 
@@ -381,6 +451,11 @@ mod tests {
                 let refused = mode == Some("0") && ids.len() > 1;
                 assert!(said.starts_with(if refused { "! " } else { "? " }), "{mode:?} {ids:?}: {said}");
             }
+        }
+        // Whichever it may be, where none is made active there is none.
+        let a100 = HostFacts { fabric_mode: Some("0".to_owned()), ..ampere() };
+        for ids in [&[1, 2][..], &[1, 7], &[1, 2, 3, 4]] {
+            assert!(split(&a100, ids).starts_with("! whichever partition these"), "{ids:?}");
         }
         let served = host(0x2330, 0x22a3, 4, "vfio-pci");
         assert!(split(&served, &[1, 3]).contains("the Fabric Manager in the switches' VM tells"));
@@ -416,9 +491,14 @@ mod tests {
         let without: BTreeMap<_, _> =
             facts.pci.iter().filter(|(_, f)| !f.is_nvswitch()).map(|(a, f)| (*a, f.clone())).collect();
         assert_eq!(Board::of(&HostFacts { pci: without, ..facts }), None);
-        let b200 = host(0x2901, 0, 0, "nvidia");
-        assert!(split(&b200, &[1, 2]).starts_with("? which 2 of these 8 GPUs make a partition is not known"));
-        assert!(split(&b200, &[1]).starts_with("? "));
-        assert!(split(&b200, &[1, 2, 3]).starts_with("! "));
+        // Two boards that are joined: which eight or sixteen go together is not known here.
+        let mut two = ampere();
+        for n in 9..=16 {
+            let address = slot(n).function(0);
+            let id = PciId { vendor: NVIDIA, device: 0x20b0 };
+            two.pci.insert(address, PciFunction { address, id, name: "GPU".to_owned(), ..display() });
+        }
+        assert!(split(&two, &[1, 2]).starts_with("? which 2 of these 16 GPUs make a partition is not known"));
+        assert!(split(&two, &[1, 2, 3]).starts_with("! "));
     }
 }

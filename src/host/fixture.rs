@@ -7,6 +7,7 @@ mod apt;
 mod network;
 mod play;
 mod play_blocks;
+mod play_console;
 mod play_drivers;
 mod play_guests;
 mod play_initramfs;

@@ -40,6 +40,11 @@ pub fn did_not_shut_down(name: &DomainName, patience_s: u32) -> String {
     )
 }
 
+/// Why a VM that is off has no console.
+pub fn no_console(name: &DomainName) -> String {
+    format!("VM `{name}` is off; start it: gpuvm vm start {name}")
+}
+
 /// A guest that was asked, and whose power was cut when it did not listen.
 pub fn power_was_cut(name: &DomainName, patience_s: u32) -> String {
     match patience_s {

@@ -31,10 +31,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use console::{Left, console};
+pub use console::{LEAVE, Left, console, played_console};
 pub use network::network_decided;
 pub use pci::write_attribute;
-pub use program::{become_program, run_myself};
+pub use program::{become_program, start_myself};
 pub use runner::{RESUME_UNIT, is_started, keep_program, launch, stay, wait_for_devices, waits_for_boot};
 pub use who_has::who_has;
 
@@ -51,6 +51,9 @@ const QUERY_LIMIT: Duration = Duration::from_secs(8);
 
 /// apt's simulation reads all package lists, which takes a slow machine longer.
 const APT_LIMIT: Duration = Duration::from_secs(60);
+
+/// systemd reads the files of all units to list them, which took an emulated machine 13 s.
+const UNITS_LIMIT: Duration = Duration::from_secs(30);
 
 /// NVIDIA's driver wakes a card that nobody holds open, which takes it seconds.
 const DRIVER_LIMIT: Duration = Duration::from_secs(30);
@@ -148,6 +151,7 @@ impl Probe for Live {
     fn query(&self, program: Program, args: &[&str]) -> Result<Answer<Output>, HostError> {
         let limit = match program {
             Program::AptGet => APT_LIMIT,
+            Program::Systemctl => UNITS_LIMIT,
             Program::NvidiaSmi => DRIVER_LIMIT,
             _ => QUERY_LIMIT,
         };

@@ -22,7 +22,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use device_users::{DeviceUser, DeviceUsers};
-pub use guest::{GuestAgent, GuestInterface, SHUTDOWN_PATIENCE_S, did_not_shut_down, not_blank, power_was_cut};
+pub use guest::{
+    GuestAgent, GuestInterface, SHUTDOWN_PATIENCE_S, did_not_shut_down, no_console, not_blank, power_was_cut,
+};
 pub use initramfs::Initramfs;
 pub use myself::Myself;
 pub use snapshot::Snapshot;
@@ -239,7 +241,18 @@ pub enum HostError {
     Refused(String),
 }
 
+/// What to do about a libvirt that does not answer. VMs are processes of their own: they run on without the daemon.
+pub const LIBVIRT_HANGS: &str = "its daemon hangs, or is slow to start: try again; to restart it, which leaves VMs \
+                                 running: systemctl restart libvirtd (virtqemud where libvirt is modular)";
+
 impl HostError {
+    /// What to do about it, where that is known.
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            HostError::Timeout { what, .. } if what.ends_with("libvirt") => Some(LIBVIRT_HANGS),
+            _ => None,
+        }
+    }
     /// For `map_err` on I/O with a path.
     pub fn file(path: &Path) -> impl FnOnce(std::io::Error) -> HostError + '_ {
         |source| HostError::File { path: path.to_owned(), source }

@@ -778,6 +778,33 @@ mod tests {
     }
 
     #[test]
+    fn a_card_has_one_stand_in_for_its_serial_number_whoever_tells_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        let card = "sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0";
+        fs::create_dir_all(from.join("root").join(card)).unwrap();
+        fs::write(from.join("root").join(card).join("serial_number"), "1422221078123\n").unwrap();
+        let log = "<gpu id=\"00000000:01:00.0\">\n<serial>1422221078123</serial>\n<vbios_version>92.00</vbios_version>\n</gpu>\n\
+                   <gpu id=\"00000000:02:00.0\">\n<serial>1422221078456</serial>\n</gpu>\n";
+        let args = ["-q", "-x"];
+        let output = Output { status: 0, stdout: log.to_owned(), stderr: String::new() };
+        let query =
+            RecordedQuery { program: Program::NvidiaSmi, args: args.map(str::to_owned).into(), output: Some(output) };
+        Record { queries: vec![query], ..Record::default() }.save(&from.join(Record::NAME)).unwrap();
+        let host = crate::host::fixture::Fixture::open(&from).unwrap();
+        let recorder = Recorder::new(&host);
+        let file = Path::new("/").join(card).join("serial_number");
+        recorder.text(&file).unwrap();
+        recorder.query(Program::NvidiaSmi, &args).unwrap();
+        recorder.write(&to).unwrap();
+        let record = fs::read_to_string(to.join(Record::NAME)).unwrap();
+        assert!(!record.contains("1422221078") && record.contains("92.00"), "{record}");
+        let again = crate::host::fixture::Fixture::open(&to).unwrap();
+        let serial = again.text(&file).unwrap().value().unwrap();
+        assert!(record.contains(&format!("<serial>{}</serial>", serial.trim())), "{serial}: {record}");
+    }
+
+    #[test]
     fn of_what_boots_next_neither_passwords_nor_megabytes_are_written_down() {
         let at = |path: &str, text: &str| String::from_utf8(redacted(Path::new(path), text.as_bytes())).unwrap();
         let cfg = at("/boot/grub/grub.cfg", "set superusers=\"a\"\npassword_pbkdf2 a grub.canary\nmenuentry 'x' {\n");

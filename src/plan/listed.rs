@@ -8,9 +8,10 @@ use super::{Diff, Entry, Finding, Key, Past, Severity};
 use crate::desire::Desired;
 use crate::host::{Answer, Domain, Probe};
 use crate::resource::file::File;
-use crate::resource::libvirt_domain::{LibvirtDomain, is_marked, project};
+use crate::resource::libvirt_domain::{Extra, LibvirtDomain, is_marked, project};
+use crate::resource::vgpu::Vgpu;
 use crate::resource::{Resource, Wanted, start_hook};
-use crate::types::{PciAddress, PciSlot};
+use crate::types::{MdevUuid, PciAddress, PciSlot};
 
 /// Each VM whose definition lists what leaves, unless the same plan changes that.
 pub(super) fn listed(entries: &[Entry], desired: &Desired, past: &Past, probe: &dyn Probe) -> Vec<Finding> {
@@ -21,7 +22,7 @@ pub(super) fn listed(entries: &[Entry], desired: &Desired, past: &Past, probe: &
         Some(Wanted::SharedGpu(gpu)) => Some((gpu.slot, key.to_string())),
         _ => None,
     };
-    let mut virtuals: BTreeMap<PciAddress, String> = BTreeMap::new();
+    let mut virtuals: BTreeMap<Vgpu, String> = BTreeMap::new();
     for (key, wanted) in &past.owned {
         let Wanted::VirtualFunctions(was) = wanted else { continue };
         // Fewer of them, or the host's, are as if the others were gone.
@@ -32,18 +33,18 @@ pub(super) fn listed(entries: &[Entry], desired: &Desired, past: &Past, probe: &
             None => continue,
         };
         let goes = was.functions.iter().filter(|(f, _)| was.for_vms && !stay.contains(f));
-        virtuals.extend(goes.map(|(address, _)| (*address, key.to_string())));
+        virtuals.extend(goes.map(|(address, _)| (Vgpu::On(*address), key.to_string())));
     }
     for (key, wanted) in &past.owned {
         let Wanted::Vgpus(was) = wanted else { continue };
-        let stay: &[PciAddress] = match desired.nodes.get(key).map(|n| &n.wanted) {
-            Some(Wanted::Vgpus(is)) => &is.functions,
-            Some(_) => &[],
-            None if gone.contains(&key) => &[],
+        let stay = match desired.nodes.get(key).map(|n| &n.wanted) {
+            Some(Wanted::Vgpus(is)) => is.all(),
+            Some(_) => Vec::new(),
+            None if gone.contains(&key) => Vec::new(),
             None => continue,
         };
-        let goes = was.functions.iter().filter(|f| !stay.contains(f));
-        virtuals.extend(goes.map(|address| (*address, key.to_string())));
+        let goes = was.all().into_iter().map(|(vgpu, _)| vgpu).filter(|f| stay.iter().all(|(vgpu, _)| vgpu != f));
+        virtuals.extend(goes.map(|vgpu| (vgpu, key.to_string())));
     }
     let slots: BTreeMap<PciSlot, String> =
         gone.iter().copied().filter_map(|key| slot(&key)).filter(|(slot, _)| !desired.for_vms.contains(slot)).collect();
@@ -58,7 +59,7 @@ pub(super) fn listed(entries: &[Entry], desired: &Desired, past: &Past, probe: &
 
 fn one(
     domain: &Domain,
-    (slots, virtuals): (&BTreeMap<PciSlot, String>, &BTreeMap<PciAddress, String>),
+    (slots, virtuals): (&BTreeMap<PciSlot, String>, &BTreeMap<Vgpu, String>),
     proof: bool,
     desired: &Desired,
     past: &Past,
@@ -76,8 +77,15 @@ fn one(
     let last = of(past.owned.get(&key));
     // What an edit of ours takes out is what the manifest put in.
     let taken_out = |f: &PciAddress| wanted.is_some() && !has(wanted.as_ref(), *f) && has(last.as_ref(), *f);
-    let stay: BTreeSet<PciAddress> = match project(&domain.inactive_xml) {
-        Ok(is) => is.functions.into_iter().filter(|f| !taken_out(f)).collect(),
+    // The same of a mediated device.
+    let of_ours =
+        |vm: Option<&LibvirtDomain>, m: MdevUuid| vm.is_some_and(|vm| vm.extras.contains(&Extra::Mediated(m)));
+    let taken = |m: MdevUuid| wanted.is_some() && !of_ours(wanted.as_ref(), m) && of_ours(last.as_ref(), m);
+    let (stay, mediated): (BTreeSet<PciAddress>, BTreeSet<MdevUuid>) = match project(&domain.inactive_xml) {
+        Ok(is) => {
+            let mediated = is.mediated().filter(|m| !taken(*m)).collect();
+            (is.functions.into_iter().filter(|f| !taken_out(f)).collect(), mediated)
+        }
         Err(why) => {
             let message =
                 format!("whether VM `{}` has a device that leaves the manifest is not known: {why}", domain.name);
@@ -89,7 +97,11 @@ fn one(
     };
     let lists: BTreeSet<PciSlot> = stay.iter().map(|f| f.slot).collect();
     let name = &domain.name;
-    if let Some((function, key)) = virtuals.iter().find(|(function, _)| stay.contains(function)) {
+    let has = |vgpu: &Vgpu| match vgpu {
+        Vgpu::On(function) => stay.contains(function),
+        Vgpu::Mediated(uuid) => mediated.contains(uuid),
+    };
+    if let Some((function, key)) = virtuals.iter().find(|(vgpu, _)| has(vgpu)) {
         return Some(finding(
             format!(
                 "VM `{name}` stays and has {function}, which {key} will not have for VMs: it would not start any more"

@@ -7,6 +7,7 @@ use std::ops::Range;
 use owo_colors::OwoColorize;
 
 use crate::apply::Outcome;
+use crate::host::LIBVIRT_HANGS;
 use crate::plan::{Action, Change, Diff, Entry, FieldDiff, Finding, GONE, Item, Plan, Severity, WaitFor};
 use crate::types::DomainName;
 pub use crate::types::safe;
@@ -204,10 +205,13 @@ fn problems(plan: &Plan, out: &mut String) -> std::fmt::Result {
 
 /// What to do about what is not known.
 fn to_know(why: &str) -> &'static str {
-    match why.contains("the record does not hold") {
-        true => "a record has what was looked at: make it anew, with this manifest: gpuvm facts --record DIR -f FILE",
-        false => "what is not known counts as unsafe; as root gpuvm sees all that can be seen",
+    if why.contains("the record does not hold") {
+        return "a record has what was looked at: make it anew, with this manifest: gpuvm facts --record DIR -f FILE";
     }
+    if why.contains("libvirt did not answer") {
+        return LIBVIRT_HANGS;
+    }
+    "what is not known counts as unsafe; as root gpuvm sees all that can be seen"
 }
 
 /// A finding with its place and what to do.

@@ -1,5 +1,7 @@
 //! What a unit of ours makes of a card at each boot: the file that its script goes by, and the drop-in that has the unit
-//! started. How they are written, told and taken away is the same for virtual functions, vGPUs and MIG instances.
+//! started. How they are written, told and taken away is the same for virtual functions, vGPUs and MIG instances; and so is
+//! how their scripts begin (`head.sh`: which card is meant, and whether it is there) and how they write to sysfs
+//! (`sysfs.sh`). One script is one file on the host: what is shared is put in front of each when gpuvm is built.
 
 use std::path::PathBuf;
 
@@ -36,3 +38,6 @@ pub(super) fn take_away(mut change: Change, files: [(PathBuf, &Option<String>); 
         false => Diff::Change(change),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -405,6 +405,7 @@ impl LibvirtDomain {
             Extra::Tpm => "TPM".to_owned(),
             Extra::Display(_) => extra.value(),
             Extra::Usb(id) => format!("USB {id}"),
+            Extra::Mediated(uuid) => format!("gets vGPU {uuid}"),
             Extra::Folder { path, .. } => format!("folder {}", path.display()),
         }));
         parts.join(", ")

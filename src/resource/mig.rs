@@ -18,7 +18,8 @@ use crate::plan::{
 use crate::types::{PciAddress, PciId, ResourceName};
 
 /// The script.
-pub const SCRIPT: (&str, &str) = ("/usr/local/lib/gpuvm/mig", include_str!("mig/mig.sh"));
+pub const SCRIPT: (&str, &str) =
+    ("/usr/local/lib/gpuvm/mig", concat!(include_str!("boot_files/head.sh"), include_str!("mig/mig.sh")));
 
 /// The unit that runs it, before what starts containers. `KillMode=process`: an `nvidia-smi` that sleeps in the kernel for
 /// ever is left behind, and nothing waits for it.
@@ -150,7 +151,7 @@ impl Mig {
     }
 
     fn binding(&self) -> VfioBinding {
-        VfioBinding::of_card(&self.name, self.physical.slot, &self.card, self.vouched)
+        VfioBinding::of_card(self.name.as_str(), self.physical.slot, &self.card, self.vouched)
     }
 
     fn what(&self) -> String {

@@ -252,14 +252,8 @@ impl SharedGpu {
 
     /// The checks of a slot that is given away are the same, whenever that is.
     fn binding(&self) -> VfioBinding {
-        VfioBinding {
-            name: self.name.clone(),
-            slot: self.slot,
-            companions: self.companions.clone(),
-            card: self.card.clone(),
-            vouched: self.vouched,
-            still_for_vms: false,
-        }
+        let of_card = VfioBinding::of_card(&self.name, self.slot, &self.card, self.vouched);
+        VfioBinding { companions: self.companions.clone(), ..of_card }
     }
 
     /// See [`VfioBinding::another`].

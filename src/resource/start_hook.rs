@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use crate::facts::{HostFacts, PciFunction};
-use crate::types::PciSlot;
+use crate::types::{MdevUuid, PciSlot};
 
 /// The hook. libvirt runs what is in this folder beside its own `qemu`, which may be someone's (hooks.html).
 pub const HOOK: (&str, &str) = ("/etc/libvirt/hooks/qemu.d/gpuvm", include_str!("start_hook/qemu-hook.sh"));
@@ -25,9 +25,15 @@ pub struct Meant {
     pub serial: Option<String>,
 }
 
-/// The text of [`DEVICES`]: a line a function. `virtuals` are virtual functions with their names, of which the subsystem is
-/// not known before they are there.
-pub fn devices(meant: &[Meant], virtuals: &[(String, PciFunction)], facts: &HostFacts) -> String {
+/// The text of [`DEVICES`]: a line a function or mediated device. `virtuals` are virtual functions with their names, of which
+/// the subsystem is not known before they are there; `mediated` are mediated devices with names and the functions that they
+/// are on.
+pub fn devices(
+    meant: &[Meant],
+    virtuals: &[(String, PciFunction)],
+    mediated: &[(MdevUuid, (String, PciFunction))],
+    facts: &HostFacts,
+) -> String {
     let mut text = "# Written by gpuvm: the devices that VMs may have, for libvirt's hook of gpuvm's.\n\
                     # function, ids, ids of the subsystem, path in sysfs, path of ports, name, serial number\n"
         .to_owned();
@@ -47,6 +53,10 @@ pub fn devices(meant: &[Meant], virtuals: &[(String, PciFunction)], facts: &Host
     for (name, f) in virtuals {
         let path = f.path_pattern().unwrap_or_else(|| "*".to_owned());
         let _ = writeln!(text, "{} {} - {path} {} {name} -", f.address, f.id, f.path);
+    }
+    for (uuid, (name, f)) in mediated {
+        let path = f.path_pattern().unwrap_or_else(|| "*".to_owned());
+        let _ = writeln!(text, "{uuid} {} - {path}/{uuid} {} {name} -", f.id, f.path);
     }
     text
 }

@@ -16,7 +16,7 @@ use crate::gpu::vfio_rule::VfioRule;
 use crate::host::{Answer, HostError, Probe};
 use crate::plan::Place;
 use crate::plan::{Action, BindTarget, Change, Diff, FieldDiff, FileWrite, Refresh, Risk, SlotBinding, Step, WaitFor};
-use crate::types::{PciAddress, PciId, PciSlot, ResourceName};
+use crate::types::{PciAddress, PciId, PciSlot};
 
 /// A slot that is kept for VMs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ pub struct Vouched {
 
 impl VfioBinding {
     /// What stands for a card in the checks whether it may be another: they are the same, whatever is done with it.
-    pub(super) fn of_card(name: &ResourceName, slot: PciSlot, card: &Option<Card>, vouched: Vouched) -> Self {
+    pub(super) fn of_card(name: &str, slot: PciSlot, card: &Option<Card>, vouched: Vouched) -> Self {
         let (name, card) = (name.to_string(), card.clone());
         Self { name, slot, companions: BTreeSet::new(), card, vouched, still_for_vms: false }
     }

@@ -19,8 +19,14 @@ use crate::plan::{Action, Change, Diff, FieldDiff, Risk, Step, VirtualFunctionsS
 use crate::types::{MacAddress, PciAddress, PciId, ResourceName};
 
 /// The script.
-pub const SCRIPT: (&str, &str) =
-    ("/usr/local/lib/gpuvm/virtual-functions", include_str!("virtual_functions/virtual-functions.sh"));
+pub const SCRIPT: (&str, &str) = (
+    "/usr/local/lib/gpuvm/virtual-functions",
+    concat!(
+        include_str!("boot_files/head.sh"),
+        include_str!("boot_files/sysfs.sh"),
+        include_str!("virtual_functions/virtual-functions.sh")
+    ),
+);
 
 /// The unit that runs it. Before the network: a driver may reset its card for this, and the addresses are set before
 /// anything is told them. What is ordered before the network must not wait for the whole of sysinit.target, of which parts
@@ -129,7 +135,7 @@ impl VirtualFunctions {
     }
 
     fn binding(&self) -> VfioBinding {
-        VfioBinding::of_card(&self.name, self.physical.slot, &self.card, self.vouched)
+        VfioBinding::of_card(self.name.as_str(), self.physical.slot, &self.card, self.vouched)
     }
 
     /// What differs from what is wanted of each, as it is now.

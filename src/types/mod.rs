@@ -3,6 +3,7 @@
 
 mod base64;
 mod cpus;
+mod mdev;
 mod name;
 mod openpgp;
 mod pci;
@@ -16,13 +17,14 @@ mod xml;
 
 pub use base64::from_base64;
 pub use cpus::{cpu_list, cpu_list_text};
+pub use mdev::{MdevUuid, NoMdevUuid};
 pub use name::{DomainName, HostName, InterfaceName, MacAddress, NameError, PackageName, ResourceName, UnitName};
 pub use openpgp::{OpenPgpError, fingerprints};
 pub use pci::{CardId, PciAddress, PciError, PciId, PciSlot};
 pub use released::Released;
 pub use size::{ByteSize, Mode, SizeError};
 pub use splice::{Splice, SpliceError, inverse, line_edits, splice};
-pub use text::{safe, safe_in_place, safe_line};
+pub use text::{is_plain, safe, safe_in_place, safe_line};
 pub use url::without_userinfo;
 pub use version::compare_versions;
 pub use xml::{xml_escape, xml_fragment};

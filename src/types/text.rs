@@ -11,6 +11,11 @@ pub fn safe_line(text: &str) -> String {
     text.chars().flat_map(|c| if steers(c) { escaped(c) } else { vec![c] }).collect()
 }
 
+/// Whether all of it is shown as what it is.
+pub fn is_plain(text: &str) -> bool {
+    !text.chars().any(steers)
+}
+
 /// A text of the same bytes' places with a stand-in for each character that steers, for whoever shows places in it.
 pub fn safe_in_place(text: &str) -> String {
     let stand_in = |c: char| match c.len_utf8() {
@@ -44,6 +49,7 @@ mod tests {
         let hostile = "a\u{1b}[2J\u{202e}b\u{85}\u{200b}c\n\tü日";
         assert_eq!(safe(hostile), "a\\u{1b}[2J\\u{202e}b\\u{85}\\u{200b}c\n\tü日");
         assert_eq!(safe_line("a\nb"), "a\\nb");
+        assert!(is_plain("ü日 x") && !["\n", "\u{9b}", "a\u{202e}"].into_iter().any(is_plain));
         assert_eq!(safe_in_place("a\rb\r\n"), "a b \n");
         let placed = safe_in_place(hostile);
         assert_eq!(placed, "a?[2J\u{fffd}b¿\u{fffd}c\n\tü日");

@@ -17,8 +17,9 @@ use crate::plan::{
     TextEdit, VgpuStep, VirtualFunctionsStep, VolumeStep, WaitFor, host_line, name_guests, order,
 };
 use crate::resource::chains::over;
-use crate::resource::libvirt_domain::{project, without_private_parts};
+use crate::resource::libvirt_domain::{Projection, project, without_private_parts};
 use crate::resource::shared_gpu::{KNOWN, Needed, SCRIPT, SharedGpu, UNITS, shared_now};
+use crate::resource::vgpu::mediated;
 use crate::resource::{
     Resource, Wanted, bridge::Bridge, libvirt_domain, mig::in_use, seed::Seed, start_hook, virtual_functions,
 };
@@ -82,12 +83,14 @@ pub fn plan(
             code: "not-known".to_owned(),
             place: String::new(),
             message: format!("how the host is now is not known: {e}"),
-            help: "mend that first, or run gpuvm as root".to_owned(),
+            help: e.help().unwrap_or("mend that first, or run gpuvm as root").to_owned(),
         });
         Looked::default()
     });
     let mut keys: Vec<&Key> = Vec::new();
-    for (key, ..) in &recorded.before {
+    // Of what could not be looked at nothing is said: to compare with nothing would tell of changes that nobody made.
+    let known = findings.is_empty();
+    for (key, ..) in recorded.before.iter().filter(|_| known) {
         if !keys.contains(&key) && !back.skip.iter().any(|s| s.fits(key)) {
             keys.push(key);
         }
@@ -742,7 +745,9 @@ impl Thing<'_> {
             // More of them touch none of those that are there.
             functions.clear();
         }
-        if let Some(vm) = running_with(|f| functions.values().any(|v| v == f), probe)?
+        let mediated = if vgpu && then <= now { mediated::made(physical, probe) } else { BTreeMap::new() };
+        let of_mediated = running(|is| is.mediated().any(|m| mediated.contains_key(&m)), probe)?;
+        if let Some(vm) = running_with(|f| functions.values().any(|v| v == f), probe)?.or(of_mediated)
             && !self.stops(&vm)
         {
             let why = format!("VM `{vm}` runs with one of them");
@@ -803,10 +808,15 @@ fn leaving(entries: &[Entry], probe: &dyn Probe) -> BTreeSet<String> {
 
 /// The running VM that has one of some functions.
 fn running_with(one: impl Fn(&PciAddress) -> bool, probe: &dyn Probe) -> Result<Option<String>, HostError> {
+    running(|is| is.functions.iter().any(&one), probe)
+}
+
+/// The first VM that runs as this says.
+fn running(of: impl Fn(&Projection) -> bool, probe: &dyn Probe) -> Result<Option<String>, HostError> {
     let Answer::Value(known) = probe.virtualisation()? else { return Ok(None) };
     let has = |d: &&crate::host::Domain| {
         let live = d.live_xml.as_deref().filter(|_| d.active).and_then(|xml| project(xml).ok());
-        live.is_some_and(|p| p.functions.iter().any(&one))
+        live.is_some_and(|p| of(&p))
     };
     Ok(known.domains.iter().find(has).map(|d| d.name.clone()))
 }

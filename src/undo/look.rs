@@ -63,10 +63,7 @@ pub fn look(probe: &dyn Probe, places: &BTreeSet<Place>) -> Result<Looked, HostE
                 let text = probe.text(Path::new(&format!("/sys/bus/pci/devices/{physical}/sriov_numvfs")))?;
                 text.value().and_then(|t| t.trim().parse().ok()).map_or(Seen::Nothing, Seen::Count)
             }
-            Place::Vgpus { physical, .. } => {
-                let made = vgpu::types(*physical, probe).into_values().filter(|t| *t != 0).count();
-                Seen::Count(u16::try_from(made).unwrap_or(u16::MAX))
-            }
+            Place::Vgpus { name, physical } => Seen::Count(vgpu::count(name, *physical, probe)),
             // Before its driver is there, nothing is made of it; asking would be of no use.
             Place::Mig { physical, .. } if !mig::is_driven(probe, *physical) => Seen::Nothing,
             Place::Mig { physical, .. } => match mig::ask(probe, *physical) {

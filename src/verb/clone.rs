@@ -10,7 +10,9 @@ use super::vm::{find, key};
 use super::{Compiled, Look};
 use crate::host::{Answer, HostError, Pool};
 use crate::plan::{Action, Change, CopyVolumeStep, Diff, FileCopy, Finding, Severity, Step, TextEdit};
-use crate::resource::libvirt_domain::{Clone, Disk, Drive, LibvirtDomain, as_clone, cards, drives, is_marked, project};
+use crate::resource::libvirt_domain::{
+    Clone, Disk, Drive, Extra, LibvirtDomain, as_clone, cards, drives, is_marked, project,
+};
 use crate::resource::seed::Seed;
 use crate::resource::snapshots::Part;
 use crate::resource::volume::Volume;
@@ -410,12 +412,17 @@ fn kept(wish: Wish<'_>, look: Look<'_>, macs: &[MacAddress]) -> Option<Wanted> {
         disks: of.disks.iter().enumerate().map(disk).collect(),
         nic,
         slots: of.slots.iter().filter(|s| wish.keeps.contains(&s.slot)).cloned().collect(),
+        // What is the other's alone; its definition has none either.
+        extras: of.extras.iter().filter(|e| !matches!(e, Extra::Mediated(_))).cloned().collect(),
         seed: of.seed.as_ref().filter(|_| !answers).map(|seed| seed.with_file_name(format!("{name}-seed.iso"))),
         autostart: false,
         start_when_made: false,
         running: None,
         absent: false,
         start_owed: false,
+        // Its disk is a copy of one that is installed.
+        install: None,
+        install_owed: false,
         ..of.clone()
     };
     Some(clone.into())

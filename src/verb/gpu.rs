@@ -5,9 +5,12 @@ use std::collections::BTreeSet;
 
 use super::{Compiled, Look, MovedGpu, vm};
 use crate::facts::PciFunction;
+use crate::gpu::nvswitch::{Board, Split};
 use crate::gpu::{self, Gpu, Holder, HolderKind};
 use crate::host::{Domain, HostError, Virtualisation};
-use crate::plan::{Action, BindTarget, Change, Diff, FieldDiff, Key, Risk, SlotBinding, Step, TextEdit, WaitFor};
+use crate::plan::{
+    Action, BindTarget, Change, Diff, FieldDiff, Finding, Key, Risk, Severity, SlotBinding, Step, TextEdit, WaitFor,
+};
 use crate::resource::libvirt_domain::{PassedSlot, plugs, project, unplugs, with_slot, without_slot};
 use crate::resource::vfio_binding::{Card, VfioBinding, Vouched};
 use crate::types::{PciAddress, PciSlot};
@@ -25,6 +28,10 @@ pub(super) fn attach(moved: &MovedGpu, look: Look<'_>) -> Result<Compiled, HostE
             return Ok(compiled);
         }
     };
+    if let Err(diff) = beside_others(moved, &domain, look, &mut compiled) {
+        compiled.entry(&vm::key(&moved.vm), [], *diff);
+        return Ok(compiled);
+    }
     let slot = Key::new(SLOT, moved.slot.to_string());
     let binding = match moved.shared {
         true => another(moved, look).unwrap_or_else(|| Diff::InSync { evidence: SHARED.to_owned() }),
@@ -57,6 +64,34 @@ pub(super) fn detach(moved: &MovedGpu, look: Look<'_>) -> Result<Compiled, HostE
     compiled.entry(&key, [], of_vm);
     compiled.entry(&Key::new(SLOT, moved.slot.to_string()), [key], back);
     Ok(compiled)
+}
+
+/// Whether NVSwitches can join it with those that the VM has, at its next start and as it runs: as a plan judges it.
+fn beside_others(moved: &MovedGpu, domain: &Domain, look: Look<'_>, compiled: &mut Compiled) -> Result<(), Box<Diff>> {
+    let Some(board) = Board::of(look.facts).filter(|board| board.gpus.contains(&moved.slot)) else { return Ok(()) };
+    for xml in [Some(domain.inactive_xml.as_str()), live(domain)].into_iter().flatten() {
+        // One that cannot be read, or has it already, is told of by what moves it.
+        let Ok(is) = project(xml) else { continue };
+        let mut slots: BTreeSet<PciSlot> = is.functions.iter().map(|f| f.slot).collect();
+        if !slots.insert(moved.slot) {
+            continue;
+        }
+        match board.split(&slots, &moved.modules, look.facts) {
+            Split::Allowed(_) | Split::Partition { .. } => {}
+            Split::Wrong { why, help } => {
+                let help = format!("{help}; several at once: `gpus` of the VM in host.yaml, and gpuvm apply");
+                return Err(Box::new(blocked(format!("with {} it would have {why}", moved.named()), help)));
+            }
+            Split::Unknown { why, help } => {
+                let (place, code) = (format!("vms.{}.gpus", moved.vm), "nvswitch-partition".to_owned());
+                let found = Finding { severity: Severity::Warning, code, place, message: why, help };
+                if !compiled.findings.contains(&found) {
+                    compiled.findings.push(found);
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What is said of a card that host and VMs share.

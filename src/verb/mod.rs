@@ -151,6 +151,9 @@ pub struct MovedGpu {
     /// Whether host and VMs share it: it changes hands when a VM starts or ends, and at no other time.
     #[serde(default)]
     pub shared: bool,
+    /// The places of GPUs on a board with NVSwitches that the manifest gives.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub modules: BTreeMap<PciSlot, u8>,
 }
 
 impl MovedGpu {
@@ -319,8 +322,8 @@ pub fn plan(verb: &Verb, past: &Past, probe: &dyn Probe, facts: &HostFacts) -> (
                 severity: Severity::Error,
                 code: "not-known".to_owned(),
                 place: String::new(),
-                message: format!("how the host is is not known: {e}"),
-                help: "mend that first, or run gpuvm as root".to_owned(),
+                message: format!("how the host is now is not known: {e}"),
+                help: e.help().unwrap_or("mend that first, or run gpuvm as root").to_owned(),
             }],
             ..Compiled::default()
         });

@@ -58,6 +58,23 @@ pub fn hinders(probe: &dyn Probe, domain: &Domain, known: &Virtualisation, facts
             hinder(format!("this host has no bridge `{name}`"), "see what is missing: gpuvm plan".to_owned());
         }
     }
+    for uuid in is.mediated() {
+        let has = |d: &&Domain| {
+            let live = d.live_xml.as_deref().filter(|_| d.active && d.name != domain.name);
+            live.is_some_and(|xml| project(xml).is_ok_and(|p| p.mediated().any(|m| m == uuid)))
+        };
+        if absent(&format!("{}/{uuid}", vgpu::mediated::DEVICES)) {
+            hinder(
+                format!("its vGPU {uuid} is not made"),
+                "gpuvm plan says what is missing, and systemctl status 'gpuvm-vgpu@*' why it was not made".to_owned(),
+            );
+        } else if let Some(other) = known.domains.iter().find(has) {
+            hinder(
+                format!("VM `{}` has its vGPU {uuid}", other.name),
+                format!("shut that down first: gpuvm vm stop {}", other.name),
+            );
+        }
+    }
     let managed = managed_functions(&domain.inactive_xml);
     let shared = shared_now(probe);
     for address in &is.functions {

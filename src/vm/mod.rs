@@ -18,7 +18,7 @@ use crate::host::{Domain, Probe, Virtualisation};
 use crate::plan::Past;
 use crate::resource::Wanted;
 use crate::resource::libvirt_domain::project;
-use crate::types::{ByteSize, DomainName, MacAddress, PciAddress, PciSlot};
+use crate::types::{ByteSize, DomainName, MacAddress, MdevUuid, PciAddress, PciSlot};
 
 /// Whether a VM runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -210,6 +210,7 @@ pub fn vm(probe: &dyn Probe, domain: &Domain, known: &Virtualisation, around: Ar
     }
     let slots: BTreeSet<PciSlot> = is.functions.iter().map(|f| f.slot).collect();
     vm.devices = slots.into_iter().map(|slot| device(slot, &is.functions, around)).collect();
+    vm.devices.extend(is.mediated().filter_map(|uuid| mediated(uuid, around)));
     vm.disks = is.disks.iter().filter_map(|d| disk(d.first()?, known)).collect();
     vm.agent = agent_channel(domain);
     let mut told: BTreeMap<MacAddress, Vec<Address>> = BTreeMap::new();
@@ -262,6 +263,22 @@ fn device(slot: PciSlot, functions: &BTreeSet<PciAddress>, around: Around<'_>) -
         gpu: passed.iter().any(|f| f.is_gpu()),
         shared,
     }
+}
+
+/// A vGPU that is a mediated device of gpuvm's.
+fn mediated(uuid: MdevUuid, around: Around<'_>) -> Option<Device> {
+    around.past.owned.values().find_map(|wanted| {
+        let Wanted::Vgpus(all) = wanted else { return None };
+        let number = all.mediated.iter().position(|m| *m == uuid)?;
+        let card = around.pci.get(&all.physical);
+        Some(Device {
+            slot: all.physical.slot,
+            name: Some(format!("{}/{number}", all.name)),
+            model: card.map(|f| f.model().to_owned()).unwrap_or_default(),
+            gpu: true,
+            shared: false,
+        })
+    })
 }
 
 fn disk(source: &str, known: &Virtualisation) -> Option<VmDisk> {

@@ -230,3 +230,43 @@ fn killed_anywhere_it_is_told_of_and_goes_on_and_the_slot_ends_whole() {
         assert!(deaths > 15, "{words}: {deaths}");
     }
 }
+
+#[test]
+fn cards_that_nvswitches_join_go_to_a_vm_as_nvidia_allows() {
+    let made = |first: u8, second: u8| {
+        let host = Host::with_cards();
+        // Two cards of an HGX H100's, of whose switches one is seen.
+        let devices = host.at("host/root/sys/bus/pci/devices");
+        let write = |at: &str, text: &str| fs::write(devices.join(at), text).unwrap();
+        for card in ["0000:01:00.0", "0000:02:00.0"] {
+            write(&format!("{card}/device"), "0x2330\n");
+        }
+        for (file, text) in [("class", "0x068000\n"), ("vendor", "0x10de\n"), ("device", "0x22a3\n")] {
+            write(&format!("0000:00:1f.3/{file}"), text);
+        }
+        let places = MANIFEST
+            .replace("\"0000:01:00\" }, use: host", &format!("\"0000:01:00\" }}, use: host, moduleId: {first}"))
+            .replace("\"0000:02:00\" }, use: host", &format!("\"0000:02:00\" }}, use: host, moduleId: {second}"));
+        fs::write(host.at("host.yaml"), places).unwrap();
+        host
+    };
+    let host = made(1, 2);
+    host.says(ATTACH, 0);
+    for runs in [false, true] {
+        if runs {
+            host.runs_with("tiny", 2);
+        }
+        let said = host.says("gpu attach tiny 0000:01:00 --yes", 1);
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains("the GPUs with module ids 1+2 are in no NVSwitch partition of 2"), "{said}");
+        assert!(said.contains("partitions of 2, by module ids: 1+3") && said.contains("gpuvm apply"), "{said}");
+        assert_eq!(host.passed("tiny", "inactiveXml"), 2, "the first alone");
+    }
+    let said = host.says(ATTACH, 0);
+    assert!(said.starts_with("nothing to do"), "{said}");
+
+    let host = made(1, 3);
+    host.says(ATTACH, 0);
+    host.says("gpu attach tiny 0000:01:00 --yes", 0);
+    assert_eq!(host.passed("tiny", "inactiveXml"), 4);
+}

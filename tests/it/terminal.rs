@@ -28,6 +28,8 @@ pub struct Terminal {
     shown: Receiver<Vec<u8>>,
     /// All that was shown so far.
     pub said: Vec<u8>,
+    /// Lines and characters.
+    size: (u16, u16),
 }
 
 impl Terminal {
@@ -79,7 +81,7 @@ impl Terminal {
                 }
             }
         });
-        Self { child, keys: Some(keys), gone, before, shown, said: Vec::new() }
+        Self { child, keys: Some(keys), gone, before, shown, said: Vec::new(), size: (24, 80) }
     }
 
     /// Takes in what is shown until something holds of it.
@@ -115,10 +117,37 @@ impl Terminal {
 
     /// What a person sees, without blanks at the ends.
     pub fn screen(&self) -> String {
-        let mut screen = vt100::Parser::new(24, 80, 0);
-        screen.process(&self.said);
-        let text = screen.screen().contents();
+        let text = self.drawn().screen().contents();
         text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n").trim_end().to_owned() + "\n"
+    }
+
+    /// The terminal, with all that it was sent since it has this size.
+    pub fn drawn(&self) -> vt100::Parser {
+        let [rows, columns] = [self.size.0, self.size.1].map(|n| n.try_into().unwrap());
+        let mut screen = vt100::Parser::new(rows, columns, 0);
+        screen.process(&self.said);
+        screen
+    }
+
+    /// Makes it another size, as a person does with a window. What was shown before is of no use then.
+    pub fn resize(&mut self, rows: u16, columns: u16) {
+        (self.size, self.said) = ((rows, columns), Vec::new());
+        let terminal = Stdio::from(self.keys.as_ref().unwrap().try_clone().unwrap());
+        let (rows, columns) = (rows.to_string(), columns.to_string());
+        let made = Command::new("stty").args(["rows", &rows, "cols", &columns]).stdin(terminal).status().unwrap();
+        assert!(made.success());
+    }
+
+    /// Waits until a person sees something.
+    pub fn until_seen(&mut self, what: &str, holds: impl Fn(&str) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !holds(&self.screen()) {
+            // What is shown all the time would be waited for without an end.
+            match self.shown.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(part) if Instant::now() < end => self.said.extend(part),
+                _ => panic!("{what}:\n{}", self.screen()),
+            }
+        }
     }
 
     /// Waits until a person sees something: the end of a whole picture, after which the cursor is hidden.
@@ -126,8 +155,8 @@ impl Terminal {
         let end = Instant::now() + PATIENCE;
         while !self.said.ends_with(b"\x1b[?25l") || !holds(&self.screen()) {
             match self.shown.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(part) => self.said.extend(part),
-                Err(_) => panic!("{what}:\n{}", self.screen()),
+                Ok(part) if Instant::now() < end => self.said.extend(part),
+                _ => panic!("{what}:\n{}", self.screen()),
             }
         }
     }

@@ -114,8 +114,6 @@ fn what_the_host_or_the_card_cannot_do_is_refused_before_anything_changes() {
     refused(&nothing, &format!("{A40}{drivers}"), "installs the data centre driver, which makes no vGPUs");
     let without = |host: &Host| fs::remove_file(host.at("host/root/usr/lib/nvidia/sriov-manage")).unwrap();
     refused(&without, A40, "NVIDIA's vGPU driver for KVM hosts is not installed");
-    let old = |host: &Host| fs::write(host.at("host/root/proc/sys/kernel/osrelease"), "6.1.0-38-amd64\n").unwrap();
-    refused(&old, A40, "the kernel is 6.1.0-38-amd64, where NVIDIA's driver offers vGPUs as mediated devices");
     let plain = |host: &Host| {
         for name in ["sriov_totalvfs", "sriov_numvfs"] {
             fs::remove_file(host.at(&format!("{SYS}.0/{name}"))).unwrap();
@@ -124,6 +122,96 @@ fn what_the_host_or_the_card_cannot_do_is_refused_before_anything_changes() {
     refused(&plain, A40, "has no virtual functions (SR-IOV)");
     let other = |host: &Host| fs::write(host.at(&format!("{SYS}.0/vendor")), "0x1002\n").unwrap();
     refused(&other, A40, "is no card of NVIDIA's");
+}
+
+/// A kernel on which the driver offers mediated devices.
+fn older(host: &Host) {
+    fs::write(host.at("host/root/proc/sys/kernel/osrelease"), "6.1.0-38-amd64\n").unwrap();
+}
+
+/// The mediated devices of the host, each with the function that it is on.
+fn mediated(host: &Host) -> Vec<(String, String)> {
+    let Ok(all) = fs::read_dir(host.at("host/root/sys/bus/mdev/devices")) else { return Vec::new() };
+    let mut all: Vec<_> = all
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let on = fs::read_link(entry.path()).unwrap();
+            let on = on.parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+            (on, entry.file_name().to_string_lossy().into_owned())
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn on_an_older_kernel_a_vm_has_a_mediated_device_and_keeps_it() {
+    let host = host(A40);
+    older(&host);
+    let said = says(&host, "apply --yes --reboot", 0);
+    let all = mediated(&host);
+    assert_eq!(all.iter().map(|(on, _)| on.as_str()).collect::<Vec<_>>(), ["0000:03:00.4", "0000:03:00.5"], "{said}");
+    assert!(says(&host, "plan -f host.yaml", 0).contains("nothing to do"));
+    let xml = host.domain("web")["inactiveXml"].as_str().unwrap().to_owned();
+    let device = format!("<address uuid='{}'/>", all[1].1);
+    assert!(xml.contains("type='mdev'") && xml.contains("model='vfio-pci'") && xml.contains(&device), "{xml}");
+    let info = says(&host, "vm info web", 0);
+    assert!(info.contains("a40/1"), "{info}");
+    let shown = says(&host, "gpu status 0000:03:00", 0);
+    assert!(shown.contains("mediated types offered, 2 made"), "{shown}");
+    let with = |text: &str| fs::write(host.at("host.yaml"), text).unwrap();
+    let without = A40.replace(", vgpu: { type: NVIDIA A40-8Q, count: 2 }", "").replace(", gpus: [a40/1]", "");
+    for (then, what) in [
+        (A40.replace("A40-8Q", "A40-4Q"), "its vGPUs would be changed, and VM `web` has one of them"),
+        (A40.replace("count: 2", "count: 1").replace(", gpus: [a40/1]", ""), "would be changed, and VM `web`"),
+        (without.clone(), "they left the manifest, and VM `web` has one of them"),
+    ] {
+        with(&then);
+        let plan = says(&host, "plan -f host.yaml", 1);
+        assert!(plan.contains(what), "{plan}");
+        says(&host, "apply --yes", 1);
+        assert_eq!(mediated(&host), all);
+    }
+    with(&A40.replace("count: 2", "count: 3"));
+    says(&host, "apply --yes", 0);
+    assert_eq!(mediated(&host)[..2], all);
+    assert!(says(&host, "undo --yes", 1).contains("VM `web` runs with one of them"));
+    host.libvirt(|known| {
+        known["domains"][0]["active"] = false.into();
+        known["domains"][0]["liveXml"] = serde_json::Value::Null;
+    });
+    says(&host, "undo --yes", 0);
+    assert_eq!(mediated(&host), all);
+    // Without the manifest's word for it, the VM would stay with one that goes.
+    let alone = &A40[..A40.find("networks:").unwrap()];
+    with(&alone.replace("count: 2", "count: 1"));
+    let plan = says(&host, "plan -f host.yaml", 1);
+    assert!(plan.contains(&format!("VM `web` stays and has {}, which vgpu[a40] will not have", all[1].1)), "{plan}");
+    with(&without.replace("start: boot", "start: manual"));
+    says(&host, "apply --yes", 0);
+    assert_eq!(mediated(&host), []);
+    assert!(!host.domain("web")["inactiveXml"].as_str().unwrap().contains("<hostdev"));
+}
+
+#[test]
+fn what_somebody_else_made_there_stays() {
+    let host = host(A40);
+    older(&host);
+    // Below the card itself, where nothing of gpuvm's is: another's, by hand.
+    let own = host.at(&format!("{SYS}.0"));
+    let other = "aa618089-8b16-4d01-a136-25a0f3c73123";
+    fs::create_dir_all(own.join(other)).unwrap();
+    says(&host, "apply --yes --reboot", 0);
+    fs::create_dir_all(own.join(other)).unwrap();
+    host.libvirt(|known| {
+        known["domains"][0]["active"] = false.into();
+        known["domains"][0]["liveXml"] = serde_json::Value::Null;
+    });
+    let without = A40.replace(", vgpu: { type: NVIDIA A40-8Q, count: 2 }", "").replace(", gpus: [a40/1]", "");
+    fs::write(host.at("host.yaml"), without.replace("start: boot", "start: manual")).unwrap();
+    says(&host, "apply --yes", 0);
+    assert!(own.join(other).exists());
+    assert_eq!(mediated(&host), []);
 }
 
 #[test]

@@ -2,7 +2,9 @@
 //! is what the commands show, asked in the background; what it changes goes the way of the commands.
 
 mod act;
+mod console;
 mod draw;
+mod keys;
 mod look;
 mod screen;
 
@@ -17,18 +19,18 @@ use std::time::Duration;
 use clap::Args;
 use miette::{IntoDiagnostic, miette};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::event::KeyCode;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use self::act::{Begun, Prepared, Wish};
+use self::console::{Console, End};
 use self::look::{Item, Seen, Target, Watched};
 use super::progress::Told;
 use super::status::{Standing, standing};
 use super::{code, host, say};
 use crate::apply::StateDir;
-use crate::host::live;
 use crate::manifest;
-use crate::types::safe_line;
+use crate::types::{DomainName, safe_line};
 
 /// Arguments of `gpuvm tui`.
 #[derive(Debug, Args)]
@@ -98,6 +100,8 @@ struct App {
     busy: Option<String>,
     run: Run,
     over: Option<Over>,
+    /// The console that has the keys and the screen.
+    console: Option<Console>,
     /// The chosen GPU and VM, by their names: lists change.
     chosen: [Option<String>; 2],
     scroll: usize,
@@ -137,12 +141,16 @@ pub(super) fn run(args: &TuiArgs, log: &[String]) -> miette::Result<u8> {
         busy: None,
         run: Run::default(),
         over: None,
+        console: None,
         chosen: [None, None],
         scroll: 0,
     };
     app.take_up_a_run();
     let mut screen = screen::take().into_diagnostic()?;
     let ended = app.until_the_end(&mut screen, &ended_by);
+    if let Some(console) = app.console.take() {
+        console.close();
+    }
     screen::give_back();
     // A rehearsal is carried out here: it comes to its end first.
     while app.busy.is_some() && app.target.root.is_some() && !app.doing.take_in() {
@@ -159,27 +167,39 @@ impl App {
     fn until_the_end(&mut self, screen: &mut screen::Screen, ended_by: &AtomicUsize) -> std::io::Result<()> {
         loop {
             self.look();
-            screen.draw(|frame| draw::draw(self, frame))?;
+            screen.draw(|frame| match &mut self.console {
+                Some(console) => console.draw(frame),
+                None => draw::draw(self, frame),
+            })?;
             crate::fail_point::panic_point();
             if ended_by.load(Ordering::SeqCst) != 0 {
                 return Ok(());
             }
             // Looked at first: what reads keys from a terminal that is gone does not come back.
             let stdin = std::io::stdin();
+            if let Some(console) = &mut self.console {
+                if let Some(end) = console.pass(stdin.as_fd(), TICK_MS)? {
+                    self.leave_console(end);
+                }
+                continue;
+            }
             let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
             let _ = poll(&mut fds, PollTimeout::from(TICK_MS));
             let seen = fds.first().and_then(PollFd::revents).unwrap_or(PollFlags::empty());
             if seen.intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL) {
                 return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the terminal is gone"));
             }
-            if !event::poll(Duration::ZERO)? {
+            if seen.is_empty() {
                 continue;
             }
-            if let Event::Key(key) = event::read()?
-                && key.kind != KeyEventKind::Release
-                && self.key(key, screen)?
-            {
-                return Ok(());
+            for key in keys::read(stdin.as_fd())? {
+                if self.key(key) {
+                    return Ok(());
+                }
+                // What was typed ahead was not meant for the guest.
+                if self.console.is_some() {
+                    break;
+                }
             }
         }
     }
@@ -277,16 +297,16 @@ impl App {
     }
 
     /// Takes in a key; whether it was the last.
-    fn key(&mut self, key: KeyEvent, screen: &mut screen::Screen) -> std::io::Result<bool> {
-        if key.modifiers.contains(KeyModifiers::CONTROL) {
-            return Ok(key.code == KeyCode::Char('c'));
+    fn key(&mut self, key: KeyCode) -> bool {
+        if key == keys::QUIT {
+            return true;
         }
         if let Some(over) = self.over.take() {
-            self.over = self.answered(over, key.code);
-            return Ok(false);
+            self.over = self.answered(over, key);
+            return false;
         }
-        match key.code {
-            KeyCode::Char('q') => return Ok(true),
+        match key {
+            KeyCode::Char('q') => return true,
             KeyCode::Char(c @ '1'..='5') => {
                 let at = usize::try_from(u32::from(c) - u32::from('1')).unwrap_or_default();
                 self.go_to(Tab::ALL.get(at).map_or(self.tab, |(tab, _)| *tab));
@@ -301,10 +321,10 @@ impl App {
             KeyCode::PageUp => self.scroll = self.scroll.saturating_sub(10),
             KeyCode::PageDown | KeyCode::Char(' ') => self.scroll += 10,
             KeyCode::Home => self.scroll = 0,
-            KeyCode::Char(c) if self.tab == Tab::Vms => self.of_a_vm(c, screen)?,
+            KeyCode::Char(c) if self.tab == Tab::Vms => self.of_a_vm(c),
             _ => {}
         }
-        Ok(false)
+        false
     }
 
     fn go_to(&mut self, tab: Tab) {
@@ -318,15 +338,15 @@ impl App {
     }
 
     /// What can be done with the chosen VM.
-    fn of_a_vm(&mut self, key: char, screen: &mut screen::Screen) -> std::io::Result<()> {
+    fn of_a_vm(&mut self, key: char) {
         let Some(name) = self.list().and_then(|(items, at)| items.get(at)).map(|i| i.name.clone()) else {
-            return Ok(());
+            return;
         };
-        let domain = name.parse::<crate::types::DomainName>();
+        let domain = name.parse::<DomainName>();
         match (key, domain) {
             ('s', Ok(vm)) => self.prepare(Wish::Start(vm)),
             ('t', Ok(vm)) => self.prepare(Wish::Stop(vm)),
-            ('c', Ok(_)) => return self.console(&name, screen),
+            ('c', Ok(vm)) => self.open_console(vm),
             ('a' | 'd', Ok(_)) => {
                 let gpus = self.gpus.known().and_then(|s| s.as_ref().ok());
                 let names: Vec<String> = gpus.iter().flat_map(|s| &s.items).map(|i| i.name.clone()).collect();
@@ -340,7 +360,6 @@ impl App {
             }
             _ => {}
         }
-        Ok(())
     }
 
     fn prepare(&mut self, wish: Wish) {
@@ -405,23 +424,36 @@ impl App {
         self.go_to(Tab::Run);
     }
 
-    /// The terminal is the guest's until its console is left.
-    fn console(&mut self, name: &str, screen: &mut screen::Screen) -> std::io::Result<()> {
-        let mut args = vec!["vm".to_owned(), "console".to_owned(), name.to_owned()];
+    /// Keys and screen are the guest's until its console is left.
+    fn open_console(&mut self, vm: DomainName) {
+        let mut args: Vec<String> = ["-q", "vm", "console", vm.as_str()].map(str::to_owned).to_vec();
         if let Some(root) = &self.target.root {
             args.extend(["--root".to_owned(), root.display().to_string()]);
         }
-        screen::give_back();
-        let ended = live::run_myself(&args);
-        let title = format!("console of {}", safe_line(name));
-        match ended {
-            Ok((0, _)) => {}
-            Ok((_, said)) => self.over = Some(Over::Said(title, look::lines(&said))),
+        let title = console_of(&vm);
+        match Console::open(vm, &args) {
+            Ok(console) => self.console = Some(console),
             Err(e) => self.over = Some(Over::Said(title, look::lines(&e.to_string()))),
         }
-        *screen = screen::take()?;
-        screen.clear()
     }
+
+    fn leave_console(&mut self, end: End) {
+        let Some(console) = self.console.take() else { return };
+        let title = console_of(console.name());
+        self.over = match end {
+            End::Left => None,
+            End::Over { failed: true, said } => Some(Over::Said(title, look::lines(&said))),
+            End::Over { failed: false, .. } => {
+                Some(Over::Said(title, vec!["it ended: the VM is off, or somebody else took it".to_owned()]))
+            }
+        };
+        console.close();
+        self.anew();
+    }
+}
+
+fn console_of(vm: &DomainName) -> String {
+    format!("console of {vm}")
 }
 
 impl Run {

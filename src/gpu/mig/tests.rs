@@ -136,6 +136,7 @@ fn a_container_that_has_an_instance_is_named() {
         name: name.into(),
         cgroup: cgroup.into(),
         nodes: nodes.iter().map(PathBuf::from).collect(),
+        given: BTreeSet::new(),
     };
     let id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     let docker = format!("/system.slice/docker-{id}.scope");
@@ -150,6 +151,29 @@ fn a_container_that_has_an_instance_is_named() {
     assert_eq!(card.instances[1].users, BTreeSet::from(["docker 0123456789ab (vllm, pid 77)".to_owned()]));
     assert_eq!(card.instances[0].users, BTreeSet::from(["python3 (pid 5762)".to_owned()]), "told twice, and one");
     assert_eq!(card.users, BTreeSet::from(["nvidia-dcgm.service (nv-hostengine, pid 9)".to_owned()]));
+}
+
+#[test]
+fn a_container_that_was_given_an_instance_has_it_before_anything_runs_on_it() {
+    let idle = DeviceUser {
+        pid: 77,
+        name: "sleep".into(),
+        cgroup: "/docker/0123456789abcdef".into(),
+        nodes: BTreeSet::new(),
+        given: ["/dev/nvidia-caps/nvidia-cap12", "/dev/nvidia-caps/nvidia-cap13"].map(PathBuf::from).into(),
+    };
+    let (_dir, host) = host(&a100(), DeviceUsers { users: vec![idle], hidden: None });
+    let Told::Card(card) = ask(&host, CARD.parse().unwrap()) else { panic!("it is told") };
+    assert_eq!(card.instances[1].users, BTreeSet::from(["docker 0123456789ab (sleep, pid 77)".to_owned()]));
+    assert!(card.users.is_empty() && card.hidden.is_none());
+}
+
+#[test]
+fn without_the_numbers_of_its_nodes_who_uses_an_instance_is_not_known() {
+    let (dir, host) = host(&a100(), DeviceUsers::default());
+    std::fs::remove_dir_all(dir.path().join("root/proc/driver/nvidia/gpus")).unwrap();
+    let Told::Card(card) = ask(&host, CARD.parse().unwrap()) else { panic!("it is told") };
+    assert_eq!(card.hidden.as_deref(), Some("the driver does not tell which device nodes the card has"));
 }
 
 #[test]
@@ -198,6 +222,29 @@ fn what_is_not_told_is_unknown_and_never_none() {
     let never = LOG.replace("Enabled", "N/A");
     answers[0].2 = &never;
     assert_eq!(asked(&answers), Told::Without);
+}
+
+#[test]
+fn tables_that_contradict_themselves_are_unknown() {
+    let a100 = a100();
+    for (at, from, to, says) in [
+        (1, "1g.5gb ", "2g.10gb ", "the profile 2g.10gb or its number 14 twice"),
+        (2, "{0,1,2,3,4,5,6}:1", "{0,1,2,3,4,5,6}:0", "no sense"),
+        (2, "{0,1,2,3,4,5,6}:1", "{0,1,1,3,4,5,6}:1", "no sense"),
+        (2, "{0,1,2,3,4,5,6}:1", "{0,1,2,3,4,5,4294967295}:2", "no sense"),
+        (3, "4:4", "0:4", "no place, or another's"),
+        (3, "4:4", "4:four", "mig -lgi ended with 0"),
+        (3, "9        1", "9        2", "the instance 2 twice"),
+    ] {
+        let mut answers = a100.clone();
+        let text = answers[at].2.replacen(from, to, 1);
+        assert_ne!(text, answers[at].2, "{from}");
+        answers[at].2 = &text;
+        match asked(&answers) {
+            Told::Unknown(why) => assert!(why.contains(says), "{to}: {why}"),
+            other => panic!("{to}: {other:?}"),
+        }
+    }
 }
 
 #[test]

@@ -55,7 +55,7 @@ pub(super) fn said(error: &Error) -> HostError {
 }
 
 /// Does something in a thread, and leaves it behind where it takes too long.
-fn in_time<T: Send + 'static>(
+pub(super) fn in_time<T: Send + 'static>(
     what: &str,
     limit: Duration,
     work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
@@ -69,6 +69,80 @@ fn in_time<T: Send + 'static>(
             Err(HostError::Libvirt(format!("{what}: it ended without an answer")))
         }
     }
+}
+
+/// The same with something that may take long. A daemon that is busy with it answers others all the while; one that does
+/// not is not waited for until the end.
+fn while_it_answers<T: Send + 'static>(
+    what: &str,
+    limit: Duration,
+    answers: impl Fn() -> Result<(), HostError> + Copy + Send + 'static,
+    patience: Patience,
+    work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
+) -> Result<T, HostError> {
+    let (done, result) = mpsc::channel();
+    std::thread::spawn(move || done.send(work()));
+    let begun = Instant::now();
+    let mut asked: Option<(Instant, mpsc::Receiver<()>)> = None;
+    let mut answered = begun;
+    loop {
+        match result.recv_timeout(patience.look_again.min(limit.saturating_sub(begun.elapsed()))) {
+            Ok(result) => return result,
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                return Err(HostError::Libvirt(format!("{what}: it ended without an answer")));
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        if begun.elapsed() >= limit {
+            return Err(HostError::Timeout { what: what.to_owned(), limit });
+        }
+        match &asked {
+            None if answered.elapsed() >= patience.ask_again => {
+                let (tell, told) = mpsc::channel();
+                // That it refuses is an answer too.
+                std::thread::spawn(move || {
+                    let _ = answers();
+                    tell.send(())
+                });
+                asked = Some((Instant::now(), told));
+            }
+            None => {}
+            Some((_, told)) if !matches!(told.try_recv(), Err(mpsc::TryRecvError::Empty)) => {
+                (asked, answered) = (None, Instant::now());
+            }
+            Some((since, _)) if since.elapsed() >= patience.limit => {
+                return Err(HostError::Timeout { what: format!("{what}: libvirt"), limit: patience.limit });
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+/// How a daemon is watched that works on something.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// How often the work is looked at.
+    look_again: Duration,
+    /// How long after its last answer it is asked for one.
+    ask_again: Duration,
+    /// How long it may take to give it.
+    limit: Duration,
+}
+
+impl Patience {
+    const OF_A_STEP: Self = Self {
+        look_again: Duration::from_millis(500),
+        ask_again: Duration::from_secs(10),
+        limit: Duration::from_secs(60),
+    };
+}
+
+/// Asks the daemon for nothing but an answer.
+fn answers() -> Result<(), HostError> {
+    let mut connection = Connect::open_read_only(Some(SYSTEM)).map_err(|e| said(&e))?;
+    let version = connection.get_lib_version().map(drop).map_err(|e| said(&e));
+    let _ = connection.close();
+    version
 }
 
 /// Opens the library; `false` where it is not installed. What is installed while gpuvm runs is found too.
@@ -324,7 +398,7 @@ pub fn execute(step: &Step, running: &mut Running<'_>) -> Result<(), HostError> 
         _ => ("libvirt".to_owned(), CHANGE_LIMIT),
     };
     let step = step.clone();
-    in_time(&what, limit, move || {
+    while_it_answers(&what, limit, answers, Patience::OF_A_STEP, move || {
         let mut connection = Connect::open(Some(SYSTEM)).map_err(|e| said(&e))?;
         let mut notes = Vec::new();
         let result = perform(&connection, &step, &mut notes);

@@ -49,17 +49,13 @@ pub fn become_program(program: Program, args: &[String]) -> HostError {
     HostError::File { path, source: error }
 }
 
-/// Runs this program once more on this terminal, and waits until it ends: its exit code, and what it said to standard error.
-pub fn run_myself(args: &[String]) -> Result<(i32, String), HostError> {
+/// Starts this program once more, with pipes for what it is told, what it writes and what it says.
+pub fn start_myself(args: &[String]) -> Result<Child, HostError> {
     let path = Path::new("/proc/self/exe");
     #[allow(clippy::disallowed_methods)] // this is the one place that starts programs
-    let mut child = Command::new(path).args(args).stderr(Stdio::piped()).spawn().map_err(HostError::file(path))?;
-    let mut said = String::new();
-    if let Some(mut stderr) = child.stderr.take() {
-        let _ = stderr.read_to_string(&mut said);
-    }
-    let status = child.wait().map_err(HostError::file(path))?;
-    Ok((number(status), said))
+    let mut command = Command::new(path);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().map_err(HostError::file(path))
 }
 
 fn number(status: ExitStatus) -> i32 {

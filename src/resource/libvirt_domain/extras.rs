@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Arch;
 use super::read::{child, devices};
-use crate::types::{PciId, xml_escape as e};
+use crate::types::{MdevUuid, PciId, xml_escape as e};
 
 /// A part of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,8 @@ pub enum Extra {
     Display(Display),
     /// A USB device of the host's, wherever it is plugged in; one that is missing does not keep the VM from starting.
     Usb(PciId),
+    /// A vGPU that is a mediated device of the host's.
+    Mediated(MdevUuid),
     /// A folder of the host's.
     Folder {
         /// What the guest mounts it by.
@@ -59,6 +61,7 @@ impl Extra {
             Extra::Tpm => "tpm".to_owned(),
             Extra::Display(_) => "display".to_owned(),
             Extra::Usb(id) => format!("usb {id}"),
+            Extra::Mediated(uuid) => format!("{MEDIATED}{uuid}"),
             Extra::Folder { tag, .. } => format!("folder {tag}"),
         }
     }
@@ -68,7 +71,7 @@ impl Extra {
         match self {
             Extra::Tpm => "2.0, emulated".to_owned(),
             Extra::Display(display) => format!("{} on 127.0.0.1", display.name()),
-            Extra::Usb(_) => "passed".to_owned(),
+            Extra::Usb(_) | Extra::Mediated(_) => "passed".to_owned(),
             Extra::Folder { path, .. } => path.display().to_string(),
         }
     }
@@ -94,6 +97,11 @@ impl Extra {
                  <vendor id='0x{:04x}'/>\n        <product id='0x{:04x}'/>\n      </source>\n    </hostdev>",
                 id.vendor, id.device
             )],
+            // libvirt neither makes it nor takes it away: `managed` says nothing of mediated devices (formatdomain).
+            Extra::Mediated(uuid) => vec![format!(
+                "<hostdev mode='subsystem' type='mdev' managed='no' model='vfio-pci'>\n      <source>\n        \
+                 <address uuid='{uuid}'/>\n      </source>\n    </hostdev>"
+            )],
             Extra::Folder { tag, path } => vec![format!(
                 "<filesystem type='mount' accessmode='passthrough'>\n      <driver type='virtiofs'/>\n      \
                  <source dir='{}'/>\n      <target dir='{}'/>\n    </filesystem>",
@@ -116,6 +124,9 @@ impl Extra {
                 devices(doc, "graphics").into_iter().chain(video.take(1)).collect()
             }
             Extra::Usb(id) => devices(doc, "hostdev").into_iter().filter(|h| usb(*h) == Some(*id)).collect(),
+            Extra::Mediated(uuid) => {
+                devices(doc, "hostdev").into_iter().filter(|h| mediated(*h) == Some(*uuid)).collect()
+            }
             Extra::Folder { tag, .. } => devices(doc, "filesystem")
                 .into_iter()
                 .filter(|f| child(*f, "target").and_then(|t| t.attribute("dir")) == Some(tag.as_str()))
@@ -137,6 +148,22 @@ fn usb(hostdev: Node<'_, '_>) -> Option<PciId> {
     Some(PciId { vendor: id("vendor")?, device: id("product")? })
 }
 
+/// How the key of a mediated device begins.
+const MEDIATED: &str = "vgpu ";
+
+/// The mediated devices among the extras of a definition.
+pub(super) fn mediated_of(extras: &Told) -> impl Iterator<Item = MdevUuid> {
+    extras.keys().filter_map(|key| key.strip_prefix(MEDIATED)?.parse().ok())
+}
+
+/// The UUID of a passed mediated device.
+fn mediated(hostdev: Node<'_, '_>) -> Option<MdevUuid> {
+    if hostdev.attribute("type") != Some("mdev") {
+        return None;
+    }
+    child(child(hostdev, "source")?, "address")?.attribute("uuid")?.parse().ok()
+}
+
 /// All extras of a definition, whoever put them there.
 pub(super) fn told(doc: &Document<'_>) -> Told {
     let mut all = Told::new();
@@ -155,6 +182,9 @@ pub(super) fn told(doc: &Document<'_>) -> Told {
     for hostdev in devices(doc, "hostdev") {
         if let Some(id) = usb(hostdev) {
             all.insert(format!("usb {id}"), "passed".to_owned());
+        }
+        if let Some(uuid) = mediated(hostdev) {
+            all.insert(format!("{MEDIATED}{uuid}"), "passed".to_owned());
         }
     }
     for filesystem in devices(doc, "filesystem") {

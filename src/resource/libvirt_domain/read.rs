@@ -9,7 +9,7 @@ use super::write::MARK;
 use super::{Disk, DiskOptions, Pins};
 use crate::host::Domain;
 use crate::plan::FieldDiff;
-use crate::types::{ByteSize, MacAddress, PciAddress, PciSlot, cpu_list, cpu_list_text};
+use crate::types::{ByteSize, MacAddress, MdevUuid, PciAddress, PciSlot, cpu_list, cpu_list_text};
 
 /// What of a definition gpuvm compares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +79,11 @@ impl Projection {
                 }
             }
         }
+    }
+
+    /// The mediated devices that it has.
+    pub fn mediated(&self) -> impl Iterator<Item = MdevUuid> {
+        super::extras::mediated_of(&self.extras)
     }
 
     /// Whether an image is in one of its CD-ROM drives.

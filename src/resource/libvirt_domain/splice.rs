@@ -48,7 +48,7 @@ impl<'x> Edits<'x> {
         let range = node.range();
         let indent = self.indent(range.start).len();
         let line = range.start - indent;
-        let whole = line > 0 && self.xml.as_bytes().get(range.end) == Some(&b'\n');
+        let whole = self.xml[..line].ends_with('\n') && self.xml.as_bytes().get(range.end) == Some(&b'\n');
         self.replace(if whole { line - 1..range.end } else { range }, "");
     }
 

@@ -111,7 +111,8 @@ fn own_ports(vm: &LibvirtDomain) -> usize {
     let display = usize::from(vm.extras.iter().any(|e| matches!(e, Extra::Display(_))));
     // The guest agent's channel, the memory balloon, the source of randomness, the USB controller.
     const ALWAYS: usize = 4;
-    virtio + scsi + folders + display + usize::from(vm.nic.is_some()) + ALWAYS
+    let mediated = vm.extras.iter().filter(|e| matches!(e, Extra::Mediated(_))).count();
+    virtio + scsi + folders + display + mediated + usize::from(vm.nic.is_some()) + ALWAYS
 }
 
 /// The bus of CD-ROM drives on a machine.

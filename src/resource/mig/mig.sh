@@ -1,31 +1,14 @@
-#!/bin/sh
-# Written by gpuvm: makes the MIG instances of a GPU again as /etc/gpuvm/mig/NAME has them.
+# Makes the MIG instances of a GPU again.
 #
 #   mig NAME
 #
 # A unit of systemd's runs it at each boot, which no instance outlives, before what starts containers. It asks nothing but
 # `nvidia-smi`. It turns MIG mode on and makes what is missing; it never takes an instance away, so that it can be run once
 # more at any time. What it cannot do it says, and the boot goes on.
-# `gpuvm.off` on the kernel's command line switches off the unit that it runs in.
-#
-#   /etc/gpuvm/mig/NAME      which card, and each instance: its profile, and where it starts (`-`: the driver finds a place)
-#   /run/gpuvm/mig/why/NAME  why not all of them are there
+# Its list says which card, and each instance: its profile, and where it starts (`-`: the driver finds a place).
 
-PATH=/usr/sbin:/usr/bin:/sbin:/bin
-LC_ALL=C
-export PATH LC_ALL
-devices=/sys/bus/pci/devices
 known=/etc/gpuvm/mig
 run=/run/gpuvm/mig
-umask 077
-set -f
-name=${1-}
-
-fail() {
-    printf '%s\n' "$1" >&2
-    mkdir -p "$run/why" && printf '%s\n' "$1" > "$run/why/$name"
-    exit 1
-}
 
 # What nvidia-smi answers, as `said`. It can hang where the driver does.
 smi() {
@@ -39,44 +22,28 @@ first() {
 
 # Whether MIG mode of the card is on, as `mode`.
 ask_mode() {
-    smi -i "$card" --query-gpu=mig.mode.current --format=csv,noheader || fail "nvidia-smi does not tell of $name: $(first)"
+    smi -i "$physical" --query-gpu=mig.mode.current --format=csv,noheader || fail "nvidia-smi does not tell of $name: $(first)"
     mode=$(first)
 }
 
-card='' id='' path=''
-while read -r word one two three; do
-    [ "$word" != card ] || card=$one id=$two path=$three
-done 2> /dev/null < "$known/$name"
-if [ -z "$card" ] || [ -z "$path" ]; then
-    fail "$known/$name does not say which card is meant"
-fi
-at=$devices/$card
-[ -e "$at/driver" ] || udevadm settle --timeout=60 --exit-if-exists="$at/driver"
-
-real=$(cd -P "$at" 2> /dev/null && pwd -P) || fail "$name ($card) is not there. \
-See where it is now: gpuvm gpu list; gpuvm plan says what follows"
-read -r vendor < "$at/vendor" && read -r device < "$at/device"
-[ "${vendor#0x}:${device#0x}" = "$id" ] || fail "$card is another card: it was $id ($name), and is \
-${vendor#0x}:${device#0x}. gpuvm plan says what follows"
-# shellcheck disable=SC2254 # a pattern with the bus numbers left open
-case "$real" in
-    $path) ;;
-    *) fail "the addresses have changed: $card is another card than $name now. gpuvm plan says what follows" ;;
-esac
-driver=$(readlink "$at/driver")
-[ "${driver##*/}" = nvidia ] || fail "$name ($card) is on ${driver:-no driver}, not on nvidia, which makes MIG instances"
+meant card "gpuvm gpu list"
+# Rows of tables have no names of files.
+set -f
+target "$at/driver"
+driver=$value
+[ "$driver" = nvidia ] || fail "$name ($physical) is on ${driver:-no driver}, not on nvidia, which makes MIG instances"
 
 ask_mode
 if [ "$mode" = Disabled ]; then
-    smi -i "$card" -mig 1 || fail "MIG mode of $name is not turned on: $(first)"
+    smi -i "$physical" -mig 1 || fail "MIG mode of $name is not turned on: $(first)"
     turned=$(first)
     ask_mode
     [ "$mode" = Enabled ] || fail "MIG mode of $name waits for a reset of the card: $turned"
 fi
-[ "$mode" = Enabled ] || fail "$name ($card) has no MIG: its mode is $mode"
+[ "$mode" = Enabled ] || fail "$name ($physical) has no MIG: its mode is $mode"
 
 # Each instance that is there, a line: its profile, and where it starts. Words are read, since widths of tables differ.
-smi mig -i "$card" -lgi
+smi mig -i "$physical" -lgi
 there=''
 while read -r line; do
     # shellcheck disable=SC2046 # the words of a row
@@ -119,7 +86,7 @@ while read -r word profile start; do
     fi
 done < "$known/$name"
 if [ -n "$missing" ]; then
-    smi mig -i "$card" -cgi "${missing#,}" -C || fail "not all MIG instances of $name are made (${missing#,}): $(first). \
+    smi mig -i "$physical" -cgi "${missing#,}" -C || fail "not all MIG instances of $name are made (${missing#,}): $(first). \
 gpuvm plan says what is there"
 fi
 rm -f "$run/why/$name"

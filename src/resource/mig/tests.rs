@@ -1,9 +1,6 @@
 //! The shipped script, run as its unit runs it, with a `nvidia-smi` on its PATH that is played by the forms of tests/mig;
 //! and how a card compares with what is wanted.
 
-use std::os::unix::fs::symlink;
-use std::process::Command;
-
 use super::*;
 use crate::facts::tests::display;
 use crate::gpu::mig::Profile;
@@ -75,42 +72,18 @@ impl Machine {
     /// MIG mode is in this state.
     fn new(mode: &str) -> Self {
         let machine = Self { dir: PlayedRoot::new() };
-        let real = machine.at(&format!("sys/devices/pci0000:80/0000:80:01.0/{CARD}"));
-        std::fs::create_dir_all(&real).unwrap();
-        std::fs::create_dir_all(machine.at("sys/bus/pci/devices")).unwrap();
-        symlink(&real, machine.at(&format!("sys/bus/pci/devices/{CARD}"))).unwrap();
-        std::fs::create_dir_all(machine.at("sys/bus/pci/drivers/nvidia")).unwrap();
-        machine.driver("nvidia");
-        machine.write(&format!("sys/bus/pci/devices/{CARD}/vendor"), "0x10de\n");
-        machine.write(&format!("sys/bus/pci/devices/{CARD}/device"), "0x20b0\n");
+        machine.card(CARD, "pci0000:80/0000:80:01.0", "10de:20b0", "nvidia");
         machine.write("mode", format!("{mode}\n"));
         machine.write("instances", "");
         machine.write("lgi", include_str!("../../../tests/mig/a100-40gb-lgi.txt"));
         let root = machine.path().display().to_string();
         machine.program("nvidia-smi", &SMI.replace("ROOT", &root));
-        machine.program("udevadm", &format!("echo \"$@\" >> {root}/settled\n"));
         machine
-    }
-    fn driver(&self, name: &str) {
-        let link = self.at(&format!("sys/bus/pci/devices/{CARD}/driver"));
-        let _ = std::fs::remove_file(&link);
-        let target = self.at(&format!("sys/bus/pci/drivers/{name}"));
-        std::fs::create_dir_all(&target).unwrap();
-        symlink(target, link).unwrap();
     }
     /// What the unit would say: whether it succeeded, and its last line.
     fn run(&self, text: &str) -> (bool, String) {
         self.write("etc/gpuvm/mig/compute", text);
-        let root = self.path().display().to_string();
-        let mut script = SCRIPT.1.replace("PATH=/usr/sbin", &format!("PATH={root}/bin:/usr/sbin"));
-        for folder in ["/sys", "/etc", "/run"] {
-            script = script.replace(&format!("={folder}"), &format!("={root}{folder}"));
-        }
-        self.write("script", script.replace("timeout -k 5 60", "timeout -k 5 1"));
-        #[allow(clippy::disallowed_methods)] // a test runs what systemd would run
-        let ran = Command::new("/bin/sh").arg(self.at("script")).arg("compute").output().unwrap();
-        let said = String::from_utf8_lossy(&ran.stderr).lines().last().unwrap_or_default().to_owned();
-        (ran.status.success(), said)
+        self.run_script(&SCRIPT.1.replace("timeout -k 5 60", "timeout -k 5 1"), &["compute"])
     }
     fn done(&self, text: &str) {
         let (done, said) = self.run(text);
@@ -204,7 +177,7 @@ fn another_card_in_its_place_stays_untouched() {
     assert!(machine.refused(&file(&format!("0000:82:00.0 10de:20b0 {here}"))).contains("is not there"));
     assert!(machine.read("settled").contains("settle"), "its driver was waited for");
     assert!(machine.refused("instance 3g.20gb 4\n").contains("does not say which card"));
-    machine.driver("vfio-pci");
+    machine.driver(CARD, Some("vfio-pci"));
     assert!(machine.refused(&file(&format!("{CARD} 10de:20b0 {here}"))).contains("not on nvidia"));
     assert_eq!(machine.asked(), "");
 }

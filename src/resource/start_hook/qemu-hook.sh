@@ -7,6 +7,7 @@
 
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 devices=/sys/bus/pci/devices
+mdevs=/sys/bus/mdev/devices
 known=/etc/gpuvm/devices
 shared=/etc/gpuvm/shared
 state=/var/lib/gpuvm
@@ -89,12 +90,12 @@ part() {
 [ "$2" != release ] || hand_back
 
 # What libvirt gives to a hook is the whole definition, one element a line.
-marked='' passed='' ours='' inside='' source='' address='' odd=''
+marked='' passed='' mediated='' ours='' inside='' source='' address='' odd=''
 while IFS= read -r line || [ -n "$line" ]; do
     line=${line#"${line%%[! ]*}"}
     case "$line" in
         *urn:gpuvm:vm:1*) marked=yes ;;
-        "<hostdev "*" type='pci'"* | "<interface type='hostdev'"*)
+        "<hostdev "*" type='pci'"* | "<hostdev "*" type='mdev'"* | "<interface type='hostdev'"*)
             inside=yes address='' source=''
             attribute "$line" managed
             managed=$value
@@ -103,6 +104,12 @@ while IFS= read -r line || [ -n "$line" ]; do
         "<address "*)
             if [ -n "$source" ]; then
                 address="$line"
+                attribute "$line" uuid
+                case "$value" in
+                    '') ;;
+                    *[!0-9a-f-]*) odd="$line" && continue ;;
+                    *) mediated="$mediated $value" && continue ;;
+                esac
                 part "$line" domain && domain=$value && part "$line" bus && bus=$value &&
                     part "$line" slot && slot=$value && part "$line" function &&
                     passed="$passed $(printf '%04x:%02x:%02x.%x' "$domain" "$bus" "$slot" "$value")/$managed" ||
@@ -117,7 +124,7 @@ while IFS= read -r line || [ -n "$line" ]; do
     esac
 done
 [ -n "$marked" ] || exit 0
-[ -n "$passed$odd" ] || exit 0
+[ -n "$passed$mediated$odd" ] || exit 0
 
 # Sets what is known of function $1; fails where nothing is.
 known_as() {
@@ -186,10 +193,31 @@ case "$2" in
         ;;
 esac
 
+# A vGPU that is a mediated device: below the card that was meant, and not one that somebody made elsewhere by its UUID.
+proven() {
+    at=$(cd -P "$mdevs/$1" 2> /dev/null && pwd -P) || refuse "$name ($1) is not there: it has no vGPU. gpuvm plan says what is \
+missing; systemctl status gpuvm-vgpu@${name%/*}.service says why it was not made"
+    # shellcheck disable=SC2254 # a pattern with the bus numbers left open
+    case "$at" in
+        $path) ;;
+        *) refuse "the addresses have changed: $name was at $place, and $1 is ${at#/sys/devices/} now. \
+See where its card is now: gpuvm gpu list; gpuvm plan says what follows" ;;
+    esac
+    on=${at%/*} on=${on##*/}
+    ids "$on"
+    [ "$value" = "$id" ] || refuse "$on is another card: it was $id ($name), and is $value. \
+See where $name is now: gpuvm gpu list; gpuvm plan says what follows"
+}
+
 handed=
 [ -z "$odd" ] || refuse "a passed device in its definition cannot be understood: $odd"
 [ -r "$known" ] || refuse "$known is not there, which says which devices were meant. \
 gpuvm apply writes it; on a host that gpuvm has left, take /etc/libvirt/hooks/qemu.d/gpuvm away too"
+for one in $mediated; do
+    known_as "$one" || continue
+    ours=yes
+    proven "$one"
+done
 for one in $passed; do
     managed=${one#*/} one=${one%/*}
     # What the manifest does not name is its owner's own business.

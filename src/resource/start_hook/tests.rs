@@ -46,7 +46,7 @@ impl Machine {
         let mut facts = crate::resource::tests::facts();
         facts.pci.extend([work(0), work(1)].map(|f| (f.address, f)));
         let meant = Meant { name: "work".to_owned(), slot: work(0).address.slot, serial: None };
-        machine.write("etc/gpuvm/devices", devices(&[meant], &[], &facts));
+        machine.write("etc/gpuvm/devices", devices(&[meant], &[], &[], &facts));
         // What systemd is asked for is written down.
         machine.systemctl("exit 0");
         machine
@@ -195,6 +195,48 @@ fn a_serial_number_that_the_manifest_names_is_looked_at() {
     assert!(machine.start(&ours()).0);
     machine.write(&machine.sys("0000:02:00.0", "serial_number"), "00-12\n");
     assert!(machine.refused(&ours()).contains("its serial number was 00-11 (work), and is 00-12"));
+}
+
+/// A definition with a vGPU that is a mediated device.
+fn with_mediated(uuid: &str) -> String {
+    vm(MARK, &[], "no").replace(
+        "  </devices>",
+        &format!(
+            "    <hostdev mode='subsystem' type='mdev' managed='no' model='vfio-pci' display='off'>\n      <source>\n        \
+             <address uuid='{uuid}'/>\n      </source>\n      <alias name='hostdev0'/>\n      <address type='pci' \
+             domain='0x0000' bus='0x07' slot='0x00' function='0x0'/>\n    </hostdev>\n  </devices>"
+        ),
+    )
+}
+
+#[test]
+fn a_mediated_device_has_to_be_there_below_its_card() {
+    let machine = Machine::new();
+    let uuid = MdevUuid::of("host", "t4", 0);
+    let mut facts = crate::resource::tests::facts();
+    let card = work(0);
+    facts.pci.insert(card.address, card.clone());
+    machine.write("etc/gpuvm/devices", devices(&[], &[], &[(uuid, ("t4/0".to_owned(), card))], &facts));
+    let made = |port: &str| {
+        let real = machine.at(&format!("sys/devices/pci0000:00/{port}/0000:02:00.0/{uuid}"));
+        std::fs::create_dir_all(&real).unwrap();
+        let link = machine.at(&format!("sys/bus/mdev/devices/{uuid}"));
+        std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(&real, link).unwrap();
+    };
+    let xml = with_mediated(&uuid.to_string());
+    let why = machine.refused(&xml);
+    assert!(why.starts_with(&format!("t4/0 ({uuid}) is not there")) && why.contains("gpuvm-vgpu@t4.service"), "{why}");
+    made("0000:00:12.0");
+    assert_eq!(machine.start(&xml), (true, String::new()));
+    let others = with_mediated("aa618089-8b16-4d01-a136-25a0f3c73123");
+    assert_eq!(machine.start(&others), (true, String::new()), "what is not gpuvm's is its owner's business");
+    machine.write(&machine.sys("0000:02:00.0", "device"), "0x2704\n");
+    assert!(machine.refused(&xml).contains("0000:02:00.0 is another card: it was 10de:2684 (t4/0), and is 10de:2704"));
+    made("0000:00:13.0");
+    assert!(machine.refused(&xml).starts_with("the addresses have changed: t4/0 was at "));
+    assert!(machine.refused(&with_mediated("../x")).contains("cannot be understood"));
 }
 
 #[test]

@@ -2,7 +2,6 @@
 //! what NVIDIA's guide and public listings say of them); and how a card compares with what is wanted.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::process::Command;
 
 use super::*;
 use crate::facts::tests::display;
@@ -65,6 +64,7 @@ fn wanted(count: u8, vgpu_type: &str) -> Vgpus {
         vouched: Vouched::default(),
         vgpu_type: vgpu_type.to_owned(),
         functions: (0..count).map(|n| format!("0000:02:00.{}", n + 4).parse().unwrap()).collect(),
+        mediated: Vec::new(),
     }
 }
 
@@ -81,19 +81,11 @@ impl Machine {
     /// A card that so many of them fit on.
     fn new(fits: u8) -> Self {
         let machine = Self(PlayedRoot::new());
-        let real = machine.at(&format!("sys/devices/pci0000:00/0000:00:12.0/{PHYSICAL}"));
-        std::fs::create_dir_all(&real).unwrap();
-        std::fs::create_dir_all(machine.at("sys/bus/pci/devices")).unwrap();
-        symlink(&real, machine.at(&format!("sys/bus/pci/devices/{PHYSICAL}"))).unwrap();
-        std::fs::create_dir_all(machine.at("sys/bus/pci/drivers/nvidia")).unwrap();
-        symlink(machine.at("sys/bus/pci/drivers/nvidia"), real.join("driver")).unwrap();
-        for (name, text) in [("vendor", "0x10de"), ("device", "0x2235"), ("sriov_numvfs", "0")] {
-            machine.write(&format!("sys/bus/pci/devices/{PHYSICAL}/{name}"), format!("{text}\n"));
-        }
+        machine.card(PHYSICAL, "pci0000:00/0000:00:12.0", "10de:2235", "nvidia");
+        machine.write(&format!("sys/bus/pci/devices/{PHYSICAL}/sriov_numvfs"), "0\n");
         machine.write("fits", fits.to_string());
         let root = machine.path().display().to_string();
         machine.program("kernel", &KERNEL.replace("ROOT", &root));
-        machine.program("udevadm", &format!("echo \"$@\" >> {root}/settled\n"));
         machine.program("sleep", &format!("echo \"$@\" >> {root}/slept\n"));
         machine.write("usr/lib/nvidia/sriov-manage", format!("#!/bin/sh\n{}", MANAGE_PLAYED.replace("ROOT", &root)));
         let manage = machine.at("usr/lib/nvidia/sriov-manage");
@@ -104,19 +96,7 @@ impl Machine {
     /// What the unit would say: whether it succeeded, and its last line.
     fn run(&self, wanted: &Vgpus, words: &[&str]) -> (bool, String) {
         self.write("etc/gpuvm/vgpu/a40", wanted.text());
-        let root = self.path().display().to_string();
-        let mut text = SCRIPT.1.replace("PATH=/usr/sbin", &format!("PATH={root}/bin:/usr/sbin"));
-        for folder in ["/sys", "/etc", "/run", "/proc", "/usr/lib"] {
-            text = text.replace(&format!("={folder}/"), &format!("={root}{folder}/"));
-        }
-        text = text.replace("proc=/proc\n", &format!("proc={root}/proc\n"));
-        let write = "env printf '%s\\n' \"$1\" > \"$2\"";
-        assert_eq!(text.matches(write).count(), 1, "the one place that writes to sysfs");
-        self.write("script", text.replace(write, "kernel \"$1\" \"$2\""));
-        #[allow(clippy::disallowed_methods)] // a test runs what systemd would run
-        let ran = Command::new("/bin/sh").arg(self.at("script")).arg("a40").args(words).output().unwrap();
-        let said = String::from_utf8_lossy(&ran.stderr).lines().last().unwrap_or_default().to_owned();
-        (ran.status.success(), said)
+        self.run_script(SCRIPT.1, &[&["a40"], words].concat())
     }
     fn done(&self, wanted: &Vgpus) {
         let (done, said) = self.run(wanted, &[]);
@@ -209,9 +189,7 @@ fn without_nvidias_vgpu_driver_nothing_is_made() {
     assert!(machine.refused(&wanted(1, TYPE)).contains("NVIDIA's vGPU driver for KVM hosts is not installed"));
 
     let machine = Machine::new(4);
-    let driver = machine.at(&format!("sys/bus/pci/devices/{PHYSICAL}/driver"));
-    std::fs::remove_file(&driver).unwrap();
-    symlink("../../drivers/vfio-pci", &driver).unwrap();
+    machine.driver(PHYSICAL, Some("vfio-pci"));
     assert!(machine.refused(&wanted(1, TYPE)).contains("is on vfio-pci, and not on NVIDIA's driver"));
     assert_eq!(machine.read("writes"), "");
 }
@@ -223,9 +201,10 @@ fn mediated_devices_and_silent_functions_are_told_apart() {
     for n in 4..8 {
         std::fs::remove_dir_all(machine.at(&format!("sys/bus/pci/devices/0000:02:00.{n}/nvidia"))).unwrap();
     }
-    assert!(machine.refused(&wanted(1, TYPE)).contains("has no vGPU types: see whether nvidia-vgpu-mgr runs"));
+    assert!(machine.refused(&wanted(1, TYPE)).contains("0000:02:00.4, a function of a40, has no vGPU types"));
     machine.write("sys/bus/pci/devices/0000:02:00.4/mdev_supported_types/nvidia-564/name", "NVIDIA A40-8Q\n");
-    assert!(machine.refused(&wanted(1, TYPE)).contains("mediated devices, which gpuvm does not make"));
+    let said = machine.refused(&wanted(1, TYPE));
+    assert!(said.contains("offers vGPUs by mdev_supported_types, and was to by nvidia/current_vgpu_type"), "{said}");
 }
 
 #[test]
@@ -293,9 +272,10 @@ fn state(of: &Vgpus, types: &[u32], held: &[usize]) -> VgpuState {
         why: None,
         driver: true,
         types: all.iter().copied().zip(types.iter().copied()).collect(),
+        devices: BTreeMap::new(),
         mediated: false,
         creatable: vec!["NVIDIA A40-4Q".to_owned(), TYPE.to_owned()],
-        held: held.iter().map(|n| (all[*n], "VM `web` has one of them".to_owned())).collect(),
+        held: held.iter().map(|n| (Vgpu::On(all[*n]), "VM `web` has one of them".to_owned())).collect(),
     }
 }
 
@@ -362,7 +342,7 @@ fn what_cannot_be_is_refused_with_what_can() {
     let no_driver = VgpuState { driver: false, ..state(&two, &[], &[]) };
     assert!(blocked(&two, no_driver, &host(&[])).contains("the data centre driver"));
     let mediated = VgpuState { mediated: true, types: BTreeMap::new(), ..state(&two, &none, &[]) };
-    assert!(blocked(&two, mediated, &host(&none)).contains("mediated devices, which gpuvm does not make"));
+    assert!(blocked(&two, mediated, &host(&none)).contains("offers the vGPUs of 0000:02:00.0 as mediated devices"));
     let silent = VgpuState { types: BTreeMap::new(), ..state(&two, &none, &[]) };
     assert!(blocked(&two, silent, &host(&none)).contains("nvidia-vgpu-mgr"));
     let mut given = host(&[]);

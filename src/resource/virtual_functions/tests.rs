@@ -2,7 +2,6 @@
 //! played); and how a device compares with what is wanted.
 
 use std::os::unix::fs::symlink;
-use std::process::Command;
 
 use super::*;
 use crate::facts::tests::display;
@@ -75,28 +74,15 @@ fn wanted(count: usize, for_vms: bool) -> VirtualFunctions {
 impl Machine {
     fn new() -> Self {
         let machine = Self { dir: PlayedRoot::new() };
-        let real = machine.at(&format!("sys/devices/pci0000:00/0000:00:12.0/{PHYSICAL}"));
-        std::fs::create_dir_all(&real).unwrap();
-        std::fs::create_dir_all(machine.at("sys/bus/pci/devices")).unwrap();
+        machine.card(PHYSICAL, "pci0000:00/0000:00:12.0", "8086:10c9", "igb");
         std::fs::create_dir_all(machine.at("sys/bus/pci/drivers/vfio-pci")).unwrap();
-        symlink(&real, machine.at(&format!("sys/bus/pci/devices/{PHYSICAL}"))).unwrap();
-        symlink("../../../bus/pci/drivers/igb", real.join("driver")).unwrap();
-        // Tests look at what is there through a link that dangles too.
-        std::fs::create_dir_all(machine.at("sys/devices/bus/pci/drivers/igb")).unwrap();
         let file = |name: &str| format!("sys/bus/pci/devices/{PHYSICAL}/{name}");
-        for (name, text) in [
-            ("vendor", "0x8086"),
-            ("device", "0x10c9"),
-            ("sriov_numvfs", "0"),
-            ("sriov_drivers_autoprobe", "1"),
-            ("net/enp2s0/operstate", "up"),
-        ] {
+        for (name, text) in [("sriov_numvfs", "0"), ("sriov_drivers_autoprobe", "1"), ("net/enp2s0/operstate", "up")] {
             machine.write(&file(name), format!("{text}\n"));
         }
         let root = machine.path().display().to_string();
         machine.program("kernel", &KERNEL.replace("ROOT", &root));
         machine.program("ip", &format!("echo \"$@\" >> {root}/ip\n"));
-        machine.program("udevadm", &format!("echo \"$@\" >> {root}/settled\n"));
         machine.program("modprobe", "exit 1\n");
         machine
     }
@@ -104,18 +90,7 @@ impl Machine {
     /// What the unit would say: whether it succeeded, and its last line.
     fn run(&self, wanted: &VirtualFunctions) -> (bool, String) {
         self.write("etc/gpuvm/virtual-functions/nic", wanted.text());
-        let root = self.path().display().to_string();
-        let mut text = SCRIPT.1.replace("PATH=/usr/sbin", &format!("PATH={root}/bin:/usr/sbin"));
-        for folder in ["/sys", "/etc", "/run", "/proc"] {
-            text = text.replace(&format!("={folder}"), &format!("={root}{folder}"));
-        }
-        let write = "env printf '%s\\n' \"$1\" > \"$2\"";
-        assert_eq!(text.matches(write).count(), 1, "the one place that writes to sysfs");
-        self.write("script", text.replace(write, "kernel \"$1\" \"$2\""));
-        #[allow(clippy::disallowed_methods)] // a test runs what systemd would run
-        let ran = Command::new("/bin/sh").arg(self.at("script")).arg("nic").output().unwrap();
-        let said = String::from_utf8_lossy(&ran.stderr).lines().last().unwrap_or_default().to_owned();
-        (ran.status.success(), said)
+        self.run_script(SCRIPT.1, &["nic"])
     }
     fn done(&self, wanted: &VirtualFunctions) {
         let (done, said) = self.run(wanted);

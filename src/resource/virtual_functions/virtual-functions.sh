@@ -1,60 +1,20 @@
-#!/bin/sh
-# Written by gpuvm: makes the virtual functions of a device (SR-IOV) as /etc/gpuvm/virtual-functions/NAME has them.
+# Makes the virtual functions of a device (SR-IOV).
 #
 #   virtual-functions NAME
 #
 # A unit of systemd's runs it at each boot, before the network and libvirt start, and in an apply. It asks neither libvirt
 # nor gpuvm: plain files alone, and ip(8) for Ethernet addresses. What is as it should be stays untouched, so that it can
 # be run once more at any time. Another number of functions goes through none of them: only while nobody has one open.
-# `gpuvm.off` on the kernel's command line switches off the unit that it runs in.
-#
-#   /etc/gpuvm/virtual-functions/NAME      which device, how many, whose, where, with which Ethernet addresses
-#   /run/gpuvm/virtual-functions/NAME      the same, once all of it was done
-#   /run/gpuvm/virtual-functions/why/NAME  why not
+# Its list says which device, how many, whose, where, with which Ethernet addresses.
 
-PATH=/usr/sbin:/usr/bin:/sbin:/bin
-LC_ALL=C
-export PATH LC_ALL
-devices=/sys/bus/pci/devices
 probe=/sys/bus/pci/drivers_probe
 vfio=/sys/bus/pci/drivers/vfio-pci
 known=/etc/gpuvm/virtual-functions
 run=/run/gpuvm/virtual-functions
-proc=/proc
-umask 077
-name=${1-}
-
-fail() {
-    printf '%s\n' "$1" >&2
-    mkdir -p "$run/why" && printf '%s\n' "$1" > "$run/why/$name"
-    exit 1
-}
-
-# Writes $1 to attribute $2; what the kernel answers is in `error`. The shell's own printf does not tell it.
-put() {
-    error=$( { env printf '%s\n' "$1" > "$2"; } 2>&1)
-}
-
-# The last part of where link $1 leads, as `value`; empty where there is none.
-target() {
-    value=$(readlink "$1")
-    value=${value##*/}
-}
-
-# Who has function $1 open, as `user`; empty where nobody has.
-user_of() {
-    target "$devices/$1/iommu_group"
-    for node in "/dev/vfio/${value:-none}" "$devices/$1"/vfio-dev/*; do
-        case "$node" in "$devices"/*) node=/dev/vfio/devices/${node##*/} ;; esac
-        user=$(find "$proc"/[0-9]*/fd -lname "$node" 2> /dev/null | head -n 1)
-        user=${user#"$proc"/} user=${user%%/*}
-        [ -z "$user" ] || return 0
-    done
-}
 
 # Taking a function away under a VM would sleep in the kernel until that VM has ended.
 unused() {
-    user_of "$1"
+    user_of "$devices/$1"
     [ -z "$user" ] || fail "$1 is in use (pid $user), and would go: shut that VM down first"
 }
 
@@ -65,30 +25,17 @@ unbind() {
     put "$1" "$devices/$1/driver/unbind" || fail "$1 did not leave its driver $value: $error"
 }
 
-physical='' id='' path='' count='' owner=''
-while read -r word one two three; do
+meant device "gpuvm facts"
+count='' owner=''
+while read -r word one _; do
     case "$word" in
-        physical) physical=$one id=$two path=$three ;;
         count) count=$one ;;
         for) owner=$one ;;
     esac
-done 2> /dev/null < "$known/$name"
-if [ -z "$physical" ] || [ -z "$count" ] || [ -z "$owner" ]; then
-    fail "$known/$name does not say which device is meant"
+done < "$known/$name"
+if [ -z "$count" ] || [ -z "$owner" ]; then
+    fail "$known/$name does not say how many are wanted, and whose"
 fi
-at=$devices/$physical
-[ -e "$at/driver" ] || udevadm settle --timeout=60 --exit-if-exists="$at/driver"
-
-real=$(cd -P "$at" 2> /dev/null && pwd -P) || fail "$name ($physical) is not there. \
-See where it is now: gpuvm facts; gpuvm plan says what follows"
-read -r vendor < "$at/vendor" && read -r device < "$at/device"
-[ "${vendor#0x}:${device#0x}" = "$id" ] || fail "$physical is another device: it was $id ($name), and is \
-${vendor#0x}:${device#0x}. gpuvm plan says what follows"
-# shellcheck disable=SC2254 # a pattern with the bus numbers left open
-case "$real" in
-    $path) ;;
-    *) fail "the addresses have changed: $physical is another device than $name now. gpuvm plan says what follows" ;;
-esac
 target "$at/driver"
 driver=$value
 [ -n "$driver" ] || fail "$name ($physical) has no driver, which would make its virtual functions"
@@ -132,7 +79,7 @@ gpuvm plan goes by where it is now"
     case "$owner $value" in
         "vms "*vfio*)
             # Some drivers reset a function whose address is set, also to what it is.
-            user_of "$address"
+            user_of "$devices/$address"
             [ -z "$user" ] || continue
             ;;
     esac
@@ -163,7 +110,4 @@ get the address $mac: $error"
             ;;
     esac
 done < "$known/$name"
-if ! { mkdir -p "$run" && cp "$known/$name" "$run/.$name.new" && mv -f "$run/.$name.new" "$run/$name"; }; then
-    fail "$run/$name cannot be written"
-fi
-rm -f "$run/why/$name"
+finished

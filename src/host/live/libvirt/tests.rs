@@ -365,3 +365,32 @@ fn what_hangs_is_left_behind() {
     });
     assert!(matches!(result, Err(HostError::Timeout { .. })), "{result:?}");
 }
+
+#[test]
+fn a_daemon_that_works_is_waited_for_and_one_that_hangs_is_not() {
+    let ms = Duration::from_millis;
+    let patience = Patience { look_again: ms(1), ask_again: ms(5), limit: ms(200) };
+    let hangs = || {
+        std::thread::sleep(Duration::from_secs(60));
+        Ok(())
+    };
+    let (hold, held) = mpsc::channel::<()>();
+    let never = move || held.recv().map_err(|_| HostError::Refused("never".to_owned()));
+    let why = while_it_answers("the work", Duration::from_secs(600), hangs, patience, never).unwrap_err();
+    assert_eq!(why.to_string(), "the work: libvirt did not answer within 0 s");
+    assert!(why.help().is_some_and(|help| help.contains("systemctl restart libvirtd")));
+    drop(hold);
+    // It takes longer than an answer may take, and answers, be it by a refusal.
+    let refuses = || Err(HostError::Refused("not now".to_owned()));
+    let slow = move || {
+        std::thread::sleep(ms(400));
+        Ok(7)
+    };
+    assert_eq!(while_it_answers("the work", Duration::from_secs(600), refuses, patience, slow).unwrap(), 7);
+    // And it has an end.
+    let (hold, held) = mpsc::channel::<()>();
+    let never = move || held.recv().map_err(|_| HostError::Refused("never".to_owned()));
+    let why = while_it_answers("the work", ms(50), refuses, patience, never).unwrap_err();
+    assert!(matches!(&why, HostError::Timeout { what, .. } if what == "the work"), "{why}");
+    drop(hold);
+}
