@@ -14,7 +14,7 @@ use super::{Allowed, write_kept};
 use crate::host::whole::{self, Attributes};
 use crate::host::{Answer, Host, HostError, Probe};
 use crate::plan::{Diff, Key, Past, Plan, Policy, Refresh, SavedManifest, SavedPlan, Selection, Step};
-use crate::resource::Wanted;
+use crate::resource::{GONE, Wanted};
 use crate::types::sha256_hex;
 use crate::undo::{Back, Recorded};
 use crate::verb::Verb;
@@ -468,12 +468,23 @@ impl StateDir {
     }
 
     /// What is gone and no longer wanted is not ours any more; what is ours and as wanted owes nothing from a run that
-    /// was cut off.
+    /// was cut off. A disk that gpuvm made stays its own as long as it is there: its VM is deleted by a later word, and that
+    /// it was made for it is known from nowhere else.
     pub fn settle(&mut self, plan: &Plan, wanted: &BTreeMap<Key, Wanted>) -> Result<(), StateError> {
         let in_sync: BTreeSet<&Key> =
             plan.entries.iter().filter(|e| matches!(e.diff, Diff::InSync { .. })).map(|e| &e.key).collect();
         let mut owned = self.ledger.owned.clone();
-        owned.retain(|(key, _)| !in_sync.contains(key) || wanted.contains_key(key));
+        let gone = |key: &Key| {
+            plan.entries
+                .iter()
+                .any(|e| e.key == *key && matches!(&e.diff, Diff::InSync { evidence } if evidence == GONE))
+        };
+        let kept = |key: &Key, last: &Wanted| match last {
+            Wanted::Volume(disk) => disk.made && !gone(key),
+            Wanted::BlockVolume(disk) => disk.made && !gone(key),
+            _ => false,
+        };
+        owned.retain(|(key, last)| !in_sync.contains(key) || wanted.contains_key(key) || kept(key, last));
         for (key, last) in owned.iter_mut().filter(|(key, _)| in_sync.contains(key)) {
             if let Some(wanted) = wanted.get(key) {
                 *last = wanted.kept(Some(last), false);

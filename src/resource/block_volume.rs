@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::image;
 use super::libvirt_domain::{has_disk, user_of};
 use super::volume::FromImage;
-use super::{Resource, Wanted};
+use super::{GONE, Resource, Wanted};
 use crate::facts::HostFacts;
 use crate::host::{Answer, HostError, Output, Probe, Program};
 use crate::image::Cached;
@@ -66,8 +66,6 @@ pub const ZFS_LIST: [&str; 6] =
 
 /// A volume that is being made: what is on it is nobody's yet.
 pub const BEGUN: &str = "gpuvm.begun";
-/// What is said of one that is not there any more.
-pub const GONE: &str = "it is gone";
 /// What precedes the VM's name in a tag.
 pub const OF_VM: &str = "gpuvm.vm:";
 /// What precedes the image's name in a tag.
@@ -547,8 +545,16 @@ impl Resource for BlockVolume {
     }
 
     /// Data of a person: it stays.
-    fn remove(&self, _: &State, _: &HostFacts) -> Diff {
-        Diff::InSync { evidence: format!("disks stay; to delete it: {}", self.store.remove_words(&self.name)) }
+    fn remove(&self, state: &State, _: &HostFacts) -> Diff {
+        let there = match &state.place {
+            Ok(Answer::Value(Some(place))) => place.volumes.contains_key(&self.name),
+            _ => true,
+        };
+        let evidence = match there {
+            true => format!("disks stay; to delete it: {}", self.store.remove_words(&self.name)),
+            false => GONE.to_owned(),
+        };
+        Diff::InSync { evidence }
     }
 }
 

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Resource;
 use super::chains::chain_of;
 use super::image;
 use super::libvirt::{Libvirt, ask, known};
 use super::libvirt_domain::{disk_files, project};
+use super::{GONE, Resource};
 use crate::facts::HostFacts;
 use crate::host::{self, Answer, HostError, Probe, Virtualisation};
 use crate::image::Cached;
@@ -267,10 +267,15 @@ impl Resource for Volume {
     }
 
     /// Data of a person: it stays.
-    fn remove(&self, _: &State, _: &HostFacts) -> Diff {
-        Diff::InSync {
-            evidence: format!("disks stay; delete one with: virsh vol-delete {} --pool {}", self.name, self.pool),
-        }
+    fn remove(&self, state: &State, _: &HostFacts) -> Diff {
+        let known = known(&state.libvirt, || self.made()).ok();
+        let pool = known.and_then(|known| known.pool(self.pool.as_str())).filter(|pool| pool.active);
+        let evidence =
+            match state.unlisted.is_none() && pool.is_some_and(|p| p.volumes.iter().all(|v| v.name != self.name)) {
+                true => GONE.to_owned(),
+                false => format!("disks stay; delete one with: virsh vol-delete {} --pool {}", self.name, self.pool),
+            };
+        Diff::InSync { evidence }
     }
 }
 

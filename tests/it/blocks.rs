@@ -290,3 +290,27 @@ fn a_volume_that_a_killed_run_began_is_gone_on_with() {
     let said = host.flat_lines("plan", 2);
     assert!(said.contains("an earlier run began it"), "{said}");
 }
+
+/// A VM that left the manifest stays, and what gpuvm made for it stays known: it is deleted by a later word.
+#[test]
+fn a_vm_that_left_the_manifest_takes_its_disks_along_when_it_goes() {
+    let host = Host::with_lvm(MANIFEST);
+    host.says("apply --yes --reboot", 0);
+    let without = "version: 1\nstorage:\n  fast: { lvmThin: vg0/vms }\n";
+    fs::write(host.at("host.yaml"), without).unwrap();
+    for _ in 0..2 {
+        let said = host.flat_lines("apply --yes", 0);
+        assert!(said.contains("disks stay; to delete it: lvremove vg0/web-0"), "{said}");
+        assert!(host.volume("web-0").is_some() && host.ledger().contains("web-0"));
+    }
+    let said = host.flat_lines("vm delete web --yes", 0);
+    assert!(said.contains("by lvremove --yes vg0/web-0"), "{said}");
+    assert!(host.volume("web-0").is_none() && !host.ledger().contains("web-0"));
+    // One that somebody deleted is forgotten.
+    let host = Host::with_lvm(MANIFEST);
+    host.says("apply --yes --reboot", 0);
+    fs::write(host.at("host.yaml"), without).unwrap();
+    host.lvs(|rows| rows.retain(|row| row["lv_name"] != "web-0"));
+    host.says("apply --yes", 0);
+    assert!(!host.ledger().contains("web-0"));
+}
