@@ -420,6 +420,9 @@ fn kept(wish: Wish<'_>, look: Look<'_>, macs: &[MacAddress]) -> Option<Wanted> {
         running: None,
         absent: false,
         start_owed: false,
+        // Its disk is a copy of one that is installed.
+        install: None,
+        install_owed: false,
         ..of.clone()
     };
     Some(clone.into())

@@ -66,6 +66,11 @@ fn half_written(dead: &Tree, before: &Tree, after: &Tree) -> Vec<String> {
             return false;
         }
         let text = String::from_utf8_lossy(now.map_or(&b""[..], |b| b)).into_owned();
+        // A disk that is made, and not installed yet.
+        let installed = after.get(**name).and_then(|a| a.strip_suffix(b"installed=yes\n"));
+        if now.is_some_and(|now| Some(&now[..]) == installed) {
+            return false;
+        }
         !IN_PARTS.contains(&name.as_str())
             || !match name.as_str() {
                 "gpuvm-record.json" => serde_json::from_str::<serde_json::Value>(&text).is_ok(),
