@@ -1,4 +1,4 @@
-//! What README.md says is run: its commands in order, in a copy of what they need.
+//! What README.md and the documents beside it say is run: commands in order, in a copy of what they need.
 
 use std::fs;
 use std::process::Command;
@@ -31,8 +31,8 @@ fn the_commands_of_the_readme_do_what_it_says() {
 
 /// As the golden screens of `gpuvm tui`, `…` for what is left out.
 #[test]
-fn the_screen_of_the_readme_is_one_that_was_seen() {
-    let text = fs::read_to_string(repository().join("README.md")).unwrap();
+fn the_screen_that_is_shown_is_one_that_was_seen() {
+    let text = fs::read_to_string(repository().join("src/cli/README.md")).unwrap();
     let seen = fs::read_to_string(repository().join("tests/tui/vm-of-gpuvm.txt")).unwrap();
     let mut lines = seen.lines();
     let picture = text.split("```screen\n").nth(1).unwrap().split("```").next().unwrap();
@@ -55,5 +55,44 @@ fn the_picture_of_the_readme_is_a_plan_as_it_is() {
     let picture = text.split("$ gpuvm plan -f host.yaml\n").nth(1).unwrap().split("```").next().unwrap();
     for line in picture.lines().filter(|l| l.trim() != "…") {
         assert!(lines.any(|l| l == line), "`{line}` is not there, or not behind the line before:\n{plan}");
+    }
+}
+
+/// What a document refers to is there.
+#[test]
+fn links_lead_somewhere() {
+    for name in ["README.md", "manifests/README.md", "src/cli/README.md", "tests/README.md", "tests/lab/README.md"] {
+        let path = repository().join(name);
+        let text = fs::read_to_string(&path).unwrap();
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link);
+        for link in links.filter(|l| !l.contains("://") && !l.starts_with('#')) {
+            let file = link.split('#').next().unwrap();
+            assert!(path.parent().unwrap().join(file).exists(), "{name} leads to {link}, which is not there");
+        }
+    }
+}
+
+/// Each section of a manifest that a document shows is one that can be written.
+#[test]
+fn manifests_that_are_shown_are_read() {
+    for name in ["README.md", "manifests/README.md", "src/cli/README.md"] {
+        let text = fs::read_to_string(repository().join(name)).unwrap();
+        for block in text.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()) {
+            // A policy, and the piece of what `init` writes, are no manifests.
+            if block.contains("rules:") || block.starts_with(' ') {
+                continue;
+            }
+            let work = tempfile::tempdir().unwrap();
+            let version = if block.contains("version:") { "" } else { "version: 1\n" };
+            fs::write(work.path().join("host.yaml"), format!("{version}{block}")).unwrap();
+            fs::copy(repository().join("manifests/alice.pub"), work.path().join("alice.pub")).unwrap();
+            let said = gpuvm(&["validate", "-f", "host.yaml"], work.path());
+            let words = String::from_utf8_lossy(&said.stderr).into_owned();
+            // What a piece names and another piece has is the only thing that may be missing.
+            let missing = |l: &str| l.contains("there is no") || l.contains("names no");
+            let wrong: Vec<&str> =
+                words.lines().filter(|l| l.trim_start().starts_with('×')).filter(|l| !missing(l)).collect();
+            assert!(wrong.is_empty(), "{name}:\n{block}\n{words}");
+        }
     }
 }

@@ -72,19 +72,20 @@ fn desk() -> Host {
 }
 
 #[test]
-fn the_pictures_in_the_readme_are_what_is_said() {
+fn the_pictures_in_the_documents_are_what_is_said() {
     let host = desk();
-    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    let shows = |name: &str| fs::read_to_string(repository().join(name)).unwrap();
+    let documents = shows("README.md") + &shows("src/cli/README.md");
     let mut missing = String::new();
     for words in ["vm list", "vm info desktop"] {
         let said = host.says(words, 0);
         let shown = format!("$ gpuvm {words}\n{said}");
         assert!(said.lines().all(|l| l.chars().count() <= 80), "{said}");
-        if !readme.contains(&shown) {
+        if !documents.contains(&shown) {
             missing += &shown;
         }
     }
-    assert!(missing.is_empty(), "the README does not show this:\n{missing}");
+    assert!(missing.is_empty(), "neither README.md nor src/cli/README.md shows this:\n{missing}");
 }
 
 #[test]
