@@ -238,7 +238,7 @@ fn nothing_is_lost_wherever_it_is_killed() {
         starts.retain(|s| s.name == name);
     }
     // All places take some nine minutes of two cores: GPUVM_EVERY_DEATH=1 cargo test crash -- --nocapture
-    let stride = if std::env::var_os("GPUVM_EVERY_DEATH").is_some() { 1 } else { 5 };
+    let stride = if std::env::var_os("GPUVM_EVERY_DEATH").is_some() { 1 } else { 8 };
     let places: Vec<AtomicU64> = starts.iter().map(|_| AtomicU64::new(0)).collect();
     let wrong = Mutex::new(Vec::new());
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get());
