@@ -96,9 +96,13 @@ fn size(rows: u16, columns: u16) -> (NonZeroU16, NonZeroU16) {
 impl Console {
     /// Opens the console of a VM with these arguments of `gpuvm`.
     pub(super) fn open(name: DomainName, args: &[String]) -> Result<Self, HostError> {
-        let mut child = start_myself(args)?;
+        Ok(Self::of(name, start_myself(args)?))
+    }
+
+    /// What this process shows; it takes the pipes that the process has.
+    fn of(name: DomainName, mut child: Child) -> Self {
         let (rows, columns) = size(0, 0);
-        Ok(Self {
+        Self {
             name,
             stdin: child.stdin.take(),
             stdout: child.stdout.take(),
@@ -110,7 +114,7 @@ impl Console {
             said: Vec::new(),
             heard: false,
             lost: false,
-        })
+        }
     }
 
     pub(super) fn name(&self) -> &DomainName {
@@ -328,22 +332,9 @@ mod tests {
 
     /// A console without a process.
     fn console() -> Console {
-        let (rows, columns) = size(0, 0);
         #[allow(clippy::disallowed_methods)] // a test may start programs
         let child = std::process::Command::new("/bin/true").spawn().unwrap();
-        Console {
-            name: "tiny".parse().unwrap(),
-            child,
-            stdin: None,
-            stdout: None,
-            stderr: None,
-            screen: Parser::new_with_callbacks(rows, columns, 0, Answers::default()),
-            unseen: Vec::new(),
-            typed: Vec::new(),
-            said: Vec::new(),
-            heard: false,
-            lost: false,
-        }
+        Console::of("tiny".parse().unwrap(), child)
     }
 
     /// The lines that are shown in a terminal of this size once the guest wrote this.
