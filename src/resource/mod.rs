@@ -205,9 +205,12 @@ pub(crate) mod tests {
         }
         /// A program of this name in `bin`.
         pub(crate) fn program(&self, name: &str, text: &str) {
-            let path = format!("bin/{name}");
-            self.write(&path, format!("#!/bin/sh\n{text}"));
-            std::fs::set_permissions(self.at(&path), std::fs::Permissions::from_mode(0o755)).unwrap();
+            self.program_at(&format!("bin/{name}"), text);
+        }
+        /// The same at a place that scripts know.
+        pub(crate) fn program_at(&self, path: &str, text: &str) {
+            self.write(path, format!("#!/bin/sh\n{text}"));
+            std::fs::set_permissions(self.at(path), std::fs::Permissions::from_mode(0o755)).unwrap();
         }
     }
 

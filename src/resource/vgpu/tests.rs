@@ -1,7 +1,7 @@
 //! The shipped script, run as its unit runs it, on a folder that plays sysfs (NVIDIA's driver and sriov-manage are played, by
 //! what NVIDIA's guide and public listings say of them); and how a card compares with what is wanted.
 
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 
 use super::*;
 use crate::facts::tests::display;
@@ -87,9 +87,7 @@ impl Machine {
         let root = machine.path().display().to_string();
         machine.program("kernel", &KERNEL.replace("ROOT", &root));
         machine.program("sleep", &format!("echo \"$@\" >> {root}/slept\n"));
-        machine.write("usr/lib/nvidia/sriov-manage", format!("#!/bin/sh\n{}", MANAGE_PLAYED.replace("ROOT", &root)));
-        let manage = machine.at("usr/lib/nvidia/sriov-manage");
-        std::fs::set_permissions(manage, std::fs::Permissions::from_mode(0o755)).unwrap();
+        machine.program_at("usr/lib/nvidia/sriov-manage", &MANAGE_PLAYED.replace("ROOT", &root));
         machine
     }
 

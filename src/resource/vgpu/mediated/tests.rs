@@ -2,7 +2,7 @@
 //! part of a write and sriov-manage are played, by the kernel's document and NVIDIA's guide); and how a card compares with
 //! what is wanted.
 
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 
 use super::super::*;
 use super::*;
@@ -102,10 +102,7 @@ impl Machine {
         let own = format!("sys/bus/pci/devices/{PHYSICAL}");
         if sriov {
             machine.write(&format!("{own}/sriov_numvfs"), "0\n");
-            let manage = MANAGE_PLAYED.replace("ROOT", &root);
-            machine.write("usr/lib/nvidia/sriov-manage", format!("#!/bin/sh\n{manage}"));
-            let manage = machine.at("usr/lib/nvidia/sriov-manage");
-            std::fs::set_permissions(manage, std::fs::Permissions::from_mode(0o755)).unwrap();
+            machine.program_at("usr/lib/nvidia/sriov-manage", &MANAGE_PLAYED.replace("ROOT", &root));
         } else {
             for (kind, name, most) in [("222", TYPE, "4"), ("223", "GRID T4-8Q", "2")] {
                 let at = format!("{own}/mdev_supported_types/nvidia-{kind}");
