@@ -349,9 +349,11 @@ impl StateDir {
         self.ledger.last_run
     }
 
-    /// Whether a step of the run began.
+    /// Whether a step of the run began, or what comes just before its first step: a thing that it takes up is noted as
+    /// ours first, and from then on a plan may read otherwise than the approved one.
     pub fn has_begun(&self, run: u64) -> bool {
-        self.journal_path(run).exists()
+        let found = fs::read(self.run_dir(run).join("ledger.json"));
+        self.journal_path(run).exists() || found.is_ok_and(|bytes| bytes != json(&self.ledger))
     }
 
     fn journal_path(&self, run: u64) -> PathBuf {

@@ -136,7 +136,7 @@ impl Resource for AptSource {
         if change.steps.is_empty() {
             return Diff::InSync { evidence: self.what.clone() };
         }
-        if last.is_some() {
+        if !state.texts.is_empty() {
             change.action = Action::Change;
         }
         // Which packages apt would take is known once it has read all this.
