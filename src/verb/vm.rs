@@ -9,7 +9,7 @@ use crate::host::{Answer, Domain, HostError, Virtualisation};
 use crate::plan::{Action, Change, Diff, FieldDiff, Finding, Key, Risk, Severity, Step};
 use crate::resource::libvirt_domain::{LibvirtDomain, is_marked, project};
 use crate::resource::{Resource, Wanted};
-use crate::types::{DomainName, PciSlot};
+use crate::types::DomainName;
 
 /// A VM runs. With `swap`, those that have its devices are off before.
 pub(super) fn start(name: &DomainName, swap: bool, look: Look<'_>) -> Result<Compiled, HostError> {
@@ -23,8 +23,8 @@ pub(super) fn start(name: &DomainName, swap: bool, look: Look<'_>) -> Result<Com
             Err(why) => Diff::Unknown { why },
             Ok(others) => match others.first() {
                 None => starting(name),
-                Some((other, slot)) if !swap => Diff::Blocked {
-                    why: format!("VM `{other}` has its device {slot}, and runs"),
+                Some((other, device)) if !swap => Diff::Blocked {
+                    why: format!("VM `{other}` has its {device}, and runs"),
                     help: format!("shut that down first, and start this one: gpuvm vm start {name} --swap"),
                 },
                 Some(_) => {
@@ -41,17 +41,24 @@ pub(super) fn start(name: &DomainName, swap: bool, look: Look<'_>) -> Result<Com
     Ok(compiled)
 }
 
-/// The running VMs that have a device of this one, each with one such slot.
-fn others_with_its_devices<'a>(domain: &Domain, known: &'a Virtualisation) -> Result<Vec<(&'a str, PciSlot)>, String> {
-    let slots = |name: &str, xml: &str| {
+/// The running VMs that have a device of this one, each with one such device. Virtual functions of one card share a
+/// slot, and go each its own way.
+fn others_with_its_devices<'a>(domain: &Domain, known: &'a Virtualisation) -> Result<Vec<(&'a str, String)>, String> {
+    let devices = |name: &str, xml: &str| {
         let is = project(xml).map_err(|why| format!("the definition of VM `{name}` cannot be read: {why}"))?;
-        Ok::<_, String>(is.functions.iter().map(|f| f.slot).collect::<BTreeSet<_>>())
+        let vgpus: BTreeSet<_> = is.mediated().collect();
+        Ok::<_, String>((is.functions.into_iter().collect::<BTreeSet<_>>(), vgpus))
     };
-    let its = slots(&domain.name, &domain.inactive_xml)?;
+    let (functions, vgpus) = devices(&domain.name, &domain.inactive_xml)?;
     let mut all = Vec::new();
-    for other in known.domains.iter().filter(|d| d.active && d.name != domain.name && !its.is_empty()) {
-        let has = slots(&other.name, other.live_xml.as_deref().unwrap_or(&other.inactive_xml))?;
-        all.extend(has.intersection(&its).next().map(|slot| (other.name.as_str(), *slot)));
+    if functions.is_empty() && vgpus.is_empty() {
+        return Ok(all);
+    }
+    for other in known.domains.iter().filter(|d| d.active && d.name != domain.name) {
+        let has = devices(&other.name, other.live_xml.as_deref().unwrap_or(&other.inactive_xml))?;
+        let function = has.0.intersection(&functions).next().map(|f| format!("device {f}"));
+        let vgpu = || has.1.intersection(&vgpus).next().map(|uuid| format!("vGPU {uuid}"));
+        all.extend(function.or_else(vgpu).map(|device| (other.name.as_str(), device)));
     }
     Ok(all)
 }

@@ -58,6 +58,7 @@ pub fn hinders(probe: &dyn Probe, domain: &Domain, known: &Virtualisation, facts
             hinder(format!("this host has no bridge `{name}`"), "see what is missing: gpuvm plan".to_owned());
         }
     }
+    let swap = format!("shut that down first, and start this one: gpuvm vm start {} --swap", domain.name);
     for uuid in is.mediated() {
         let has = |d: &&Domain| {
             let live = d.live_xml.as_deref().filter(|_| d.active && d.name != domain.name);
@@ -69,10 +70,7 @@ pub fn hinders(probe: &dyn Probe, domain: &Domain, known: &Virtualisation, facts
                 "gpuvm plan says what is missing, and systemctl status 'gpuvm-vgpu@*' why it was not made".to_owned(),
             );
         } else if let Some(other) = known.domains.iter().find(has) {
-            hinder(
-                format!("VM `{}` has its vGPU {uuid}", other.name),
-                format!("shut that down first: gpuvm vm stop {}", other.name),
-            );
+            hinder(format!("VM `{}` has its vGPU {uuid}", other.name), swap.clone());
         }
     }
     let managed = managed_functions(&domain.inactive_xml);
@@ -87,8 +85,7 @@ pub fn hinders(probe: &dyn Probe, domain: &Domain, known: &Virtualisation, facts
                 "see which there are: gpuvm gpu list".to_owned(),
             ),
             (Some(_), Some(other)) => {
-                let help = format!("shut that down first, and start this one: gpuvm vm start {} --swap", domain.name);
-                hinder(format!("VM `{}` has device {address}", other.name), help);
+                hinder(format!("VM `{}` has device {address}", other.name), swap.clone());
             }
             (Some(function), None) => {
                 let driver = function.driver.as_deref().unwrap_or("no driver");

@@ -132,7 +132,7 @@ fn a_second_vm_is_refused_by_the_name_of_the_first_or_takes_its_place_in_one_run
     let host = Host::new();
     host.says("vm start one", 0);
     let said = host.says("vm start two", 1);
-    assert!(said.contains("VM `one` has its device 0000:02:00, and runs"), "{said}");
+    assert!(said.contains("VM `one` has its device 0000:02:00.0, and runs"), "{said}");
     assert!(said.contains("gpuvm vm start --root host two --swap"), "{said}");
     host.is(VFIO, "inactive", "one");
     let info = host.says("vm info two", 0);

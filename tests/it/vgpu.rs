@@ -191,6 +191,30 @@ fn on_an_older_kernel_a_vm_has_a_mediated_device_and_keeps_it() {
 }
 
 #[test]
+fn vms_with_different_ones_run_beside_each_other_and_one_takes_the_others_by_the_word_for_it() {
+    let vm = |name: &str, gpu: &str| {
+        format!("  {name}: {{ cpus: 1, memory: 512MiB, disks: [1GiB], network: nat, gpus: [{gpu}], start: manual }}\n")
+    };
+    let manifest = A40.replace("start: boot", "start: manual") + &vm("beside", "a40/0") + &vm("same", "a40/1");
+    for mediated in [false, true] {
+        let host = host(&manifest);
+        if mediated {
+            older(&host);
+        }
+        says(&host, "apply --yes --reboot", 0);
+        says(&host, "vm start web", 0);
+        says(&host, "vm start beside", 0);
+        let said = says(&host, "vm start same", 1);
+        assert!(said.contains("VM `web` has its") && said.contains("gpuvm vm start same --swap"), "{said}");
+        let info = says(&host, "vm info same", 0);
+        assert!(info.contains("VM `web` has ") && info.contains("gpuvm vm start same --swap"), "{info}");
+        says(&host, "vm start same --swap", 0);
+        let runs = |name: &str| host.domain(name)["active"] == true;
+        assert_eq!(["web", "beside", "same"].map(runs), [false, true, true]);
+    }
+}
+
+#[test]
 fn what_somebody_else_made_there_stays() {
     let host = host(A40);
     older(&host);
