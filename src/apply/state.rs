@@ -14,7 +14,7 @@ use super::{Allowed, write_kept};
 use crate::host::whole::{self, Attributes};
 use crate::host::{Answer, Host, HostError, Probe};
 use crate::plan::{Diff, Entry, Key, Past, Plan, Policy, Refresh, SavedManifest, SavedPlan, Selection, Step};
-use crate::resource::{STAYS_WITH_VM, Wanted};
+use crate::resource::Wanted;
 use crate::types::sha256_hex;
 use crate::undo::{Back, Recorded};
 use crate::verb::Verb;
@@ -470,16 +470,13 @@ impl StateDir {
     }
 
     /// What is gone and no longer wanted is not ours any more; what is ours and as wanted owes nothing from a run that
-    /// was cut off. A disk stays known as long as its VM is there: that goes by a later word, and what gpuvm made for it is
-    /// known from nowhere else.
+    /// was cut off.
     pub fn settle(&mut self, plan: &Plan, wanted: &BTreeMap<Key, Wanted>) -> Result<(), StateError> {
-        let in_sync: BTreeSet<&Key> =
-            plan.entries.iter().filter(|e| matches!(e.diff, Diff::InSync { .. })).map(|e| &e.key).collect();
+        let settled = |e: &&Entry| e.diff.settled() && !matches!(e.diff, Diff::Stays { ours: true, .. });
+        let settled: BTreeSet<&Key> = plan.entries.iter().filter(settled).map(|e| &e.key).collect();
         let mut owned = self.ledger.owned.clone();
-        let with_vm = |e: &&Entry| matches!(&e.diff, Diff::InSync { evidence } if evidence == STAYS_WITH_VM);
-        let stay: BTreeSet<&Key> = plan.entries.iter().filter(with_vm).map(|e| &e.key).collect();
-        owned.retain(|(key, _)| !in_sync.contains(key) || wanted.contains_key(key) || stay.contains(key));
-        for (key, last) in owned.iter_mut().filter(|(key, _)| in_sync.contains(key)) {
+        owned.retain(|(key, _)| !settled.contains(key) || wanted.contains_key(key));
+        for (key, last) in owned.iter_mut().filter(|(key, _)| settled.contains(key)) {
             if let Some(wanted) = wanted.get(key) {
                 *last = wanted.kept(Some(last), false);
             }

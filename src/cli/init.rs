@@ -10,7 +10,7 @@ use super::{code, host, plan::verdict, print, say, shell_word};
 use crate::apply::StateDir;
 use crate::describe;
 use crate::host::Snapshot;
-use crate::plan::{Diff, Past, Selection};
+use crate::plan::{Past, Selection};
 use crate::{facts, manifest};
 
 /// Arguments of `gpuvm init`.
@@ -64,7 +64,7 @@ pub(super) fn run(args: &InitArgs) -> miette::Result<u8> {
         return Ok(code::OK);
     }
     let findings = plan.findings.iter().map(|f| format!("{}: {}", f.place, f.message));
-    let entries = plan.entries.iter().filter(|e| !matches!(e.diff, Diff::InSync { .. })).map(|e| e.key.to_string());
+    let entries = plan.entries.iter().filter(|e| !e.diff.settled()).map(|e| e.key.to_string());
     let said: Vec<String> = findings.chain(entries).collect();
     say(&format!("{name} is not wholly as the host is; see `gpuvm plan -f {file}`: {}\n", said.join("; ")));
     Ok(verdict(&plan))

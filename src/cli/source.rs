@@ -6,7 +6,7 @@ use super::host;
 use crate::apply::{ApplyError, Outcome, Planned, Purpose, StateDir, StateError};
 use crate::host::{Probe, Snapshot};
 use crate::manifest::Loaded;
-use crate::plan::{Diff, Past, Selection};
+use crate::plan::{Past, Selection};
 use crate::undo::{self, Back, Recorded};
 use crate::verb::{self, Verb};
 use crate::{desire, facts};
@@ -67,7 +67,7 @@ impl Source {
     pub(super) fn abandoned(&self, state: &mut StateDir, probe: &dyn Probe) -> Result<(), StateError> {
         let (plan, wanted) = self.plan(probe, &state.past()?);
         let Source::Undo(_, recorded) = self else { return state.settle(&plan, &wanted) };
-        let in_sync = plan.entries.iter().filter(|e| matches!(e.diff, Diff::InSync { .. }));
-        state.own_as_before(&in_sync.map(|e| e.key.clone()).collect(), &recorded.owned)
+        let settled = plan.entries.iter().filter(|e| e.diff.settled());
+        state.own_as_before(&settled.map(|e| e.key.clone()).collect(), &recorded.owned)
     }
 }

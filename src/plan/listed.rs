@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::build::GONE;
-use super::{Diff, Entry, Finding, Key, Past, Severity};
+use super::{Entry, Finding, Key, Past, Severity};
 use crate::desire::Desired;
 use crate::host::{Answer, Domain, Probe};
 use crate::resource::file::File;
@@ -15,7 +15,7 @@ use crate::types::{MdevUuid, PciAddress, PciSlot};
 
 /// Each VM whose definition lists what leaves, unless the same plan changes that.
 pub(super) fn listed(entries: &[Entry], desired: &Desired, past: &Past, probe: &dyn Probe) -> Vec<Finding> {
-    let goes = |e: &&Entry| e.from == GONE && !matches!(e.diff, Diff::InSync { .. });
+    let goes = |e: &&Entry| e.from == GONE && !e.diff.settled();
     let gone: Vec<&Key> = entries.iter().filter(goes).map(|e| &e.key).collect();
     let slot = |key: &&Key| match past.owned.get(*key) {
         Some(Wanted::VfioBinding(binding)) => Some((binding.slot, key.to_string())),

@@ -290,6 +290,13 @@ pub enum Diff {
         /// What was seen, for `plan -v`.
         evidence: String,
     },
+    /// No longer wanted, and left as it is all the same: data, or what others may need.
+    Stays {
+        /// Why, and how a person takes it away.
+        why: String,
+        /// Whether gpuvm goes on knowing it as its own, for a later word about it.
+        ours: bool,
+    },
     /// Differs; the change would mend it.
     Change(Change),
     /// Cannot be done or known yet. The promise is the envelope: the action, and the largest set of risks that it may
@@ -314,6 +321,18 @@ pub enum Diff {
         /// Why.
         why: String,
     },
+}
+
+impl Diff {
+    /// What stays, and is gpuvm's no more.
+    pub fn stays(why: impl Into<String>) -> Self {
+        Self::Stays { why: why.into(), ours: false }
+    }
+
+    /// Whether nothing is to be done about it, now or later.
+    pub fn settled(&self) -> bool {
+        matches!(self, Self::InSync { .. } | Self::Stays { .. })
+    }
 }
 
 /// A thing under management: `kind[name]`.

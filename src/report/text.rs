@@ -90,7 +90,7 @@ pub fn plan_text_as(plan: &Plan, detail: Detail, said: impl Fn(&str) -> String) 
 fn render(plan: &Plan, detail: Detail, out: &mut String, contents: &mut Vec<Range<usize>>) -> std::fmt::Result {
     let host = &plan.host;
     let vms = host.vms.map_or("VMs not known".to_owned(), |n| count(n, "VM"));
-    let waits = |e: &&Entry| !matches!(e.diff, Diff::InSync { .. });
+    let waits = |e: &&Entry| !e.diff.settled();
     if plan.order.is_empty() && plan.findings.is_empty() && !plan.entries.iter().any(|e| waits(&e)) {
         write!(out, "{}: nothing to do; {} in sync", safe(&host.hostname).bold(), plan.entries.len())?;
         writeln!(out)?;
@@ -160,16 +160,12 @@ fn render(plan: &Plan, detail: Detail, out: &mut String, contents: &mut Vec<Rang
 /// What left the manifest and stays on the host all the same.
 fn left(plan: &Plan, out: &mut String) -> std::fmt::Result {
     for entry in plan.entries.iter().filter(|e| e.from == GONE) {
-        match &entry.diff {
-            Diff::InSync { evidence } if evidence.contains("stay") => {
-                let key = entry.key.to_string();
-                write!(out, "  {} {}", "·".dimmed(), key)?;
-                let mut line = Wrapped::new(out, 4 + key.chars().count(), 6);
-                line.text(3, &safe(evidence), |w| w.dimmed().to_string());
-                line.end();
-            }
-            _ => {}
-        }
+        let Diff::Stays { why, .. } = &entry.diff else { continue };
+        let key = entry.key.to_string();
+        write!(out, "  {} {}", "·".dimmed(), key)?;
+        let mut line = Wrapped::new(out, 4 + key.chars().count(), 6);
+        line.text(3, &safe(why), |w| w.dimmed().to_string());
+        line.end();
     }
     Ok(())
 }
@@ -230,7 +226,7 @@ pub fn finding(finding: &Finding) -> String {
 fn in_sync(plan: &Plan, out: &mut String) -> std::fmt::Result {
     writeln!(out)?;
     for entry in &plan.entries {
-        if let Diff::InSync { evidence } = &entry.diff {
+        if let Diff::InSync { evidence } | Diff::Stays { why: evidence, .. } = &entry.diff {
             writeln!(out, "  {} {}   {}", "=".dimmed(), entry.key, safe(evidence).dimmed())?;
         }
     }
@@ -336,7 +332,7 @@ fn field_lines(field: &FieldDiff, whole: bool, out: &mut String) -> std::fmt::Re
 }
 
 fn summary(plan: &Plan, out: &mut String) -> std::fmt::Result {
-    let in_sync = plan.entries.iter().filter(|e| matches!(e.diff, Diff::InSync { .. })).count();
+    let in_sync = plan.entries.iter().filter(|e| e.diff.settled()).count();
     let reboots = plan.order.iter().filter(|i| matches!(i, Item::Reboot { .. })).count();
     if plan.blocked() {
         let errors = plan.findings.iter().filter(|f| f.severity == Severity::Error).count()

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::image;
 use super::libvirt_domain::{has_disk, user_of};
 use super::volume::FromImage;
-use super::{Resource, STAYS_WITH_VM, Wanted};
+use super::{Resource, Wanted};
 use crate::facts::HostFacts;
 use crate::host::{Answer, HostError, Output, Probe, Program};
 use crate::image::Cached;
@@ -66,8 +66,6 @@ pub const ZFS_LIST: [&str; 6] =
 
 /// A volume that is being made: what is on it is nobody's yet.
 pub const BEGUN: &str = "gpuvm.begun";
-/// What is said of one that is not there any more.
-pub const GONE: &str = "it is gone";
 /// What precedes the VM's name in a tag.
 pub const OF_VM: &str = "gpuvm.vm:";
 /// What precedes the image's name in a tag.
@@ -359,7 +357,7 @@ impl BlockVolume {
 
     /// What its VM's end comes to for it, data and all: a VM `but` counts as gone. `leave` is how a person has it stay.
     pub fn deletion(&self, but: impl Fn(&str) -> bool, leave: &str, probe: &dyn Probe) -> Result<Diff, HostError> {
-        let stays = |why: &str| Ok(Diff::InSync { evidence: why.to_owned() });
+        let stays = |why: &str| Ok(Diff::stays(why));
         let device = self.device();
         let blocked = |why: String| Ok(Diff::Blocked { why, help: format!("put that right first; or {leave}") });
         let unknown = |why: String| Ok(Diff::Unknown { why: format!("who needs it too: {why}; to go on, {leave}") });
@@ -377,7 +375,9 @@ impl BlockVolume {
             Ok(Answer::Denied) => return unknown(format!("only root may look into {}", self.store)),
             Err(why) => return unknown(why.to_string()),
         };
-        let Some(found) = place.volumes.get(&self.name) else { return stays(GONE) };
+        let Some(found) = place.volumes.get(&self.name) else {
+            return Ok(Diff::InSync { evidence: "it is gone".to_owned() });
+        };
         let Some(known) = super::libvirt::ask(probe)?.value() else {
             return unknown("libvirt does not answer".to_owned());
         };
@@ -546,13 +546,12 @@ impl Resource for BlockVolume {
         }
     }
 
-    /// Data of a person: it stays.
+    /// Data of a person: it stays, and is known as long as its VM is there.
     fn remove(&self, state: &State, _: &HostFacts) -> Diff {
-        let evidence = match state.had {
-            true => STAYS_WITH_VM.to_owned(),
-            false => format!("disks stay; to delete it: {}", self.store.remove_words(&self.name)),
-        };
-        Diff::InSync { evidence }
+        match state.had {
+            true => Diff::Stays { why: "its VM stays, and has it".to_owned(), ours: true },
+            false => Diff::stays(format!("disks stay; to delete it: {}", self.store.remove_words(&self.name))),
+        }
     }
 }
 

@@ -144,7 +144,7 @@ impl Resource for ContainerRuntime {
 
     /// The toolkit has no way to take it out again; a runtime that nothing uses does no harm.
     fn remove(&self, _: &RuntimeState, _: &HostFacts) -> Diff {
-        Diff::InSync { evidence: format!("{} stays as it is", self.file()) }
+        Diff::stays(format!("{} stays as it is", self.file()))
     }
 }
 

@@ -196,7 +196,7 @@ impl Resource for Driver {
 
     /// What drives the cards is up to packages and kernel from now on.
     fn remove(&self, _: &DriverState, _: &HostFacts) -> Diff {
-        Diff::InSync { evidence: "the driver stays as it is".to_owned() }
+        Diff::stays("the driver stays as it is")
     }
 }
 

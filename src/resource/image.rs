@@ -342,7 +342,7 @@ impl Resource for Image {
 
     /// Disks may be made from it: it stays.
     fn remove(&self, _: &State, _: &HostFacts) -> Diff {
-        Diff::InSync { evidence: "images stay; `gpuvm image prune` deletes those that no disk is made from".to_owned() }
+        Diff::stays("images stay; `gpuvm image prune` deletes those that no disk is made from")
     }
 }
 

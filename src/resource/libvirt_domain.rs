@@ -925,9 +925,7 @@ impl Resource for LibvirtDomain {
 
     /// A VM that leaves the manifest stays as it is.
     fn remove(&self, _: &DomainState, _: &HostFacts) -> Diff {
-        Diff::InSync {
-            evidence: format!("the VM stays; `vms: {{ {}: {{ …, absent: true }} }}` takes it away", self.name),
-        }
+        Diff::stays(format!("the VM stays; `vms: {{ {}: {{ …, absent: true }} }}` takes it away", self.name))
     }
 }
 

@@ -63,7 +63,7 @@ impl Resource for LibvirtNetwork {
 
     /// Other VMs may be on it: it stays.
     fn remove(&self, _: &Libvirt, _: &HostFacts) -> Diff {
-        Diff::InSync { evidence: "networks of libvirt's stay as they are".to_owned() }
+        Diff::stays("networks of libvirt's stay as they are")
     }
 }
 

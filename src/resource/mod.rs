@@ -41,9 +41,6 @@ use crate::host::{HostError, Probe};
 use crate::plan::Place;
 use crate::plan::{Diff, Key};
 
-/// What is said of a disk that left the manifest together with its VM, and that the VM still has.
-pub const STAYS_WITH_VM: &str = "its VM stays, and has it";
-
 /// What a kind has to say. `Self` is the wanted state: plain data that is also kept in the ledger as "last applied".
 pub trait Resource: Sized + Clone + Serialize + DeserializeOwned + 'static {
     /// Stable: it is in saved plans, in the ledger and on the command line.
@@ -70,7 +67,7 @@ pub trait Resource: Sized + Clone + Serialize + DeserializeOwned + 'static {
     /// Compares; pure. `last` is what was applied last, where it is ours.
     fn diff(&self, state: &Self::State, last: Option<&Self>, facts: &HostFacts) -> Diff;
     /// It left the manifest and is ours (`self` is what was applied last): how to take it back; pure.
-    /// `InSync` means that nothing is left to do, and the ledger forgets it, but for what is [`STAYS_WITH_VM`].
+    /// `InSync` means that nothing is left of it, and the ledger forgets it; `Stays` says whether it does.
     fn remove(&self, state: &Self::State, facts: &HostFacts) -> Diff;
     /// What the next boot changes because of it, beside what its own steps change: recorded for the way back.
     fn at_boot(&self, _: &dyn Probe) -> Vec<Place> {

@@ -330,7 +330,7 @@ impl Resource for PackageSet {
 
     /// Packages are not taken away because a manifest no longer names them: something else may need them by now.
     fn remove(&self, _: &PackageState, _: &HostFacts) -> Diff {
-        Diff::InSync { evidence: "packages stay; `absent: true` removes one".to_owned() }
+        Diff::stays("packages stay; `absent: true` removes one")
     }
 }
 

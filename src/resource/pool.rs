@@ -158,7 +158,7 @@ impl Resource for Pool {
 
     /// A pool may hold anything by now: it stays.
     fn remove(&self, _: &State, _: &HostFacts) -> Diff {
-        Diff::InSync { evidence: "pools stay; take one away with `virsh pool-destroy` and `pool-undefine`".to_owned() }
+        Diff::stays("pools stay; take one away with `virsh pool-destroy` and `pool-undefine`")
     }
 }
 

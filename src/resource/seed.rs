@@ -223,7 +223,7 @@ impl Resource for Seed {
 
     /// The VM may be started with it once more.
     fn remove(&self, _: &State, _: &HostFacts) -> Diff {
-        Diff::InSync { evidence: format!("`{}` stays with its VM", self.path.display()) }
+        Diff::stays(format!("`{}` stays with its VM", self.path.display()))
     }
 }
 

@@ -131,7 +131,7 @@ impl Resource for Service {
 
     /// What a unit was before is not known to be what is wanted now: it stays as it is.
     fn remove(&self, _: &UnitState, _: &HostFacts) -> Diff {
-        Diff::InSync { evidence: "the unit stays as it is".to_owned() }
+        Diff::stays("the unit stays as it is")
     }
 }
 

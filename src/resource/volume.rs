@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::Resource;
 use super::chains::chain_of;
 use super::image;
 use super::libvirt::{Libvirt, ask, known};
 use super::libvirt_domain::{disk_files, project};
-use super::{Resource, STAYS_WITH_VM};
 use crate::facts::HostFacts;
 use crate::host::{self, Answer, HostError, Probe, Virtualisation};
 use crate::image::Cached;
@@ -266,15 +266,17 @@ impl Resource for Volume {
         Diff::Change(change)
     }
 
-    /// Data of a person: it stays.
+    /// Data of a person: it stays. It is known as long as its VM is there: that goes by a later word, and what gpuvm made
+    /// for it is known from nowhere else.
     fn remove(&self, state: &State, _: &HostFacts) -> Diff {
         let known = known(&state.libvirt, || self.made()).ok();
         let vm = self.vm.as_ref().zip(known).and_then(|(vm, known)| known.domain(vm.as_str()));
-        let evidence = match vm {
-            Some(_) => STAYS_WITH_VM.to_owned(),
-            None => format!("disks stay; delete one with: virsh vol-delete {} --pool {}", self.name, self.pool),
-        };
-        Diff::InSync { evidence }
+        match vm {
+            Some(_) => Diff::Stays { why: "its VM stays, and has it".to_owned(), ours: true },
+            None => {
+                Diff::stays(format!("disks stay; delete one with: virsh vol-delete {} --pool {}", self.name, self.pool))
+            }
+        }
     }
 }
 

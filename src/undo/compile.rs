@@ -301,9 +301,10 @@ impl Thing<'_> {
                         change.notes.extend(goes.notes);
                         change.notes.push("with everything that a guest wrote to it".to_owned());
                     }
-                    Diff::InSync { evidence } => {
-                        self.stays.push(format!("the disk {} stays: {evidence}", path.display()));
+                    Diff::Stays { why, .. } => {
+                        self.stays.push(format!("the disk {} stays: {why}", path.display()));
                     }
+                    Diff::InSync { .. } => {}
                     refused => return Ok(refused),
                 }
                 continue;
@@ -411,7 +412,7 @@ impl Thing<'_> {
         }
         match self.ours {
             Some(Wanted::BlockVolume(block)) => block.deletion(|vm| self.undefines(vm), &self.leave(key), probe),
-            _ => Ok(Diff::InSync { evidence: "nothing says that gpuvm made it".to_owned() }),
+            _ => Ok(Diff::stays("nothing says that gpuvm made it")),
         }
     }
 

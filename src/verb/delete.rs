@@ -8,7 +8,7 @@ use super::vm::{foreign, key, known, none};
 use super::{Compiled, Look};
 use crate::host::{Domain, HostError, Probe, Virtualisation};
 use crate::plan::{Action, Change, Diff, Finding, Key, Risk, Severity, Step};
-use crate::resource::block_volume::{BlockVolume, GONE};
+use crate::resource::block_volume::BlockVolume;
 use crate::resource::chains::{all_over, chain_of};
 use crate::resource::layers::number;
 use crate::resource::libvirt_domain::{is_marked, keep_tpm, nvram, project};
@@ -77,10 +77,10 @@ pub(super) fn delete(
         if gone(volume, &known) {
             compiled.ours.insert(at.clone(), None);
         }
-        if let (false, Diff::InSync { evidence }, true) = (keep_disks, &diff, at_pool(volume, &known).is_some()) {
+        if let (false, Diff::Stays { why, .. }) = (keep_disks, &diff) {
             compiled.ours.insert(at.clone(), None);
             compiled.findings.push(stays(
-                format!("`{}` stays: {evidence}", volume.name()),
+                format!("`{}` stays: {why}", volume.name()),
                 format!("to delete it, with what is on it: virsh vol-delete {} --pool {}", volume.name, volume.pool),
             ));
         }
@@ -89,19 +89,19 @@ pub(super) fn delete(
     seed(name, look, &known, &mut compiled)?;
     for block in &blocks {
         let diff = match keep_disks {
-            true => Diff::InSync { evidence: "it stays, as asked".to_owned() },
+            true => Diff::stays("it stays, as asked"),
             false => {
                 let leave = format!("leave the disks: gpuvm vm delete {name} --keep-disks");
                 block.deletion(|vm| vm == name.as_str(), &leave, look.probe)?
             }
         };
-        if let (false, Diff::InSync { evidence }) = (keep_disks, &diff) {
+        if !keep_disks && diff.settled() {
             compiled.ours.insert(block.key(), None);
-            if evidence != GONE {
-                let message = format!("`{}` stays: {evidence}", block.device().display());
-                let help = format!("to delete it, with what is on it: {}", block.store.remove_words(&block.name));
-                compiled.findings.push(stays(message, help));
-            }
+        }
+        if let (false, Diff::Stays { why, .. }) = (keep_disks, &diff) {
+            let message = format!("`{}` stays: {why}", block.device().display());
+            let help = format!("to delete it, with what is on it: {}", block.store.remove_words(&block.name));
+            compiled.findings.push(stays(message, help));
         }
         compiled.entry(&block.key(), [key(name)], diff);
     }
@@ -246,13 +246,12 @@ fn disk(
     known: &Virtualisation,
     probe: &dyn Probe,
 ) -> Diff {
-    let stays = |why: &str| Diff::InSync { evidence: why.to_owned() };
     if keep {
-        return stays("it stays, as asked");
+        return Diff::stays("it stays, as asked");
     }
     let Some(there) = at_pool(volume, known) else {
         return match gone(volume, known) {
-            true => stays("it is gone"),
+            true => Diff::InSync { evidence: "it is gone".to_owned() },
             false => Diff::Blocked {
                 why: format!("its pool `{}` is not started, so what is in it is not known", volume.pool),
                 help: format!("virsh pool-start {}; or leave the disks: --keep-disks", volume.pool),
@@ -260,10 +259,10 @@ fn disk(
         };
     };
     if volume.take_over {
-        return stays("it was there before gpuvm used it");
+        return Diff::stays("it was there before gpuvm used it");
     }
     if !volume.made {
-        return stays("nothing says that gpuvm made it");
+        return Diff::stays("nothing says that gpuvm made it");
     }
     let over = match all_over(&there.path, known, probe) {
         Ok(over) => over.into_iter().find(|o| !layers.contains(o)).map(|p| format!("the disk `{}`", p.display())),

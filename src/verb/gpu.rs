@@ -376,7 +376,7 @@ fn given_back(moved: &MovedGpu, known: &Virtualisation, keeps: bool, look: Look<
         return Diff::InSync { evidence: SHARED.to_owned() };
     }
     if moved.kept {
-        return Diff::InSync { evidence: "it stays on vfio-pci: the manifest keeps it for VMs".to_owned() };
+        return Diff::stays("it stays on vfio-pci: the manifest keeps it for VMs");
     }
     if all.iter().all(|f| !on_vfio(f) && f.driver_override.is_none()) {
         return Diff::InSync { evidence: "its functions are on their own drivers".to_owned() };
