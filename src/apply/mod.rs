@@ -147,7 +147,7 @@ impl Apply<'_> {
             // waited for a second time.
             let hangs = matches!(&result, Err(e) if e.help().is_some());
             let folded = self.state.fold_up(self.run, host).map_err(ApplyError::from);
-            let recorded = if hangs { Ok(()) } else { record_after(self.state, self.run, host) };
+            let recorded = record_after(self.state, self.run, host, hangs);
             return result.and_then(|outcome| folded.and(recorded).map(|()| outcome));
         }
         result

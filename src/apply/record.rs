@@ -90,18 +90,22 @@ impl Record {
     }
 }
 
-/// Records how a run left what it touched; what is changed by others from here on is seen by that.
-pub fn record_after(state: &StateDir, run: u64, host: &dyn Probe) -> Result<(), super::ApplyError> {
+/// Records how a run left what it touched; what is changed by others from here on is seen by that. libvirt is not asked
+/// where it is known to hang, and what it does not tell keeps nothing else from being recorded.
+pub fn record_after(state: &StateDir, run: u64, host: &dyn Probe, hangs: bool) -> Result<(), super::ApplyError> {
     let dir = state.run_dir(run);
     let before = read::<Before>(&dir.join("before.jsonl"))?;
     if before.is_empty() {
         return Ok(());
     }
-    let places = before.into_iter().map(|b| b.place).collect();
     let failed = |source| super::ApplyError::Step { key: Key::new("the record of the run", ""), source };
-    let looked = look(&Snapshot::new(host), &places).map_err(failed)?;
-    let after = After { format: AFTER_FORMAT, places: looked.seen.into_iter().collect() };
-    Ok(write_whole(&dir.join("after.json"), &json(&after))?)
+    let (libvirts, others) = before.into_iter().map(|b| b.place).partition(Place::is_libvirts);
+    let snapshot = Snapshot::new(host);
+    let mut seen = look(&snapshot, &others).map_err(failed)?.seen;
+    let told = if hangs { Ok(()) } else { look(&snapshot, &libvirts).map(|looked| seen.extend(looked.seen)) };
+    let after = After { format: AFTER_FORMAT, places: seen.into_iter().collect() };
+    write_whole(&dir.join("after.json"), &json(&after))?;
+    told.map_err(failed)
 }
 
 /// Reads what a run recorded.

@@ -117,7 +117,7 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
             if let Err(e) = state.fold_up(run, host) {
                 say(&format!("which folders are gpuvm's to take away could not be written down: {e}\n"));
             }
-            if let Err(e) = apply::record_after(&state, run, host) {
+            if let Err(e) = apply::record_after(&state, run, host, false) {
                 say(&format!("how the run left the host could not be recorded: {e}\n"));
             }
             let text = format!("run {run} was abandoned; what it did stays done\n");

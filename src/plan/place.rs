@@ -74,6 +74,13 @@ pub enum Place {
     Domain(DomainName),
 }
 
+impl Place {
+    /// Whether libvirt alone can tell how it is.
+    pub fn is_libvirts(&self) -> bool {
+        matches!(self, Place::Pool(_) | Place::Volume { .. } | Place::Network(_) | Place::Domain(_))
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

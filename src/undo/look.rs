@@ -29,9 +29,7 @@ pub fn look(probe: &dyn Probe, places: &BTreeSet<Place>) -> Result<Looked, HostE
         true => Some((facts::packages(probe), auto_installed(probe)?)),
         false => None,
     };
-    let of_libvirt =
-        |p: &Place| matches!(p, Place::Pool(_) | Place::Volume { .. } | Place::Network(_) | Place::Domain(_));
-    let libvirt = if places.iter().any(of_libvirt) { probe.virtualisation()? } else { Answer::Absent };
+    let libvirt = if places.iter().any(Place::is_libvirts) { probe.virtualisation()? } else { Answer::Absent };
     for place in places {
         let seen = match place {
             Place::File(path) => file(probe, path, &mut all.files)?,

@@ -479,6 +479,17 @@ fn a_libvirt_that_stops_or_freezes_in_the_middle_ends_the_run_which_goes_on_late
             ended += 1;
             let said = error.to_string();
             assert!(said.contains("libvirt"), "{answers}: {said}");
+            // How it left what libvirt has no part in is known, for an undo.
+            let record = host.state().join(format!("runs/{run}"));
+            let before = fs::read_to_string(record.join("before.jsonl")).unwrap();
+            let after: serde_json::Value =
+                serde_json::from_slice(&fs::read(record.join("after.json")).unwrap()).unwrap();
+            let left: Vec<String> = after["places"].as_array().unwrap().iter().map(|p| p[0].to_string()).collect();
+            for line in before.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()) {
+                let Some(place) = line.get("place").map(ToString::to_string) else { continue };
+                let libvirts = ["pool", "volume", "network", "domain"].iter().any(|k| line["place"].get(k).is_some());
+                assert!(libvirts || left.contains(&place), "{answers}: {place}");
+            }
             // libvirt is back.
             let plan = host.run(&["plan"]);
             assert!(matches!(plan.status.code(), Some(0 | 2)), "{}", stderr(&plan));
