@@ -54,6 +54,9 @@ pub struct WaitArgs {
     /// How long, in seconds; ends with 3 when that is over.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
+    /// How it is told on stdout where it got to.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -294,13 +297,16 @@ pub(super) fn wait(args: &WaitArgs, talk: Talk<'_>) -> miette::Result<u8> {
     let (mut shown, mut since) = (String::new(), None);
     loop {
         let (there, so_far) = reached(args, probe.as_ref(), &mut since)?;
-        if there {
-            print(&format!("{}: {so_far}\n", args.name))?;
-            return Ok(code::OK);
-        }
-        if begun.elapsed() >= limit {
-            say(&format!("{}: {so_far}, after {} s\n", args.name, args.timeout));
-            return Ok(code::WAITS);
+        let over = begun.elapsed() >= limit;
+        if there || over {
+            match args.output {
+                Output::Json => print(&json(&serde_json::json!({
+                    "format": 1, "vm": args.name, "reached": there, "state": so_far,
+                }))?)?,
+                Output::Text if there => print(&format!("{}: {so_far}\n", args.name))?,
+                Output::Text => say(&format!("{}: {so_far}, after {} s\n", args.name, args.timeout)),
+            }
+            return Ok(if there { code::OK } else { code::WAITS });
         }
         if so_far != shown && !talk.quiet {
             say(&format!("{}: {so_far}\n", args.name));
