@@ -1,6 +1,7 @@
 //! The command line: its arguments, and one file a command that names the stages it goes through.
 
 mod adopt;
+mod agent_keys;
 mod apply;
 mod create;
 mod defaults;

@@ -15,7 +15,7 @@ mod url;
 mod version;
 mod xml;
 
-pub use base64::from_base64;
+pub use base64::{from_base64, to_base64};
 pub use cpus::{cpu_list, cpu_list_text};
 pub use mdev::{MdevUuid, NoMdevUuid};
 pub use name::{DomainName, HostName, InterfaceName, MacAddress, NameError, PackageName, ResourceName, UnitName};
