@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::host::Domain;
+use crate::plan::{FieldDiff, Risk, TextEdit};
 use crate::resource::tests::facts;
+use crate::types::{MacAddress, PciSlot};
 
 /// As the writer makes it.
 pub(super) fn vm() -> LibvirtDomain {
