@@ -253,6 +253,7 @@ fn list(args: &ListArgs) -> miette::Result<u8> {
             ran: s.ran,
             parts: s.parts.iter().map(|p: &Part| p.word().to_owned()).collect(),
             files: s.files().map(|f| f.display().to_string()).collect(),
+            copies: s.parts.iter().map(|p| p.copy(&domain.uuid, &s.name).display().to_string()).collect(),
         })
         .collect();
     print(&match args.output {
