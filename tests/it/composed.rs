@@ -22,6 +22,8 @@ pub struct Machine {
     /// ACPI tables; by default the one of the IOMMU.
     pub tables: Option<Vec<String>>,
     pub address_bits: u32,
+    /// Whether there is /dev/kvm.
+    pub kvm: bool,
     pub uefi: bool,
     /// `on`, `off` or `hidden`.
     pub secure_boot: String,
@@ -66,6 +68,7 @@ impl Default for Machine {
             address_bits: 46,
             uefi: true,
             secure_boot: "off".into(),
+            kvm: true,
             root: true,
             hostname: "gpu-01".into(),
             packages: vec!["initramfs-tools=0.148".into(), "ovmf=2025.02-8".into(), "grub-efi-amd64=2.12".into()],
@@ -144,7 +147,9 @@ pub fn expand(machine: &Machine, dir: &Path) {
     );
     tree.file("/proc/cpuinfo", if machine.arch == "arm64" { "processor\t: 0\n".to_owned() } else { cpu });
     tree.file("/proc/modules", machine.modules.iter().map(|m| format!("{m} 1 0 - Live 0x0\n")).collect::<String>());
-    tree.file("/dev/kvm", "");
+    if machine.kvm {
+        tree.file("/dev/kvm", "");
+    }
     tree.file(&format!("/lib/modules/{}/kernel/drivers/vfio/pci/vfio-pci.ko.xz", machine.kernel), "");
     tree.file(&format!("/boot/vmlinuz-{}", machine.kernel), "");
     let mut status =
