@@ -302,6 +302,9 @@ fn group(on: &On<'_>) -> Link {
     }
     let ports: Vec<String> = on
         .facts
+    if let Some((status, says, fix)) = super::owner::of_group(on) {
+        return evidence(Link::new("group", status, says)).fix(fix);
+    }
         .pci
         .values()
         .filter(|f| f.is_bridge() && f.group.is_some_and(|g| on.gpu.groups.contains(&g)))

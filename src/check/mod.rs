@@ -5,6 +5,7 @@
 mod links;
 mod looked;
 mod next_boot;
+mod owner;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -106,6 +107,10 @@ pub struct Asked {
     pub vms: Vec<(String, BTreeSet<PciSlot>)>,
     /// Where GPUs are on a board with NVSwitches, as far as the manifest says.
     pub modules: BTreeMap<PciSlot, u8>,
+    /// The VMs that do not have it, likewise.
+    pub other_vms: Vec<(String, BTreeSet<PciSlot>)>,
+    /// The VMs that are to run with the host.
+    pub running: BTreeSet<String>,
     /// The manifest cuts it into MIG instances, which come again at each boot.
     pub mig: bool,
 }

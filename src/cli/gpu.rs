@@ -145,12 +145,15 @@ impl Seen {
         let devices = devices.filter_map(|(_, e)| desire::resolve(e, false, &self.facts).ok());
         let vms = m.vms.iter().filter(|(_, vm)| !vm.absent);
         let vms = vms.map(|(n, vm)| (n.to_string(), desire::slots_of(m, vm, &self.facts)));
+        let (vms, other_vms) = vms.partition(|(_, slots)| slots.contains(&slot));
         let name = named.iter().find(|(_, s, _)| *s == slot).map(|(n, ..)| n.as_str());
         Asked {
             another: name.and_then(|name| self.another(name)),
             name: named.iter().find(|(_, s, _)| *s == slot).map(|(n, ..)| n.clone()),
             given: named.iter().filter(|(.., u)| given(*u)).map(|(_, s, _)| *s).chain(devices).collect(),
-            vms: vms.filter(|(_, slots)| slots.contains(&slot)).collect(),
+            vms,
+            other_vms,
+            running: m.vms.iter().filter(|(_, vm)| desire::runs(vm)).map(|(n, _)| n.to_string()).collect(),
             shared: self.release(m, slot),
             modules: desire::modules(m, &self.facts),
             mig: self.cut(m, slot),

@@ -508,6 +508,11 @@ pub struct Package {
     pub held: bool,
 }
 
+    /// The IOMMU group that two functions are in, if that is one.
+    pub fn shared_group(&self, a: PciAddress, b: PciAddress) -> Option<u32> {
+        let group = |f: PciAddress| self.pci.get(&f)?.group;
+        group(a).filter(|of_a| group(b) == Some(*of_a))
+    }
 /// A local group.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Group {

@@ -137,6 +137,17 @@ fn bound(moved: &MovedGpu, known: &Virtualisation, look: Look<'_>) -> Diff {
             format!("take it from there first: gpuvm gpu detach {other} {}", moved.gpu),
         );
     }
+    if let Some((other, of_group, group)) = user_of_group(moved, &all, known, look) {
+        return blocked(
+            format!(
+                "VM `{other}` has {of_group} of its IOMMU group {group}, and runs: a group goes to one VM at a time"
+            ),
+            format!(
+                "shut that VM down first: gpuvm vm stop {other}; or take that device from it: gpuvm gpu detach {other} {}",
+                of_group.slot
+            ),
+        );
+    }
     if all.iter().all(|f| on_vfio(f)) {
         return Diff::InSync { evidence: format!("{} functions on vfio-pci", all.len()) };
     }
@@ -188,6 +199,20 @@ fn user(slot: PciSlot, known: &Virtualisation) -> Option<&str> {
         live.is_some_and(|p| p.functions.iter().any(|f| f.slot == slot))
     };
     known.domains.iter().find(has).map(|d| d.name.as_str())
+}
+
+/// The running VM that has a function of the card's IOMMU groups which is not the card's own: it owns the group.
+fn user_of_group<'a>(
+    moved: &MovedGpu,
+    all: &[&PciFunction],
+    known: &'a Virtualisation,
+    look: Look<'_>,
+) -> Option<(&'a str, PciAddress, u32)> {
+    known.domains.iter().filter(|d| d.name != moved.vm.as_str()).find_map(|d| {
+        let has = project(live(d)?).ok()?.functions;
+        let shared = |f: PciAddress| all.iter().find_map(|own| look.facts.shared_group(f, own.address));
+        has.into_iter().find_map(|f| Some((d.name.as_str(), f, shared(f)?)))
+    })
 }
 
 /// Who uses it, and how it gets free. Whoever could not be seen counts as a user.

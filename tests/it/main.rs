@@ -29,6 +29,7 @@ mod mig;
 mod moves;
 mod namespaces;
 mod network_guard;
+mod one_group;
 mod packages;
 mod policy;
 mod program;
