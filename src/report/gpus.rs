@@ -108,6 +108,9 @@ fn users(named: &NamedGpu) -> String {
     let gpu = &named.gpu;
     let mut all: Vec<String> = gpu.holders.iter().map(user).collect();
     all.dedup();
+    if gpu.link.as_ref().is_some_and(PciLink::is_dead) {
+        all.insert(0, "does not answer".to_owned());
+    }
     match gpu.sharing.mig_instances.len() {
         0 => {}
         1 => all.push("1 MIG instance".to_owned()),
