@@ -582,10 +582,15 @@ fn display(on: &On<'_>) -> Link {
         (_, true) => Link::new(
             "display",
             Status::Unknown,
-            "the boot display: its screen goes dark, and some cards then need `rom:` to start in a guest",
+            "the boot display: its screen goes dark, and some cards then show nothing in a guest without a copy of their ROM",
         )
         .seen(file, "1")
-        .fix("make another card the boot display in the firmware's setup, or keep a way in by ssh or serial console"),
+        .fix("make another card the boot display in the firmware's setup, or keep a way in by ssh or serial console")
+        .fix(format!(
+            "where a guest's screen stays dark: virsh edit its VM, and put `<rom file='/PATH'/>` into the hostdev of {}; gpuvm \
+             keeps it there",
+            first.map_or(on.gpu.slot.function(0), |f| f.address)
+        )),
         (_, false) => Link::new("display", Status::Ok, "not the boot display").seen(file, "0"),
     }
 }
