@@ -2,6 +2,7 @@
 //! in one pass, and wakes nothing: what would reach a sleeping card is not read.
 
 pub mod architecture;
+mod busy;
 mod holders;
 pub mod identity;
 pub mod mig;
@@ -15,6 +16,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub use busy::Busy;
 pub use holders::{Framebuffer, Holder, HolderKind, framebuffer};
 pub use seen::{REFUSED, RefusedStart, SEEN, Seen, refused_starts, remembered};
 
@@ -60,6 +62,8 @@ pub struct Gpu {
     /// Its link, where it is awake.
     pub link: Option<PciLink>,
     /// Its memory windows.
+    /// How busy it is, where its driver tells that of a card that is awake.
+    pub busy: Busy,
     pub bars: Vec<Bar>,
     /// How it can be reset.
     pub reset: Reset,
@@ -243,6 +247,7 @@ fn one(probe: &dyn Probe, facts: &HostFacts, f: &PciFunction, users: &holders::U
         bars: functions.iter().flat_map(|f| bars(probe, f.address)).collect(),
         reset: Reset {
             methods: listed.map(|l| l.split_whitespace().map(str::to_owned).collect()),
+        busy: busy::busy(probe, f),
             bus_is_its_own: f.path.starts_with("pcie:") && bus_alone.into_iter().all(|o| mine(&o.address)),
             seen: seen.iter().find(|s| s.is_of(f)).cloned(),
         },

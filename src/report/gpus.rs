@@ -7,7 +7,7 @@ use owo_colors::OwoColorize;
 use super::text::safe;
 use crate::check::{Explanation, Link, NextBootReport, Status, Verdict};
 use crate::gpu::mig::Instance;
-use crate::gpu::{Gpu, GpuKind, Holder, HolderKind, PciLink, RefusedStart};
+use crate::gpu::{Busy, Gpu, GpuKind, Holder, HolderKind, PciLink, RefusedStart};
 use crate::resource::shared_gpu::SharedNow;
 
 const WIDTH: usize = 80;
@@ -237,6 +237,13 @@ fn status(named: &NamedGpu, out: &mut String) -> std::fmt::Result {
         None => line("link", "not asked: that would wake it".to_owned())?,
     }
     line("power", power.to_owned())?;
+    line(
+        "busy",
+        match &gpu.busy {
+            Busy::Percent(percent) => format!("{percent} % of its time"),
+            Busy::NotTold(why) => why.clone(),
+        },
+    )?;
     if !gpu.bars.is_empty() {
         let all: Vec<String> = gpu.bars.iter().filter(|b| b.size >= 1 << 20).map(|b| size(b.size)).collect();
         line("windows", all.join(", "))?;

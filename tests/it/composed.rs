@@ -50,6 +50,8 @@ pub struct Machine {
     pub direct: BTreeMap<u32, String>,
     /// The name of the host that `host.yaml` was applied on before: its state is laid into this one.
     pub applied_on: Option<String>,
+    /// Whether all that is known of each GPU is shown too.
+    pub status: bool,
     /// What to explain; by default every GPU.
     pub explain: Option<Vec<String>>,
     /// Whether the plan of its manifest is shown too.
@@ -66,9 +68,9 @@ impl Default for Machine {
             iommu: "intel".into(),
             tables: None,
             address_bits: 46,
+            kvm: true,
             uefi: true,
             secure_boot: "off".into(),
-            kvm: true,
             root: true,
             hostname: "gpu-01".into(),
             packages: vec!["initramfs-tools=0.148".into(), "ovmf=2025.02-8".into(), "grub-efi-amd64=2.12".into()],
@@ -84,6 +86,7 @@ impl Default for Machine {
             repositories: BTreeMap::new(),
             direct: BTreeMap::new(),
             applied_on: None,
+            status: false,
             explain: None,
             plan: false,
         }
@@ -460,6 +463,11 @@ fn devices(machine: &Machine, tree: &Tree<'_>, mounts: &mut String) -> BTreeMap<
                 &format!("/proc/driver/nvidia/gpus/{address}/information"),
                 format!("Model: \t\t {model}\nIRQ:   \t\t 77\nGPU UUID: \t {uuid}\nVideo BIOS: \t 94.02.26.40.81\nBus Type: \t PCIe\nDevice Minor: \t {number}\nGPU Excluded:\t No\n"),
             );
+        }
+        for (name, attribute) in [("busy", "gpu_busy_percent"), ("runtime", "power/runtime_status")] {
+            if let Some(value) = word(name) {
+                set(attribute, value);
+            }
         }
         if let Some(serial) = word("serial") {
             set("serial_number", serial);
