@@ -49,12 +49,14 @@ pub(super) fn all(on: &On<'_>) -> Vec<Link> {
 
 /// The card that the manifest's name was bound to before, from gpuvm's own ledger.
 fn identity(on: &On<'_>) -> Option<Link> {
-    let (why, help) = on.asked.another.as_ref()?;
-    Some(
-        Link::new("identity", Status::Fail, why.clone())
-            .seen("/var/lib/gpuvm/ledger.json", "another card was bound")
-            .fix(help.clone()),
-    )
+    const LEDGER: &str = "/var/lib/gpuvm/ledger.json";
+    let Some((why, help)) = &on.asked.another else {
+        let recognised = on.asked.recognised.as_ref()?;
+        let card = &on.gpu;
+        let remembered = card.uuid.as_ref().filter(|_| card.recalled.uuid).or(card.serial.as_ref())?;
+        return Some(Link::new("identity", Status::Ok, recognised.clone()).seen(LEDGER, remembered.clone()));
+    };
+    Some(Link::new("identity", Status::Fail, why.clone()).seen(LEDGER, "another card was bound").fix(help.clone()))
 }
 
 /// Parts of the card in other slots are not what makes it pass or fail, and are missed in the guest.
@@ -300,11 +302,11 @@ fn group(on: &On<'_>) -> Link {
                 .fix("or give the neighbours away too: name them under `devices` (GPUs under `gpus`) with `use: vfio`"),
         };
     }
-    let ports: Vec<String> = on
-        .facts
     if let Some((status, says, fix)) = super::owner::of_group(on) {
         return evidence(Link::new("group", status, says)).fix(fix);
     }
+    let ports: Vec<String> = on
+        .facts
         .pci
         .values()
         .filter(|f| f.is_bridge() && f.group.is_some_and(|g| on.gpu.groups.contains(&g)))

@@ -20,7 +20,7 @@ pub use busy::Busy;
 pub use holders::{Framebuffer, Holder, HolderKind, framebuffer};
 pub use seen::{REFUSED, RefusedStart, SEEN, Seen, refused_starts, remembered};
 
-use crate::facts::{HostFacts, PciFunction};
+use crate::facts::{HostFacts, PciFunction, Recalled};
 use crate::host::{Answer, Probe};
 use crate::resource::vgpu;
 use crate::types::{PciAddress, PciId, PciSlot};
@@ -43,6 +43,9 @@ pub struct Gpu {
     pub serial: Option<String>,
     /// NVIDIA's UUID, where its driver holds the card.
     pub uuid: Option<String>,
+    /// Which of these two are remembered, and told by nothing now.
+    #[serde(skip_serializing_if = "Recalled::is_none")]
+    pub recalled: Recalled,
     /// What it is among displays.
     pub kind: GpuKind,
     /// All functions of the slot.
@@ -59,11 +62,11 @@ pub struct Gpu {
     pub numa_node: Option<u32>,
     /// `D0`, `D3cold`, …
     pub power_state: Option<String>,
+    /// How busy it is, where its driver tells that of a card that is awake.
+    pub busy: Busy,
     /// Its link, where it is awake.
     pub link: Option<PciLink>,
     /// Its memory windows.
-    /// How busy it is, where its driver tells that of a card that is awake.
-    pub busy: Busy,
     pub bars: Vec<Bar>,
     /// How it can be reset.
     pub reset: Reset,
@@ -234,6 +237,7 @@ fn one(probe: &dyn Probe, facts: &HostFacts, f: &PciFunction, users: &holders::U
         subsystem: f.subsystem,
         serial: f.serial.clone(),
         uuid: f.uuid.clone(),
+        recalled: f.recalled,
         kind: match f {
             f if f.is_management() => GpuKind::Management,
             f if f.is_virtual_display() => GpuKind::Virtual,
@@ -243,11 +247,11 @@ fn one(probe: &dyn Probe, facts: &HostFacts, f: &PciFunction, users: &holders::U
         boot_display: functions.iter().any(|f| f.boot_display),
         numa_node: f.numa_node,
         power_state: f.power_state.clone(),
+        busy: busy::busy(probe, f),
         link: f.is_awake().then(|| link(probe, &dir)).flatten(),
         bars: functions.iter().flat_map(|f| bars(probe, f.address)).collect(),
         reset: Reset {
             methods: listed.map(|l| l.split_whitespace().map(str::to_owned).collect()),
-        busy: busy::busy(probe, f),
             bus_is_its_own: f.path.starts_with("pcie:") && bus_alone.into_iter().all(|o| mine(&o.address)),
             seen: seen.iter().find(|s| s.is_of(f)).cloned(),
         },

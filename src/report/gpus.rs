@@ -263,11 +263,12 @@ fn status(named: &NamedGpu, out: &mut String) -> std::fmt::Result {
     if let Some(node) = gpu.numa_node {
         line("numa node", node.to_string())?;
     }
+    let remembered = |recalled: bool| if recalled { " (remembered; not told now)" } else { "" };
     if let Some(serial) = &gpu.serial {
-        line("serial", serial.clone())?;
+        line("serial", format!("{serial}{}", remembered(gpu.recalled.serial)))?;
     }
     if let Some(uuid) = &gpu.uuid {
-        line("uuid", uuid.clone())?;
+        line("uuid", format!("{uuid}{}", remembered(gpu.recalled.uuid)))?;
     }
     let s = &gpu.sharing;
     if s.most_virtual_functions > 0 {

@@ -34,6 +34,7 @@ mod packages;
 mod policy;
 mod program;
 mod readme;
+mod recognised;
 mod shared;
 mod snapshots;
 mod talk;
