@@ -108,7 +108,8 @@ fn meant_move(args: &MoveArgs, attach: bool, probe: &dyn Probe, past: &Past) -> 
     if let Some(Err(other)) = manifest.as_ref().map(|m| host::is_meant(m, probe)) {
         return Ok(Err(other));
     }
-    let facts = facts::collect(&Snapshot::new(probe));
+    let mut facts = facts::collect(&Snapshot::new(probe));
+    past.recall(&mut facts);
     let slot = meant(&args.gpu, manifest.as_ref(), &facts)?;
     let card = Card::of(&facts, slot).ok_or_else(|| miette!("there is no device at {slot}"))?;
     let named = manifest.as_ref().and_then(|m| m.manifest.gpus.iter().find(|(n, _)| n.as_str() == args.gpu));

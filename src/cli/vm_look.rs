@@ -245,6 +245,9 @@ fn gpus(seen: &Seen<'_>, vm: &Vm) -> Vec<Hinder> {
     let all = gpu::collect(seen.probe, &seen.facts);
     let looked = Looked::look(seen.probe, &seen.facts, &all);
     let slots: std::collections::BTreeSet<_> = vm.devices.iter().map(|d| d.slot).collect();
+    // Neighbours in a group that are for other VMs hinder nothing while those are off, which is told beside this.
+    let for_vms = seen.facts.pci.values().filter(|f| f.driver.as_deref() == Some("vfio-pci"));
+    let on_vfio: std::collections::BTreeSet<_> = for_vms.map(|f| f.address.slot).collect();
     let shared = shared_now(seen.probe);
     let mut hinders = Vec::new();
     for gpu in all.iter().filter(|g| slots.contains(&g.slot)) {
@@ -252,12 +255,10 @@ fn gpus(seen: &Seen<'_>, vm: &Vm) -> Vec<Hinder> {
         let release = shared.iter().find(|s| s.slot == gpu.slot).map(|s| &s.release);
         let asked = Asked {
             name,
-            given: slots.clone(),
-            another: None,
+            given: slots.union(&on_vfio).copied().collect(),
             shared: release.map(|all| all.iter().map(ToString::to_string).collect()),
             vms: vec![(vm.name.clone(), slots.clone())],
-            modules: std::collections::BTreeMap::new(),
-            mig: false,
+            ..Asked::default()
         };
         let explained = check::explain(&seen.facts, &looked, &all, gpu, &asked);
         let named = explained.name.clone().unwrap_or_else(|| gpu.slot.to_string());

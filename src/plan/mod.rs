@@ -7,6 +7,7 @@ mod listed;
 mod order;
 mod place;
 mod policy;
+mod recall;
 mod saved;
 mod select;
 mod step;

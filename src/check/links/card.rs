@@ -19,12 +19,14 @@ pub(super) fn kind(on: &On<'_>) -> Option<Link> {
 
 /// The card that the manifest's name was bound to before, from gpuvm's own ledger.
 pub(super) fn identity(on: &On<'_>) -> Option<Link> {
-    let (why, help) = on.asked.another.as_ref()?;
-    Some(
-        Link::new("identity", Status::Fail, why.clone())
-            .seen("/var/lib/gpuvm/ledger.json", "another card was bound")
-            .fix(help.clone()),
-    )
+    const LEDGER: &str = "/var/lib/gpuvm/ledger.json";
+    let Some((why, help)) = &on.asked.another else {
+        let recognised = on.asked.recognised.as_ref()?;
+        let card = &on.gpu;
+        let remembered = card.uuid.as_ref().filter(|_| card.recalled.uuid).or(card.serial.as_ref())?;
+        return Some(Link::new("identity", Status::Ok, recognised.clone()).seen(LEDGER, remembered.clone()));
+    };
+    Some(Link::new("identity", Status::Fail, why.clone()).seen(LEDGER, "another card was bound").fix(help.clone()))
 }
 
 pub(super) fn answers(on: &On<'_>) -> Link {
@@ -71,10 +73,15 @@ pub(super) fn display(on: &On<'_>) -> Link {
         (_, true) => Link::new(
             "display",
             Status::Unknown,
-            "the boot display: its screen goes dark, and some cards then need `rom:` to start in a guest",
+            "the boot display: its screen goes dark, and some cards then show nothing in a guest without a copy of their ROM",
         )
         .seen(file, "1")
-        .fix("make another card the boot display in the firmware's setup, or keep a way in by ssh or serial console"),
+        .fix("make another card the boot display in the firmware's setup, or keep a way in by ssh or serial console")
+        .fix(format!(
+            "where a guest's screen stays dark: virsh edit its VM, and put `<rom file='/PATH'/>` into the hostdev of {}; gpuvm \
+             keeps it there",
+            first.map_or(on.gpu.slot.function(0), |f| f.address)
+        )),
         (_, false) => Link::new("display", Status::Ok, "not the boot display").seen(file, "0"),
     }
 }

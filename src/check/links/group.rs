@@ -57,6 +57,9 @@ pub(super) fn group(on: &On<'_>) -> Link {
                 .fix("or give the neighbours away too: name them under `devices` (GPUs under `gpus`) with `use: vfio`"),
         };
     }
+    if let Some((status, says, fix)) = crate::check::owner::of_group(on) {
+        return evidence(Link::new("group", status, says)).fix(fix);
+    }
     let ports: Vec<String> = on
         .facts
         .pci

@@ -28,7 +28,14 @@ pub(super) fn holders(on: &On<'_>) -> Vec<Link> {
             }),
         ),
         (None, true) => {
-            links.push(Link::new("holder", Status::Ok, "nobody has it open").seen("/proc/*/fd", "none of its nodes"))
+            // NVIDIA's driver ends the mode itself when a card is taken from it (nv-pci.c of its open modules, and nv.c of
+            // drivers from before those): it is no use that the removal would wait for, as an open file is.
+            let of_nvidia = on.gpu.functions.iter().any(|f| f.driver.as_deref() == Some("nvidia"));
+            let says = match of_nvidia {
+                true => "nobody has it open; persistence mode, where nvidia-smi set it, ends as its driver lets it go",
+                false => "nobody has it open",
+            };
+            links.push(Link::new("holder", Status::Ok, says).seen("/proc/*/fd", "none of its nodes"))
         }
         (None, false) => {}
     }

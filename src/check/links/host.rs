@@ -17,8 +17,17 @@ pub(super) fn kvm(on: &On<'_>) -> Link {
             .seen("/dev/kvm", "absent")
             .fix("turn on VT-x or AMD-V (SVM) in the firmware's setup")
         }
-        (Some(flag), false) => Link::new("kvm", Status::Ok, format!("{flag}; KVM's driver is not loaded yet"))
-            .seen("/proc/cpuinfo", flag.clone()),
+        // Kernels before 6.7 or so show `svm` with SVM off in the firmware too: that its driver loads is the proof.
+        (Some(flag), false) => {
+            let module = if flag == "svm" { "kvm_amd" } else { "kvm_intel" };
+            let says = format!("{flag}; whether the firmware allows it is told by KVM's driver, which is not loaded");
+            Link::new("kvm", Status::Unknown, says).seen("/proc/cpuinfo", flag.clone()).seen("/dev/kvm", "absent").fix(
+                format!(
+                    "modprobe {module}, and look again; where it does not load: turn on VT-x or AMD-V (SVM) in the \
+                     firmware's setup"
+                ),
+            )
+        }
         (None, false) => Link::new("kvm", Status::Fail, "the processor offers no virtualisation")
             .seen("/proc/cpuinfo", "neither vmx nor svm")
             .seen("/dev/kvm", "absent")
