@@ -560,6 +560,19 @@ impl LibvirtDomain {
         last.into_iter().flat_map(|l| &l.slots).filter(|slot| self.slots.iter().all(|s| !s.is(slot)))
     }
 
+    /// The firmware that it has where that is not the one that is wanted. Whether it is UEFI at all, the definition says;
+    /// whether with secure boot, what it was made as.
+    fn made_with_another_firmware(&self, is: &Projection, last: Option<&Self>) -> Option<Firmware> {
+        let uefi = |firmware| firmware != Firmware::Bios;
+        let was = match last.map(|l| l.firmware) {
+            Some(was) if uefi(was) == is.uefi => was,
+            _ if !is.uefi => Firmware::Bios,
+            _ if uefi(self.firmware) => self.firmware,
+            _ => Firmware::Uefi,
+        };
+        Some(was).filter(|was| *was != self.firmware)
+    }
+
     /// One that libvirt has.
     fn compare(&self, domain: &Domain, state: &DomainState, known: &Virtualisation, last: Option<&Self>) -> Diff {
         let name = &self.name;
@@ -583,17 +596,11 @@ impl LibvirtDomain {
         if self.absent {
             return self.undefine(domain, known);
         }
-        // Whether it is UEFI at all, the definition says; whether with secure boot, what it was made as.
-        let uefi = |firmware| firmware != Firmware::Bios;
-        let other = |l: &&Self| l.firmware != self.firmware && uefi(l.firmware) && uefi(self.firmware);
-        if let Some(last) = last.filter(other) {
+        if let Some(was) = self.made_with_another_firmware(&is, last) {
+            let (was, wanted) = (was.name(), self.firmware.name());
             return Diff::Blocked {
-                why: format!(
-                    "it was made with firmware `{}`, and the manifest says `{}`",
-                    last.firmware.name(),
-                    self.firmware.name()
-                ),
-                help: format!("its system was installed for the former: write `firmware: {}`", last.firmware.name()),
+                why: format!("it was made with firmware `{was}`, and the manifest says `{wanted}`"),
+                help: format!("its system was installed for the former: write `firmware: {was}`, or make a new VM"),
             };
         }
         if let Some(last) = last.filter(|l| l.windows != self.windows) {

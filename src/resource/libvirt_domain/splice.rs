@@ -7,7 +7,7 @@ use roxmltree::{Document, Node};
 
 use super::read::{Projection, child, children, devices, function, is_disk, nic, sources};
 use super::write::{self, cpu_mode};
-use super::{Accel, Addition, Disk, Extra, Firmware, LibvirtDomain, PassedSlot};
+use super::{Accel, Addition, Disk, Extra, LibvirtDomain, PassedSlot};
 use crate::types::{PciAddress, Splice, xml_escape as e};
 
 /// Why a definition is not edited, and what to do about it.
@@ -250,13 +250,6 @@ pub(super) fn splice(
         Document::parse(xml).map_err(|e| refused(format!("its definition cannot be read: {e}"), "virsh dumpxml"))?;
     let root = doc.root_element();
     let mut edits = Edits { xml, all: Vec::new() };
-    if is.uefi != (vm.firmware != Firmware::Bios) {
-        let boots = if is.uefi { "UEFI" } else { "BIOS" };
-        return Err(refused(
-            format!("it was made with {boots}, and its guest may not boot with anything else"),
-            format!("write `firmware: {}`, or make a new VM", boots.to_lowercase()),
-        ));
-    }
     accel(vm, is, root, &mut edits);
     cpus(vm, last, is, root, &mut edits)?;
     topology(vm, last, is, root, &mut edits);
