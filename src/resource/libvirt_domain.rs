@@ -10,6 +10,7 @@ mod drives;
 mod extras;
 mod given;
 mod install;
+mod once;
 mod plug;
 mod read;
 mod splice;
@@ -857,6 +858,10 @@ impl Resource for LibvirtDomain {
 
     fn begun(&self) -> Self {
         Self { start_owed: self.start_when_made, install_owed: self.install.is_some(), ..self.clone() }
+    }
+
+    fn kept(&self, last: Option<&Self>, made: bool) -> Self {
+        self.made_with(last, made)
     }
 
     fn probe(&self, host: &dyn Probe) -> Result<DomainState, HostError> {

@@ -123,3 +123,53 @@ fn a_disk_that_a_person_moved_is_taken_over_where_it_is() {
     assert!(host.told("plan", 0).contains("nothing to do"));
     assert!(host.at("host/root/var/lib/libvirt/images/tiny-0.qcow2").exists(), "the former one stays");
 }
+
+#[test]
+fn another_firmware_is_refused_and_what_is_put_in_once_is_named() {
+    let host = Host::copy(with_vm());
+    let says = |host: &Host, parts: &str| {
+        fs::write(host.at("host.yaml"), MANIFEST.replace("start: manual", &format!("start: manual, {parts}"))).unwrap();
+    };
+    says(&host, "firmware: bios");
+    let said = host.told("plan", 1);
+    assert!(said.contains("made with firmware `uefi`, and the manifest says `bios`"), "{said}");
+
+    let xml = "xml: [{ at: /domain/devices, add: \"<watchdog model='itco' action='reset'/>\" }]";
+    let both = format!("smbios: {{ serial: canary-7 }}, {xml}");
+    says(&host, &both);
+    for words in ["plan", "apply --yes", "plan"] {
+        let said = host.told(words, 0);
+        for field in ["smbios", "xml"] {
+            assert!(said.contains(&format!("vms.tiny.{field}")), "{words}: {said}");
+            assert!(said.contains(&format!("`{field}` is put in when a VM is made")), "{words}: {said}");
+        }
+        assert!(!said.contains("canary-7"), "{said}");
+    }
+    // Another change takes neither along, nor forgets that.
+    let more = fs::read_to_string(host.at("host.yaml")).unwrap().replace("512MiB", "768MiB");
+    fs::write(host.at("host.yaml"), more).unwrap();
+    host.told("apply --yes", 0);
+    assert!(host.told("plan", 0).contains("vms.tiny.smbios"));
+    // Put in by hand, and as libvirt writes it.
+    host.libvirt(|known| {
+        let tiny = known["domains"].as_array_mut().unwrap().iter_mut().find(|d| d["name"] == "tiny").unwrap();
+        let xml = tiny["inactiveXml"].as_str().unwrap();
+        let info = "<sysinfo type='smbios'>\n    <system>\n      <entry name='manufacturer'>a</entry>\n      \
+                    <entry name='serial'>canary-7</entry>\n    </system>\n  </sysinfo>\n  <os";
+        let dog = "<watchdog model='itco' action='reset'>\n      <alias name='w'/>\n    </watchdog>\n  </devices>";
+        tiny["inactiveXml"] = xml.replacen("<os", info, 1).replace("</devices>", dog).into();
+    });
+    let said = host.told("plan", 0);
+    assert!(!said.contains("put in when a VM is made"), "{said}");
+    // Made with it, it has it.
+    let anew = Host::bare(&fs::read_to_string(host.at("host.yaml")).unwrap());
+    for folder in ["big", "other"] {
+        fs::create_dir_all(anew.at("host/root/srv").join(folder)).unwrap();
+    }
+    anew.says("apply --yes --reboot", 0);
+    assert!(!anew.told("plan", 0).contains("put in when a VM is made"));
+    assert!(anew.domain("tiny")["inactiveXml"].as_str().unwrap().contains("canary-7"));
+    says(&anew, xml);
+    let said = anew.told("plan", 2);
+    assert!(said.contains("vms.tiny.smbios") && !said.contains("vms.tiny.xml"), "{said}");
+}
