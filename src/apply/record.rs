@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::journal::{Journal, read};
-use super::state::{StateDir, StateError, json, make_private, write_whole};
+use super::state::{About, StateDir, StateError, json, make_private, write_whole};
 use crate::host::{HostError, Probe, Snapshot};
 use crate::plan::{Key, Place, Seen};
 use crate::undo::{Recorded, look};
@@ -109,7 +109,7 @@ pub fn record_after(state: &StateDir, run: u64, host: &dyn Probe, hangs: bool) -
 }
 
 /// Reads what a run recorded.
-pub(super) fn recorded(state: &StateDir, run: u64, plan: crate::plan::Plan) -> Result<Recorded, StateError> {
+pub(super) fn recorded(state: &StateDir, run: u64, about: About) -> Result<Recorded, StateError> {
     let dir = state.run_dir(run);
     let before = read::<Before>(&dir.join("before.jsonl"))?;
     let path = dir.join("after.json");
@@ -140,7 +140,15 @@ pub(super) fn recorded(state: &StateDir, run: u64, plan: crate::plan::Plan) -> R
         let disks = touched.into_iter().map(|b| b.place).filter(|p| matches!(p, Place::Volume { .. }));
         since.extend(disks.map(|place| (place, later)));
     }
-    Ok(Recorded { before, after, contents, since, owned: state.owned_before(run)?, plan })
+    Ok(Recorded {
+        before,
+        after,
+        contents,
+        since,
+        owned: state.owned_before(run)?,
+        plan: about.plan,
+        edited: about.edited,
+    })
 }
 
 /// A content that was kept, which still is what it was.

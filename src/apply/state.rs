@@ -16,7 +16,7 @@ use crate::host::{Answer, Host, HostError, Probe};
 use crate::plan::{Diff, Entry, Key, Past, Plan, Policy, Refresh, SavedManifest, SavedPlan, Selection, Step};
 use crate::resource::Wanted;
 use crate::types::sha256_hex;
-use crate::undo::{Back, Recorded};
+use crate::undo::{Back, Edited, Recorded};
 use crate::verb::Verb;
 
 /// The number of the ledger's format; a newer one is refused.
@@ -131,12 +131,15 @@ pub struct Order {
     pub policies: Vec<Policy>,
     /// What was allowed.
     pub allowed: Allowed,
+    /// What its command writes into a manifest beside that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edited: Option<Edited>,
 }
 
 impl Order {
     /// A plan for a purpose, of which nothing is allowed yet.
     pub fn new(purpose: Purpose, plan: Plan) -> Self {
-        Self { purpose, plan, policies: Vec::new(), allowed: Allowed::default() }
+        Self { purpose, plan, policies: Vec::new(), allowed: Allowed::default(), edited: None }
     }
 }
 
@@ -168,6 +171,9 @@ pub struct About {
     pub verb: Option<Verb>,
     /// What was approved. Secrets are digests in it.
     pub plan: Plan,
+    /// What its command wrote into a manifest beside that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edited: Option<Edited>,
 }
 
 /// How many runs are kept, with their records. What is ours and every first original are kept apart from them.
@@ -318,7 +324,7 @@ impl StateDir {
 
     /// What a run recorded for its way back.
     pub fn recorded(&self, run: u64) -> Result<Recorded, StateError> {
-        super::record::recorded(self, run, self.about(run)?.plan)
+        super::record::recorded(self, run, self.about(run)?)
     }
 
     /// What was ours before a run.

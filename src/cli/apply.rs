@@ -348,6 +348,7 @@ pub(super) fn new_run(order: &mut Order, state: &mut StateDir, reboot: bool, ask
         undo: if let Purpose::Undo(back) = &order.purpose { Some(back.run) } else { None },
         verb: if let Purpose::Verb(verb) = &order.purpose { Some(verb.clone()) } else { None },
         plan: order.plan.clone(),
+        edited: order.edited.clone(),
     };
     order.allowed = Allowed { reboot };
     state.new_run(order, &about).into_diagnostic()

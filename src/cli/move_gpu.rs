@@ -25,6 +25,7 @@ use crate::resource::Wanted;
 use crate::resource::shared_gpu::shared_now;
 use crate::resource::vfio_binding::Card;
 use crate::types::DomainName;
+use crate::undo::Edited;
 use crate::verb::{MovedGpu, Verb};
 
 /// A GPU that goes to a VM, or comes back from it.
@@ -82,8 +83,9 @@ pub(super) fn run(args: &MoveArgs, attach: bool, talk: Talk<'_>) -> miette::Resu
         talk.beside(&shown)?;
     }
     let consent = Consent { yes: args.yes, ..Consent::default() };
-    let code =
-        approve(Order::new(purpose, plan), &mut machine, &mut state, consent, talk, || to_save.map_or(Ok(()), write))?;
+    let edited = to_save.zip(manifest.as_ref()).map(|((new, path), old)| edited(args, attach, path, old, new));
+    let order = Order { edited, ..Order::new(purpose, plan) };
+    let code = approve(order, &mut machine, &mut state, consent, talk, || to_save.map_or(Ok(()), write))?;
     match text.as_ref().filter(|_| matches!(code, code::OK | code::WAITS)) {
         Some(text) if args.save && !saved.get() => write(text)?,
         Some((_, path)) if !args.save => differs(path, args, attach),
@@ -157,6 +159,20 @@ pub(super) fn purpose(
         }
         Err(other) => Err(miette!("{other}")),
     }
+}
+
+/// What is written into the manifest, for the way back from the run.
+fn edited(args: &MoveArgs, attach: bool, path: &Path, old: &Loaded, new: &Loaded) -> Edited {
+    let (vm, gpu) = (&args.vm, &args.gpu);
+    let mut entries = vec![match attach {
+        true => format!("`vms.{vm}.gpus` has `{gpu}` now"),
+        false => format!("`vms.{vm}.gpus` has no `{gpu}` any more"),
+    }];
+    let usage = |of: &Loaded| of.manifest.gpus.get(gpu.as_str()).map(|entry| entry.usage);
+    if usage(old) != usage(new) {
+        entries.push(format!("`gpus.{gpu}.use` is `vfio` now, and was `host`"));
+    }
+    Edited { file: path.canonicalize().unwrap_or_else(|_| path.to_owned()), entries }
 }
 
 /// The manifest says something else, which an apply would bring about.

@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::listed::listed;
+use super::made_once::made_once;
+use super::moved_disks::moved_disks;
 use super::{
     Action, Diff, Entry, Finding, HostLine, Key, PLAN_FORMAT, Plan, Refresh, Severity, Step, name_guests, order,
 };
@@ -64,6 +66,8 @@ pub fn build(desired: &Desired, past: &Past, probe: &dyn Probe, facts: &HostFact
     let mut findings = desired.findings.clone();
     admit(&mut findings, &entries, desired);
     findings.extend(listed(&entries, desired, past, probe));
+    findings.extend(moved_disks(&entries, desired, past, probe));
+    findings.extend(made_once(desired, past, probe));
     findings.extend(nearly_full(desired.nodes.values().map(|n| &n.wanted), probe));
     let mut order = order(&entries, Wanted::KINDS, &past.pending).unwrap_or_else(|e| {
         findings.push(Finding {

@@ -4,6 +4,8 @@
 mod build;
 mod guests;
 mod listed;
+mod made_once;
+mod moved_disks;
 mod order;
 mod place;
 mod policy;

@@ -12,10 +12,12 @@ mod drives;
 mod extras;
 mod given;
 mod install;
+mod once;
 mod parts;
 mod plug;
 mod read;
 mod splice;
+mod tops;
 mod write;
 
 use std::collections::BTreeMap;
@@ -40,6 +42,7 @@ pub use write::MARK;
 use super::Resource;
 use super::chains::chain_of;
 use super::libvirt::{Libvirt, ask, known};
+use super::tops::Top;
 use crate::facts::HostFacts;
 use crate::host::{Answer, HostError, Probe, Virtualisation};
 use crate::image::Cached;
@@ -123,8 +126,9 @@ pub struct LibvirtDomain {
 }
 
 impl LibvirtDomain {
-    fn define(&self) -> Step {
-        Step::DefineDomain { name: self.name.clone(), xml: write::new(self), autostart: self.autostart }
+    fn define(&self, state: &DomainState) -> Step {
+        let xml = write::new(&self.on_tops(state));
+        Step::DefineDomain { name: self.name.clone(), xml, autostart: self.autostart }
     }
     fn start(&self) -> Step {
         Step::StartDomain { name: self.name.clone() }
@@ -172,7 +176,8 @@ impl LibvirtDomain {
         if self.autostart {
             change.notes.push("starts with the host".to_owned());
         }
-        change.steps.push(self.define());
+        change.notes.extend(self.told_of_tops(state));
+        change.steps.push(self.define(state));
         self.install_when_made(state, &mut change);
         if (self.start_when_made || self.running == Some(true)) && self.running != Some(false) {
             change.steps.push(self.start());
@@ -202,6 +207,8 @@ pub struct DomainState {
     given: Vec<(PathBuf, given::Given)>,
     /// What its disks go on in, as the files themselves say: libvirt's definition need not.
     chains: BTreeMap<PathBuf, Vec<PathBuf>>,
+    /// What its disks that it has not yet go on in; else why that cannot be told.
+    tops: BTreeMap<PathBuf, Result<Top, String>>,
 }
 
 impl From<Libvirt> for DomainState {
@@ -214,6 +221,7 @@ impl From<Libvirt> for DomainState {
             blank: Answer::Absent,
             given: Vec::new(),
             chains: BTreeMap::new(),
+            tops: BTreeMap::new(),
         }
     }
 }
@@ -228,6 +236,10 @@ impl Resource for LibvirtDomain {
 
     fn begun(&self) -> Self {
         Self { start_owed: self.start_when_made, install_owed: self.install.is_some(), ..self.clone() }
+    }
+
+    fn kept(&self, last: Option<&Self>, made: bool) -> Self {
+        self.made_with(last, made)
     }
 
     fn probe(&self, host: &dyn Probe) -> Result<DomainState, HostError> {
@@ -266,13 +278,22 @@ impl Resource for LibvirtDomain {
                 state.given.push((disk.path.clone(), given));
             }
         }
-        if let Answer::Value(known) = &state.libvirt
-            && let Some(domain) = known.domain(self.name.as_str())
-        {
-            for file in disk_files(&domain.inactive_xml).into_iter().map(PathBuf::from) {
-                let chain = chain_of(&file, known, host);
-                state.chains.insert(file, chain);
-            }
+        let Answer::Value(known) = &state.libvirt else { return Ok(state) };
+        let known = known.clone();
+        let files = known.domain(self.name.as_str()).map(|d| disk_files(&d.inactive_xml)).unwrap_or_default();
+        for file in files.into_iter().map(PathBuf::from) {
+            let chain = chain_of(&file, &known, host);
+            state.chains.insert(file, chain);
+        }
+        if !self.absent {
+            self.look_at_tops(&mut state, &known, host);
+        }
+        // What is under layers is not written to, blank or not.
+        let under = |path: &PathBuf| {
+            Self::layer_over(&state, path).is_some() || state.chains.values().flatten().any(|under| under == path)
+        };
+        if state.blank == Answer::Value(true) && self.disks.first().is_some_and(|d| under(&d.path)) {
+            state.blank = Answer::Value(false);
         }
         Ok(state)
     }
@@ -342,7 +363,7 @@ impl LibvirtDomain {
                     why: format!("pool `{pool}` is not started, so its volumes are not known"),
                     promise: self.creation(state),
                 },
-                None => Diff::Change(self.creation(state)),
+                None => self.refused_below(state, true).unwrap_or_else(|| Diff::Change(self.creation(state))),
             },
         }
     }

@@ -27,6 +27,7 @@ pub mod service;
 pub mod shared_gpu;
 pub mod snapshots;
 pub mod start_hook;
+pub mod tops;
 pub mod vfio_binding;
 pub mod vgpu;
 pub mod virtual_functions;

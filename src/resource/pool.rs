@@ -136,6 +136,12 @@ impl Resource for Pool {
                     why: format!("libvirt has a pool `{}` already: type {kind}, at `{}`", self.name, at.display()),
                     help: if self.name.as_str() == "default" && kind == "dir" {
                         format!("use it: `libvirt: {{ pool: {} }}`", at.display())
+                    } else if kind == "dir" {
+                        format!(
+                            "leave `dir: {}` for the disks that are in it, and give the other directory another name: an \
+                             apply moves no disk",
+                            at.display()
+                        )
                     } else {
                         "give the storage another name in the manifest".to_owned()
                     },

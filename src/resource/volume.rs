@@ -10,6 +10,7 @@ use super::chains::chain_of;
 use super::image;
 use super::libvirt::{Libvirt, ask, known};
 use super::libvirt_domain::{disk_files, project};
+use super::tops::{Top, top};
 use crate::facts::HostFacts;
 use crate::host::{self, Answer, HostError, Probe, Virtualisation};
 use crate::image::Cached;
@@ -63,11 +64,13 @@ pub struct State {
     unlisted: Option<PathBuf>,
     /// The file that its VM writes to, where that is a layer over it.
     layer: Option<PathBuf>,
+    /// The same where its VM's definition has it not: what that will write to when it is made anew.
+    top: Option<PathBuf>,
 }
 
 impl From<Libvirt> for State {
     fn from(libvirt: Libvirt) -> Self {
-        Self { libvirt, image: None, unlisted: None, layer: None }
+        Self { libvirt, image: None, unlisted: None, layer: None, top: None }
     }
 }
 
@@ -110,6 +113,17 @@ impl Volume {
         let domain = known.domain(self.vm.as_ref()?.as_str())?;
         let mut files = disk_files(&domain.inactive_xml).into_iter().map(PathBuf::from).filter(|f| f != path);
         files.find(|file| chain_of(file, known, host).contains(path))
+    }
+
+    /// What its VM will write to, where its definition went and the files of its snapshots stayed.
+    fn top(&self, known: &Virtualisation, host: &dyn Probe) -> Option<PathBuf> {
+        let path = &known.pool(self.pool.as_str())?.volumes.iter().find(|v| v.name == self.name)?.path;
+        let vm = self.vm.as_ref().filter(|vm| known.domain(vm.as_str()).is_none())?;
+        // What else there is to say of that is said of the VM.
+        match top(path, vm, known, host) {
+            Ok(Top::Layer(top)) => Some(top),
+            _ => None,
+        }
     }
 
     fn unlisted(&self, known: &Virtualisation, host: &dyn Probe) -> Result<Option<PathBuf>, HostError> {
@@ -174,11 +188,11 @@ impl Resource for Volume {
             None => None,
         };
         let libvirt = ask(host)?;
-        let (unlisted, layer) = match &libvirt {
-            Answer::Value(known) => (self.unlisted(known, host)?, self.layer(known, host)),
-            _ => (None, None),
+        let (unlisted, layer, top) = match &libvirt {
+            Answer::Value(known) => (self.unlisted(known, host)?, self.layer(known, host), self.top(known, host)),
+            _ => (None, None, None),
         };
-        Ok(State { libvirt, image, unlisted, layer })
+        Ok(State { libvirt, image, unlisted, layer, top })
     }
 
     fn diff(&self, state: &State, last: Option<&Self>, _: &HostFacts) -> Diff {
@@ -240,7 +254,13 @@ impl Resource for Volume {
         if is == self.size {
             return Diff::InSync { evidence: format!("{is}, {}", volume.format) };
         }
-        if let Some(layer) = &state.layer {
+        if is > self.size {
+            return Diff::Blocked {
+                why: format!("it has {is}, and the manifest says {}: a disk is never shrunk", self.size),
+                help: format!("write `{is}` in the manifest"),
+            };
+        }
+        if let Some(layer) = state.layer.as_ref().or(state.top.as_ref()) {
             let vm = self.vm.as_ref().map_or(String::new(), ToString::to_string);
             return Diff::Blocked {
                 why: format!(
@@ -250,12 +270,6 @@ impl Resource for Volume {
                 help: format!(
                     "take the snapshots away first (gpuvm vm snapshot list {vm}), or write `{is}` in the manifest"
                 ),
-            };
-        }
-        if is > self.size {
-            return Diff::Blocked {
-                why: format!("it has {is}, and the manifest says {}: a disk is never shrunk", self.size),
-                help: format!("write `{is}` in the manifest"),
             };
         }
         let mut change = Change::new(Action::Change, format!("grows to {}", self.size));
@@ -335,6 +349,29 @@ mod tests {
         let Diff::Change(change) = ours(Some(there(50))) else { panic!("it grows") };
         assert!(matches!(&change.steps[..], [Step::Volume(VolumeStep { grow: true, .. })]), "{:?}", change.steps);
         assert!(matches!(ours(Some(there(200))), Diff::Blocked { .. }));
+    }
+
+    #[test]
+    fn under_a_layer_it_is_not_grown_and_what_is_never_done_is_told_first() {
+        let under = |mib: u64, layer: bool| {
+            let known: Libvirt = Answer::Value(Arc::new(with(pool(Some(there(mib))))));
+            let over = Some(PathBuf::from("/srv/vms/vm-0+1.qcow2"));
+            let state = match layer {
+                true => State { layer: over, ..known.into() },
+                false => State { top: over, ..known.into() },
+            };
+            match wanted().diff(&state, Some(&made(&wanted())), &facts()) {
+                Diff::Blocked { why, help } => format!("{why}; {help}"),
+                other => panic!("{other:?}"),
+            }
+        };
+        // In its VM's definition, or there without that.
+        for layer in [true, false] {
+            let said = under(50, layer);
+            assert!(said.contains("vm-0+1.qcow2` over it: a disk under snapshots is not grown"), "{said}");
+            let said = under(200, layer);
+            assert!(said.contains("never shrunk") && !said.contains("snapshot"), "{said}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use devices::mig;
 use vms::{leaving, running_with};
 
+use super::edited::Edited;
 use super::look::{Looked, look};
 use super::packages;
 use crate::facts::HostFacts;
@@ -60,6 +61,8 @@ pub struct Recorded {
     pub owned: BTreeMap<Key, Wanted>,
     /// What was approved.
     pub plan: Plan,
+    /// The manifest that its command wrote to as well.
+    pub edited: Option<Edited>,
 }
 
 /// What goes on while one thing is compiled.
@@ -173,6 +176,7 @@ pub fn plan(
         Vec::new()
     });
     name_guests(&mut order, &entries, probe);
+    findings.extend(recorded.edited.iter().map(|edited| edited.stays(back.run)));
     findings.sort();
     let wanted =
         recorded.owned.iter().filter(|(k, _)| known.contains(k)).map(|(k, w)| (k.clone(), w.clone())).collect();

@@ -5,8 +5,10 @@
 //! and compiles the rest to steps like any other plan.
 
 mod compile;
+mod edited;
 mod look;
 mod packages;
 
 pub use compile::{Back, Recorded, plan};
+pub use edited::Edited;
 pub use look::{Looked, look};

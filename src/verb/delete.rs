@@ -161,7 +161,10 @@ fn undefined(name: &DomainName, domain: &Domain, keep_disks: bool, known: &Virtu
         }
     }
     if !forgotten.is_empty() {
-        let stay = if keep_disks { "; the files that hold their disks stay" } else { "" };
+        let stay = match keep_disks {
+            true => "; the files that hold their disks stay, and a VM made anew of them goes on as this one is now",
+            false => "",
+        };
         change.notes.push(format!("its snapshots go with it: {}{stay}", forgotten.join(", ")));
     }
     let keep_tpm = keep_disks && keep_tpm(domain, known, &mut change);

@@ -453,6 +453,7 @@ fn a_libvirt_that_stops_or_freezes_in_the_middle_ends_the_run_which_goes_on_late
                 undo: None,
                 verb: None,
                 plan: approved.clone(),
+                edited: None,
             };
             let mut state = StateDir::open(host.state()).unwrap();
             state.lock().unwrap();

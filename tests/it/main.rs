@@ -8,6 +8,7 @@ mod bridge;
 mod cases;
 mod composed;
 mod crash;
+mod disks;
 mod drivers;
 mod edits;
 mod faults;

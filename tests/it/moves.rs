@@ -221,11 +221,26 @@ fn the_manifests_word_is_said_and_saved_when_asked() {
         1,
     );
     assert_eq!(manifest(), with);
+    // An undo leads the host back, and names what it leaves in the manifest.
+    let back = Host::copy(host.dir.path());
+    let flat = |said: String| said.split_whitespace().collect::<Vec<_>>().join(" ");
+    for words in ["undo --plan", "undo --yes"] {
+        let said = flat(back.says(words, if words.ends_with("plan") { 2 } else { 0 }));
+        assert!(
+            said.contains("host.yaml` too, which an undo leaves as it is: `vms.tiny.gpus` has `work` now"),
+            "{said}"
+        );
+        assert!(said.contains("`gpus.work.use` is `vfio` now, and was `host`"), "{said}");
+    }
+    assert_eq!(back.drivers(), HOSTS);
+    assert_eq!(fs::read_to_string(back.at("host.yaml")).unwrap(), with);
     let said = host.says("gpu detach tiny work --yes", 0);
     assert!(said.contains("the next apply gives it back"), "{said}");
     assert_eq!((host.drivers().as_str(), host.passed("tiny", "inactiveXml")), (VFIO, 0), "it is kept for VMs");
     host.says("gpu detach tiny work --save --yes", 0);
     assert_eq!(manifest(), with.replace("gpus: [work]", "gpus: []"));
+    // Nothing but the manifest was changed by that: the last run is another one, which wrote none.
+    assert!(!host.says("undo --plan", 2).contains("which an undo leaves"));
     let said = host.says("gpu attach tiny 0000:02:00 --save --yes", 1);
     assert!(said.contains("has no GPU of the name `0000:02:00`"), "{said}");
 }

@@ -106,7 +106,7 @@ fn apply_with_a_clock(host: &Foreign, minutes: i64) -> Result<(), ApplyError> {
     let saved = SavedPlan::new(plan.clone(), selection.clone(), text);
     let order = Order { allowed: Allowed { reboot: true }, ..Order::from(saved) };
     let (at, asked) = (String::new(), String::new());
-    let about = About { format: ABOUT_FORMAT, at, asked, undo: None, verb: None, plan: plan.clone() };
+    let about = About { format: ABOUT_FORMAT, at, asked, undo: None, verb: None, plan: plan.clone(), edited: None };
     let run = state.new_run(&order, &about).unwrap();
     let clock = || {
         let at = now.get();

@@ -460,6 +460,95 @@ fn a_deleted_vm_takes_its_snapshots_with_it_by_name_and_kept_disks_keep_theirs()
 }
 
 #[test]
+fn a_vm_made_anew_of_kept_disks_goes_on_in_the_layers_that_hold_its_last_state() {
+    let base = Host::snapshots();
+    base.says("vm snapshot create tiny one", 0);
+    base.guest_writes("b=2");
+    base.says("vm snapshot create tiny two", 0);
+    base.guest_writes("c=3");
+    let by_hand = Host::copy(base.dir.path());
+    by_hand.libvirt(|known| known["domains"] = serde_json::json!([]));
+    let kept = Host::copy(base.dir.path());
+    let said = kept.flat("vm delete tiny --keep-disks --yes", 0);
+    assert!(said.contains("a VM made anew of them goes on as this one is now"), "{said}");
+    for host in [&kept, &by_hand] {
+        let said = host.flat("apply --yes", 0);
+        for disk in ["tiny-0", "tiny-1"] {
+            let told = format!("its disk default/{disk}.qcow2 goes on in `/var/lib/libvirt/images/{disk}+2.qcow2`");
+            assert!(said.contains(&told), "{said}");
+        }
+        assert_eq!(host.content(), "a=1 b=2 c=3");
+        assert!(host.says("plan", 0).contains("nothing to do"));
+        let grown = MANIFEST.replace("disks: [1GiB", "disks: [3GiB");
+        fs::write(host.at("host.yaml"), grown).unwrap();
+        assert!(host.flat("plan", 1).contains("a disk under snapshots is not grown"));
+        // What no snapshot needs is merged, and then it is grown.
+        host.flat("vm snapshot delete tiny any --yes", 0);
+        assert_eq!((host.content().as_str(), host.disks().len()), ("a=1 b=2 c=3", 2));
+        assert!(host.flat("plan", 2).contains("grows to 3GiB"));
+    }
+}
+
+#[test]
+fn a_vm_made_anew_is_refused_where_its_disks_do_not_tell_how_it_was() {
+    let base = Host::snapshots();
+    base.says("vm snapshot create tiny one", 0);
+    base.guest_writes("b=2");
+    base.says("vm clone tiny copy --linked --snapshot one --yes", 0);
+    // Neither below a layer, nor larger below one.
+    let detached = Host::copy(base.dir.path());
+    detached.libvirt(|known| {
+        let tiny = known["domains"].as_array_mut().unwrap().iter_mut().find(|d| d["name"] == "tiny").unwrap();
+        let xml = tiny["inactiveXml"].as_str().unwrap();
+        let at = xml.rfind("<disk type='file' device='disk'>").unwrap();
+        let end = at + xml[at..].find("</disk>").unwrap() + "</disk>".len();
+        tiny["inactiveXml"] = [&xml[..at], &xml[end..]].concat().into();
+    });
+    let said = detached.flat("apply --yes", 1);
+    assert!(said.contains("its definition has lost its disk `default/tiny-1.qcow2`"), "{said}");
+    assert!(said.contains("virsh attach-disk tiny '/var/lib/libvirt/images/tiny-1+1.qcow2'"), "{said}");
+
+    base.flat("vm delete tiny --keep-disks --yes", 0);
+    let grown = Host::copy(base.dir.path());
+    fs::write(grown.at("host.yaml"), MANIFEST.replace("disks: [1GiB", "disks: [3GiB")).unwrap();
+    let said = grown.flat("apply --yes", 1);
+    assert!(said.contains("a disk under snapshots is not grown") && grown.domain("tiny").is_null(), "{said}");
+
+    let two = Host::copy(base.dir.path());
+    let layer = |n: u32| two.at(POOL).join(format!("tiny-0+{n}.qcow2"));
+    fs::copy(layer(1), layer(2)).unwrap();
+    let said = two.flat("apply --yes", 1);
+    let names = "`/var/lib/libvirt/images/tiny-0+1.qcow2` and `/var/lib/libvirt/images/tiny-0+2.qcow2`";
+    assert!(said.contains(&format!("{names} go on in")) && two.domain("tiny").is_null(), "{said}");
+    fs::rename(layer(2), two.at("elsewhere.qcow2")).unwrap();
+    two.flat("apply --yes", 0);
+    assert_eq!(two.content(), "a=1 b=2");
+
+    // Without the layer, the clone alone goes on in what its guest would write to.
+    for disk in ["tiny-0", "tiny-1"] {
+        fs::remove_file(base.at(POOL).join(format!("{disk}+1.qcow2"))).unwrap();
+    }
+    let said = base.flat("apply --yes", 1);
+    assert!(said.contains("copy-0.qcow2` goes on in") && said.contains("is destroyed"), "{said}");
+    // Nor is there a new disk under a layer of a former one.
+    let gone = Host::copy(kept_layer(&two).dir.path());
+    let said = gone.flat("apply --yes", 1);
+    assert!(said.contains("/var/lib/libvirt/images/tiny-0.qcow2`, which is not there"), "{said}");
+}
+
+/// The same host without the VM and without the disk that it began as.
+fn kept_layer(host: &Host) -> Host {
+    let host = Host::copy(host.dir.path());
+    host.flat("vm delete copy --yes", 0);
+    host.flat("vm delete tiny --keep-disks --yes", 0);
+    fs::remove_file(host.at(POOL).join("tiny-0.qcow2")).unwrap();
+    host.libvirt(|known| {
+        known["pools"][0]["volumes"].as_array_mut().unwrap().retain(|v| v["name"] != "tiny-0.qcow2");
+    });
+    host
+}
+
+#[test]
 fn a_clone_is_a_vm_of_its_own() {
     let host = Host::snapshots();
     let said = host.flat("vm clone tiny copy --yes", 0);

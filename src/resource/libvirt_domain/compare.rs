@@ -34,7 +34,7 @@ impl LibvirtDomain {
         if self.absent {
             return self.undefine(domain, known);
         }
-        if let Some(refused) = self.refused(last, &is) {
+        if let Some(refused) = self.refused(last, &is).or_else(|| self.refused_below(state, false)) {
             return refused;
         }
         let mut fields = self.differences(last, &is);
@@ -118,17 +118,11 @@ impl LibvirtDomain {
     /// that cannot be told or is needed.
     fn refused(&self, last: Option<&Self>, is: &Projection) -> Option<Diff> {
         let name = &self.name;
-        // Whether it is UEFI at all, the definition says; whether with secure boot, what it was made as.
-        let uefi = |firmware| firmware != Firmware::Bios;
-        let other = |l: &&Self| l.firmware != self.firmware && uefi(l.firmware) && uefi(self.firmware);
-        if let Some(last) = last.filter(other) {
+        if let Some(was) = self.made_with_another_firmware(is, last) {
+            let (was, wanted) = (was.name(), self.firmware.name());
             return Some(Diff::Blocked {
-                why: format!(
-                    "it was made with firmware `{}`, and the manifest says `{}`",
-                    last.firmware.name(),
-                    self.firmware.name()
-                ),
-                help: format!("its system was installed for the former: write `firmware: {}`", last.firmware.name()),
+                why: format!("it was made with firmware `{was}`, and the manifest says `{wanted}`"),
+                help: format!("its system was installed for the former: write `firmware: {was}`, or make a new VM"),
             });
         }
         if let Some(last) = last.filter(|l| l.windows != self.windows) {
@@ -163,6 +157,19 @@ impl LibvirtDomain {
             });
         }
         None
+    }
+
+    /// The firmware that it has where that is not the one that is wanted. Whether it is UEFI at all, the definition says;
+    /// whether with secure boot, what it was made as.
+    fn made_with_another_firmware(&self, is: &Projection, last: Option<&Self>) -> Option<Firmware> {
+        let uefi = |firmware| firmware != Firmware::Bios;
+        let was = match last.map(|l| l.firmware) {
+            Some(was) if uefi(was) == is.uefi => was,
+            _ if !is.uefi => Firmware::Bios,
+            _ if uefi(self.firmware) => self.firmware,
+            _ => Firmware::Uefi,
+        };
+        Some(was).filter(|was| *was != self.firmware)
     }
 
     fn undefine(&self, domain: &Domain, known: &Virtualisation) -> Diff {

@@ -98,6 +98,12 @@ impl LibvirtDomain {
     pub(super) fn disks_to_drop<'a>(&'a self, last: Option<&'a Self>) -> impl Iterator<Item = &'a Disk> {
         last.into_iter().flat_map(|l| &l.disks).filter(|d| self.disks.iter().all(|own| own.path != d.path))
     }
+    /// The same of those that are volumes and that a definition has: they would go.
+    pub fn disks_to_go<'a>(&'a self, last: &'a Self, domain: &Domain) -> Vec<&'a Disk> {
+        // What cannot be read is not edited either.
+        let Ok(is) = project(&domain.inactive_xml) else { return Vec::new() };
+        self.disks_to_drop(Some(last)).filter(|d| d.pool.is_some() && is.has_disk(d)).collect()
+    }
 
     /// What was said of a disk that it has had.
     pub(super) fn options_before<'a>(&self, disk: &Disk, last: Option<&'a Self>) -> Option<&'a DiskOptions> {

@@ -83,7 +83,7 @@ pub struct Disk {
 
 impl Disk {
     /// As it is shown.
-    pub(super) fn shown(&self) -> String {
+    pub fn shown(&self) -> String {
         match &self.pool {
             Some(pool) => format!("{pool}/{}", self.volume),
             None => self.path.display().to_string(),

@@ -7,7 +7,7 @@ use roxmltree::{Document, Node};
 
 use super::read::{Projection, child, children, devices, function, is_disk, nic, sources};
 use super::write::{self, cpu_mode};
-use super::{Accel, Addition, Extra, Firmware, LibvirtDomain, PassedSlot};
+use super::{Accel, Addition, Disk, Extra, LibvirtDomain, PassedSlot};
 use crate::types::{PciAddress, Splice, xml_escape as e};
 
 /// Why a definition is not edited, and what to do about it.
@@ -250,13 +250,6 @@ pub(super) fn splice(
         Document::parse(xml).map_err(|e| refused(format!("its definition cannot be read: {e}"), "virsh dumpxml"))?;
     let root = doc.root_element();
     let mut edits = Edits { xml, all: Vec::new() };
-    if is.uefi != (vm.firmware != Firmware::Bios) {
-        let boots = if is.uefi { "UEFI" } else { "BIOS" };
-        return Err(refused(
-            format!("it was made with {boots}, and its guest may not boot with anything else"),
-            format!("write `firmware: {}`, or make a new VM", boots.to_lowercase()),
-        ));
-    }
     accel(vm, is, root, &mut edits);
     cpus(vm, last, is, root, &mut edits)?;
     topology(vm, last, is, root, &mut edits);
@@ -471,15 +464,25 @@ fn disks(
     edits: &mut Edits<'_>,
 ) -> Result<(), Refused> {
     let there = devices(doc, "disk");
+    let of = |disk: &Disk| there.iter().find(|d| sources(**d).first().is_some_and(|s| is_disk(s, disk))).copied();
+    // One that takes the place of another in the list does so in the guest: what its firmware boots from is known by that.
+    let for_another = |disk: &Disk| {
+        let at = vm.disks.iter().position(|d| d.path == disk.path)?;
+        let was = last?.disks.get(at).filter(|was| vm.disks.iter().all(|d| d.path != was.path))?;
+        of(was)
+    };
+    let anew = || vm.disks.iter().filter(|d| !is.has_disk(d));
+    let replaced: Vec<Node<'_, '_>> = anew().filter_map(for_another).collect();
     for gone in vm.disks_to_drop(last) {
-        for node in there.iter().filter(|d| sources(**d).first().is_some_and(|s| is_disk(s, gone))) {
+        let nodes = there.iter().filter(|d| sources(**d).first().is_some_and(|s| is_disk(s, gone)));
+        for node in nodes.filter(|n| !replaced.contains(n)) {
             edits.remove(*node);
         }
     }
     let mut taken: Vec<String> =
         there.iter().filter_map(|d| child(*d, "target")?.attribute("dev").map(str::to_owned)).collect();
     let mut new = Vec::new();
-    for disk in vm.disks.iter().filter(|d| !is.has_disk(d)) {
+    for disk in anew() {
         // A snapshot puts a file of the same name with another ending over the disk: adding the disk again beside it
         // would let the guest write below its own snapshot.
         let stem = disk.path.with_extension("").to_string_lossy().into_owned() + ".";
@@ -490,9 +493,23 @@ fn disks(
                 format!("merge the snapshot first: virsh blockcommit {} --active --pivot …", vm.name),
             ));
         }
-        let target = write::free_name(disk.options.bus(), &mut taken)
-            .ok_or_else(|| refused("it has no disk name left", "take disks out"))?;
-        new.push(write::disk(disk, &target));
+        let bus = disk.options.bus();
+        let former = for_another(disk);
+        if let Some((node, target)) = former.and_then(|n| Some((n, child(n, "target")?)))
+            && target.attribute("bus") == Some(bus)
+            && let Some(name) = target.attribute("dev")
+        {
+            let at =
+                child(node, "address").map_or(String::new(), |a| format!("  {}\n    ", &doc.input_text()[a.range()]));
+            edits.replace(node.range(), write::disk(disk, name).replace("</disk>", &format!("{at}</disk>")));
+            continue;
+        }
+        let target =
+            write::free_name(bus, &mut taken).ok_or_else(|| refused("it has no disk name left", "take disks out"))?;
+        match former {
+            Some(node) => edits.replace(node.range(), write::disk(disk, &target)),
+            None => new.push(write::disk(disk, &target)),
+        }
     }
     for disk in vm.disks.iter().filter(|d| is.has_disk(d)) {
         let node = there.iter().find(|d| sources(**d).iter().any(|s| is_disk(s, disk)));

@@ -415,8 +415,9 @@ fn what_would_break_the_guest_is_refused() {
     };
     let mut bios = vm();
     bios.firmware = Firmware::Bios;
-    bios.cpus = 2;
-    refuses(&bios, TUNED, "UEFI");
+    refuses(&bios, TUNED, "firmware `uefi`, and the manifest says `bios`");
+    let to_bios = |xml: &str| xml.replace(" firmware='efi'", "").replace("type='pflash'", "type='rom'");
+    refuses(&vm(), &to_bios(TUNED), "firmware `bios`, and the manifest says `uefi`");
     let mut two = vm();
     two.cpus = 2;
     let topology = TUNED.replace("migratable='on'/>", "><topology sockets='1' cores='2' threads='2'/></cpu>");

@@ -187,7 +187,7 @@ pub(super) fn hostdev(slot: &PassedSlot, address: PciAddress, place: Option<(u32
 /// Memory that a folder's daemon shares with the guest.
 pub(super) const SHARED: [&str; 2] = ["<source type='memfd'/>", "<access mode='shared'/>"];
 
-fn sysinfo(vm: &LibvirtDomain) -> String {
+pub(super) fn sysinfo(vm: &LibvirtDomain) -> String {
     let entry = |(name, value): (&String, &String)| format!("      <entry name='{}'>{}</entry>\n", e(name), e(value));
     let entries: String = vm.smbios.iter().map(entry).collect();
     format!("<sysinfo type='smbios'>\n    <system>\n{entries}    </system>\n  </sysinfo>")
