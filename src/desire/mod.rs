@@ -7,6 +7,7 @@ mod drivers;
 mod gpus;
 mod guests;
 mod host_basics;
+mod huge_pages;
 mod images;
 mod mig;
 mod nvidia;

@@ -5,12 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::listed::listed;
 use super::{
-    Action, Diff, Entry, Finding, HostLine, Key, PLAN_FORMAT, Plan, Refresh, Severity, Step, name_guests, order,
+    Action, Diff, Entry, Finding, HostLine, Key, PLAN_FORMAT, Plan, Refresh, Severity, Step, judge_room, name_guests,
+    order, refuse_taken,
 };
 use crate::desire::{ADMISSION, Desired};
 use crate::facts::{HostFacts, Iommu};
 use crate::host::{Answer, Probe};
 use crate::resource::block_volume::nearly_full;
+use crate::resource::file::File;
+use crate::resource::kernel_arg::KernelArgs;
 use crate::resource::libvirt_domain::LibvirtDomain;
 use crate::resource::seed::Seed;
 use crate::resource::vfio_binding::VfioBinding;
@@ -60,9 +63,14 @@ pub fn build(desired: &Desired, past: &Past, probe: &dyn Probe, facts: &HostFact
         });
     }
     entries.sort_by(|a, b| a.key.cmp(&b.key));
+    refuse_taken(&mut entries, probe);
 
     let mut findings = desired.findings.clone();
     admit(&mut findings, &entries, desired);
+    // Huge pages that this plan may bring are not missed before it has.
+    let come = |e: &Entry| [KernelArgs::KIND, File::KIND].contains(&e.key.kind.as_str()) && !e.diff.settled();
+    let pages = !entries.iter().any(come);
+    judge_room(&mut entries, &mut findings, pages, probe, facts);
     findings.extend(listed(&entries, desired, past, probe));
     findings.extend(nearly_full(desired.nodes.values().map(|n| &n.wanted), probe));
     let mut order = order(&entries, Wanted::KINDS, &past.pending).unwrap_or_else(|e| {
@@ -110,7 +118,9 @@ fn admit(findings: &mut [Finding], entries: &[Entry], desired: &Desired) {
     let begun: BTreeSet<String> = entries.iter().filter(begins).map(|e| format!("vms.{}", e.key.name)).collect();
     let of_capacity = |f: &&mut Finding| f.severity == Severity::Error && ADMISSION.contains(&f.code.as_str());
     for finding in findings.iter_mut().filter(of_capacity) {
-        if !begun.iter().any(|vm| finding.place == "vms" || finding.place == *vm) {
+        let of =
+            |vm: &String| finding.place.strip_prefix(vm).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        if finding.place != "vms" && !begun.iter().any(of) || begun.is_empty() {
             finding.severity = Severity::Warning;
         }
     }

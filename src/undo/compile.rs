@@ -14,7 +14,8 @@ use crate::net::netplan;
 use crate::plan::{
     Action, BindTarget, Change, Content, Diff, Entry, FieldDiff, FileWrite, Finding, Key, MigState, MigStep,
     PLAN_FORMAT, Past, Place, Plan, Refresh, Risk, Seen, Selector, ServiceAction, Severity, SlotBinding, Step,
-    TextEdit, VgpuStep, VirtualFunctionsStep, VolumeStep, WaitFor, host_line, name_guests, order,
+    TextEdit, VgpuStep, VirtualFunctionsStep, VolumeStep, WaitFor, host_line, judge_room, name_guests, order,
+    refuse_taken,
 };
 use crate::resource::chains::over;
 use crate::resource::libvirt_domain::{Projection, project, without_private_parts};
@@ -140,6 +141,8 @@ pub fn plan(
         entry.after.retain(|k| known.contains(k));
     }
     entries.sort_by(|a, b| a.key.cmp(&b.key));
+    refuse_taken(&mut entries, probe);
+    judge_room(&mut entries, &mut findings, true, probe, facts);
     // What came first goes last. What is wholly gone only with a boot is not waited for: nothing needs it gone.
     let goes_late = |e: &Entry| match &e.diff {
         Diff::Change(c) => c.action == Action::Remove && c.complete_after == Some(WaitFor::Reboot),

@@ -1,13 +1,12 @@
 //! Verbs about whether a VM runs. They are for VMs of gpuvm's alone: one that others made stays untouched, and is theirs
 //! to start.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Compiled, Look, Stop};
 use crate::host::{Answer, Domain, HostError, Virtualisation};
 use crate::plan::{Action, Change, Diff, FieldDiff, Finding, Key, Risk, Severity, Step};
-use crate::resource::libvirt_domain::{LibvirtDomain, is_marked, project};
+use crate::resource::libvirt_domain::{LibvirtDomain, is_marked, others_with_its_devices};
 use crate::resource::{Resource, Wanted};
 use crate::types::DomainName;
 
@@ -19,7 +18,7 @@ pub(super) fn start(name: &DomainName, swap: bool, look: Look<'_>) -> Result<Com
         Err(diff) => *diff,
         Ok((domain, _)) if domain.paused => stands_still(name, &domain),
         Ok((domain, _)) if domain.active => Diff::InSync { evidence: "it runs".to_owned() },
-        Ok((domain, known)) => match others_with_its_devices(&domain, &known) {
+        Ok((domain, known)) => match others_with_its_devices(&domain.name, &domain.inactive_xml, &known) {
             Err(why) => Diff::Unknown { why },
             Ok(others) => match others.first() {
                 None => starting(name),
@@ -39,28 +38,6 @@ pub(super) fn start(name: &DomainName, swap: bool, look: Look<'_>) -> Result<Com
     first_start(name, look, &diff, &mut compiled);
     compiled.entry(&key(name), after, diff);
     Ok(compiled)
-}
-
-/// The running VMs that have a device of this one, each with one such device. Virtual functions of one card share a
-/// slot, and go each its own way.
-fn others_with_its_devices<'a>(domain: &Domain, known: &'a Virtualisation) -> Result<Vec<(&'a str, String)>, String> {
-    let devices = |name: &str, xml: &str| {
-        let is = project(xml).map_err(|why| format!("the definition of VM `{name}` cannot be read: {why}"))?;
-        let vgpus: BTreeSet<_> = is.mediated().collect();
-        Ok::<_, String>((is.functions.into_iter().collect::<BTreeSet<_>>(), vgpus))
-    };
-    let (functions, vgpus) = devices(&domain.name, &domain.inactive_xml)?;
-    let mut all = Vec::new();
-    if functions.is_empty() && vgpus.is_empty() {
-        return Ok(all);
-    }
-    for other in known.domains.iter().filter(|d| d.active && d.name != domain.name) {
-        let has = devices(&other.name, other.live_xml.as_deref().unwrap_or(&other.inactive_xml))?;
-        let function = has.0.intersection(&functions).next().map(|f| format!("device {f}"));
-        let vgpu = || has.1.intersection(&vgpus).next().map(|uuid| format!("vGPU {uuid}"));
-        all.extend(function.or_else(vgpu).map(|device| (other.name.as_str(), device)));
-    }
-    Ok(all)
 }
 
 /// Another VM is off before: its guest is asked, and waited for, and its power is never cut.
