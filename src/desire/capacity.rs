@@ -15,7 +15,7 @@ use crate::types::{ByteSize, cpu_list_text};
 
 /// The codes of what keeps a VM from starting. Where a plan neither makes nor starts such a VM (it runs already, or was
 /// taken over as it is), they are warnings there.
-pub const ADMISSION: [&str; 2] = ["too-much-memory", "huge-pages"];
+pub const ADMISSION: [&str; 3] = ["too-much-memory", "huge-pages", super::addresses::GATEWAY];
 
 pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
     let mut find = |severity, code: &str, place: String, message: String, help: String| {

@@ -1,6 +1,7 @@
 //! What the manifest wants of this host: one section a file, each a pure function from manifest and facts to resources
 //! and the edges between them. What a section implies (packages, modules, groups, a pool) is wanted here, once.
 
+mod addresses;
 mod bridge;
 mod capacity;
 mod drivers;
@@ -107,6 +108,7 @@ pub fn desire(manifest: &Loaded, facts: &HostFacts) -> Desired {
     gpus::desire(manifest, facts, &mut desired, &mut shared);
     bridge::desire(manifest, &mut desired);
     vms::desire(manifest, facts, &mut desired, &mut shared);
+    addresses::check(&manifest.manifest, facts, &mut desired);
     capacity::check(&manifest.manifest, facts, &mut desired);
     nvswitch::check(&manifest.manifest, facts, &mut desired);
     drivers::desire(manifest, facts, &mut desired, &mut shared);

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path};
 
+use super::guest_address::mistakes;
 use super::load::stays_inside;
 use super::yaml_de::closest;
 use super::yaml_tree::{Node, Place, Problem, Span};
@@ -761,6 +762,10 @@ impl<'a> Checks<'a> {
                 let message = format!("`{gateway}` is no gateway for `{address}`");
                 self.value(&at, message, "of the other family", Some("take one of the same kind of address"));
             }
+            for wrong in mistakes(nic) {
+                let at = at.get(wrong.field).unwrap_or_else(|| at.clone());
+                self.value(&at, wrong.message, &wrong.label, Some(&wrong.help));
+            }
         }
     }
 
@@ -1189,7 +1194,8 @@ impl<'a> Checks<'a> {
             let address_at = place.get("network").and_then(|network| network.get("address"));
             let address = vm.network.as_ref().and_then(|nic| nic.address.as_ref());
             if let (Some(address), Some(at)) = (address, address_at) {
-                let ip = address.as_str().split('/').next().unwrap_or_default().to_ascii_lowercase();
+                let ip = address.as_str().split('/').next().unwrap_or_default();
+                let ip = ip.parse().map_or(ip.to_owned(), |ip: std::net::IpAddr| ip.to_string());
                 if let Some((other, first)) = addresses.get(&ip) {
                     let message = format!("VMs `{other}` and `{vm_name}` have the same address `{ip}`");
                     let again = (&at, at.span(), "and here");

@@ -14,6 +14,7 @@ mod faults;
 mod foreign;
 mod fuzz;
 mod given_back;
+mod guest_addresses;
 mod guests;
 mod hardware;
 mod host;
