@@ -439,6 +439,10 @@ fn each_rule_names_the_thing_and_its_place() {
             ),
             "5:38 vms.a.gpus[0]: GPU `n` is cut into MIG instances for the host's containers",
         ),
+        (
+            top(
+                "gpus:\n  n: { match: '01:00', use: host, mig: [1g.5gb] }\nvms:\n  a: { cpus: 1, memory: 1GiB, gpus: [n/0] }\n",
+            ),
             "5:38 vms.a.gpus[0]: GPU `n` is cut into MIG instances for the host's containers",
         ),
         (
