@@ -56,6 +56,8 @@ pub struct Desired {
     pub findings: Vec<Finding>,
     /// The slots that VMs may have, in whichever way.
     pub for_vms: BTreeSet<PciSlot>,
+    /// The slots that stay with the host by the manifest's word, each with the place of that.
+    pub for_host: BTreeMap<PciSlot, String>,
     /// What is to be taken over as it is, in place of being brought to what is wanted.
     pub adopt: BTreeSet<Key>,
 }

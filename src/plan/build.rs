@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::kept::not_with_the_host;
 use super::listed::listed;
 use super::{
     Action, Diff, Entry, Finding, HostLine, Key, PLAN_FORMAT, Plan, Refresh, Severity, Step, judge_room, name_guests,
@@ -72,6 +73,7 @@ pub fn build(desired: &Desired, past: &Past, probe: &dyn Probe, facts: &HostFact
     let pages = !entries.iter().any(come);
     judge_room(&mut entries, &mut findings, pages, probe, facts);
     findings.extend(listed(&entries, desired, past, probe));
+    findings.extend(not_with_the_host(desired, past, probe, facts));
     findings.extend(nearly_full(desired.nodes.values().map(|n| &n.wanted), probe));
     let mut order = order(&entries, Wanted::KINDS, &past.pending).unwrap_or_else(|e| {
         findings.push(Finding {

@@ -3,6 +3,7 @@
 
 mod build;
 mod guests;
+mod kept;
 mod listed;
 mod order;
 mod place;

@@ -28,6 +28,7 @@ mod machine;
 mod manifest;
 mod mig;
 mod moves;
+mod moves_by_address;
 mod namespaces;
 mod network_guard;
 mod packages;
