@@ -5,6 +5,7 @@
 mod links;
 mod looked;
 mod next_boot;
+mod owner;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -100,10 +101,16 @@ pub struct Asked {
     pub given: BTreeSet<PciSlot>,
     /// Why it may not be the card that was bound before, and what to do.
     pub another: Option<(String, String)>,
+    /// By what it is known, where the manifest names it by what it does not tell now.
+    pub recognised: Option<String>,
     /// Where host and VMs share it: what is stopped on the host for a VM, as the manifest names it.
     pub shared: Option<Vec<String>>,
     /// The VMs that have it, each with all slots that it has as a whole.
     pub vms: Vec<(String, BTreeSet<PciSlot>)>,
+    /// The VMs that do not have it, likewise.
+    pub other_vms: Vec<(String, BTreeSet<PciSlot>)>,
+    /// The VMs that are to run with the host.
+    pub running: BTreeSet<String>,
     /// Where GPUs are on a board with NVSwitches, as far as the manifest says.
     pub modules: BTreeMap<PciSlot, u8>,
     /// The manifest cuts it into MIG instances, which come again at each boot.

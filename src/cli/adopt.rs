@@ -8,9 +8,9 @@ use std::str::FromStr;
 use clap::Args;
 use miette::{IntoDiagnostic, miette};
 
-use super::apply::{Consent, Machine, Talk, approve, need_root};
+use super::apply::{Consent, Machine, ResultArgs, Talk, approve, need_root};
 use super::status::free;
-use super::{Target, code, host, print, say, tell};
+use super::{Target, code, host, rehearsal, say};
 use crate::describe::{self, Entry, Refused};
 use crate::host::{Probe, Snapshot};
 use crate::manifest::{self, Loaded};
@@ -33,6 +33,8 @@ pub struct AdoptArgs {
     /// Do not ask.
     #[arg(short, long)]
     yes: bool,
+    #[command(flatten)]
+    result: ResultArgs,
 }
 
 /// A thing by kind and name, as on the command line.
@@ -54,13 +56,13 @@ impl FromStr for Thing {
 }
 
 pub(super) fn run(args: &AdoptArgs, talk: Talk<'_>) -> miette::Result<u8> {
+    let talk = args.result.talk(talk);
     let (mut machine, mut state) = Machine::open(args.target.root.as_deref())?;
     let live = host::live();
     free(&state, matches!(machine, Machine::This))?;
     let before = manifest::load(&args.target.file)?;
     if let Err(other) = host::is_meant(&before, machine.probe(&live)) {
-        say(&format!("{other}\n"));
-        return Ok(code::REFUSED);
+        return talk.result(None, code::REFUSED, &format!("{other}\n"));
     }
     let things: BTreeSet<Key> = args.things.iter().map(|t| t.0.clone()).collect();
     let past = state.past().into_diagnostic()?;
@@ -78,19 +80,19 @@ pub(super) fn run(args: &AdoptArgs, talk: Talk<'_>) -> miette::Result<u8> {
     }
     if !missing.is_empty() && !args.save {
         for entry in &missing {
-            print(&entry.shown)?;
+            talk.beside(&entry.shown)?;
         }
         let path = args.target.file.display();
         say(&format!("`{path}` does not have this yet; put it in, or say `--save`; nothing was changed\n"));
         for extra in missing.iter().filter_map(|e| e.extra.as_ref()) {
             say(&format!("its content is copied to `{}` beside the manifest by `--save`\n", extra.path.display()));
         }
-        return Ok(code::OK);
+        return talk.stopped(code::OK, "the manifest does not have it yet; nothing was changed");
     }
     for thing in things.iter().filter(|t| t.kind == "vfio-binding") {
         if let Some(told) = foreign_binding(thing, &loaded, machine.probe(&live), &past)? {
-            tell(&told)?;
-            return Ok(code::ERROR);
+            talk.beside(&rehearsal::said(&told))?;
+            return talk.stopped(code::ERROR, "it cannot be taken over as it is; nothing was changed");
         }
     }
 
@@ -100,7 +102,7 @@ pub(super) fn run(args: &AdoptArgs, talk: Talk<'_>) -> miette::Result<u8> {
     if loaded.text != before.text {
         need_root(&machine)?;
         let diff = similar::TextDiff::from_lines(before.text.as_str(), loaded.text.as_str());
-        print(&format!("{}:\n{}\n", args.target.file.display(), diff.unified_diff().context_radius(1)))?;
+        talk.beside(&format!("{}:\n{}\n", args.target.file.display(), diff.unified_diff().context_radius(1)))?;
     }
     approve(order.into(), &mut machine, &mut state, Consent { yes: args.yes, reboot: false, at: None }, talk, || {
         for extra in missing.iter().filter_map(|e| e.extra.as_ref()) {

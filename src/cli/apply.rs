@@ -42,6 +42,8 @@ pub struct ApplyArgs {
     /// Close a run that was cut off or waits for a boot; what it did stays done.
     #[arg(long, conflicts_with = "plan")]
     abandon: bool,
+    #[command(flatten)]
+    result: ResultArgs,
 }
 
 /// The host that an apply changes.
@@ -71,6 +73,7 @@ impl Machine {
 }
 
 pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
+    let talk = args.result.talk(talk);
     let (mut machine, mut state) = Machine::open(args.target.root.as_deref())?;
     if args.policy.at.is_some() && args.target.root.is_none() {
         return Err(miette!(
@@ -122,8 +125,7 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
             }
             let text = format!("run {run} was abandoned; what it did stays done\n");
             state.finish(run, &Ending { code: code::ERROR, text: text.clone() }).into_diagnostic()?;
-            tell(&text)?;
-            return Ok(code::OK);
+            return talk.result(Some(run), code::OK, &text);
         }
         Standing::WaitsForBoot(run) => {
             return Err(miette!(
@@ -172,8 +174,7 @@ pub(super) fn run(args: &ApplyArgs, talk: Talk<'_>) -> miette::Result<u8> {
             let live = host::live();
             let probe = machine.probe(&live);
             if let Err(other) = host::is_meant(&loaded, probe) {
-                say(&format!("{other}\n"));
-                return Ok(code::REFUSED);
+                return talk.result(None, code::REFUSED, &format!("{other}\n"));
             }
             let (plan, _) = host::plan_now(&loaded, &selection, probe, &state.past().into_diagnostic()?);
             SavedPlan::new(plan, selection, host::saved_manifest(&loaded)?)
@@ -196,6 +197,20 @@ pub(super) struct Talk<'a> {
     pub log: &'a [String],
     /// How the result is written to stdout; with JSON, the plan that is asked about is talk.
     pub output: Output,
+}
+
+/// How a command that changes something tells how it ended.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct ResultArgs {
+    /// How the result is written to stdout; with `json`, everything else is said on stderr.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+impl ResultArgs {
+    pub(super) fn talk(self, talk: Talk<'_>) -> Talk<'_> {
+        Talk { output: self.output, ..talk }
+    }
 }
 
 /// How a command that changes something ended.
@@ -316,8 +331,8 @@ pub(super) fn approve(
     let last = state.last_run();
     state.lock().into_diagnostic()?;
     if state.last_run() != last {
-        say(&format!("run {} came in between; plan again; nothing was changed\n", state.last_run()));
-        return Ok(code::REFUSED);
+        let said = format!("run {} came in between; plan again; nothing was changed\n", state.last_run());
+        return talk.result(None, code::REFUSED, &said);
     }
     before()?;
     let number = new_run(&mut order, state, consent.reboot, asked_for())?;

@@ -9,13 +9,14 @@ use clap::{Args, Subcommand};
 use miette::{IntoDiagnostic, miette};
 
 use super::adopt::save;
+use super::agent_keys::GivenKey;
 use super::apply::{Consent, Machine, Talk, approve};
 use super::defaults::{USUAL, defaults, manifest_of};
 use super::plan::verdict;
 use super::status::free;
 use super::{Output, Target, code, host, print, say, shell_word};
 use crate::describe::{self, NewVm, Refused};
-use crate::manifest::{self, Defaults, DeviceUse, Loaded, NvidiaBranch, SshKey, UserName};
+use crate::manifest::{self, Defaults, DeviceUse, Loaded, NvidiaBranch, UserName};
 use crate::plan::{SavedPlan, Selection};
 use crate::types::{ByteSize, DomainName, ResourceName, safe_line};
 
@@ -56,9 +57,10 @@ pub struct VmArgs {
     /// Who gets in; whoever runs this where left out.
     #[arg(long)]
     user: Option<UserName>,
-    /// A key that lets in: `file:alice.pub` beside the manifest, `file:/root/key.pub`, `gh:NAME`, `gl:NAME`, or a key itself.
+    /// A key that lets in: `file:alice.pub` beside the manifest, `file:/root/key.pub`, `gh:NAME`, `gl:NAME`, or a key
+    /// itself; `agent`: those of your ssh agent, which are written into the manifest.
     #[arg(long = "key", value_name = "KEY")]
-    keys: Vec<SshKey>,
+    keys: Vec<GivenKey>,
     /// The bridge or one of the manifest's networks; left out where there is one only.
     #[arg(long)]
     network: Option<ResourceName>,
@@ -302,8 +304,12 @@ fn told(
         },
         keys: match (&args.keys[..], user) {
             ([], Some(usual)) => usual.ssh_keys.clone(),
-            ([], None) => vec![asked("key that lets in (file:alice.pub, gh:NAME, …)", "--key file:alice.pub")?],
-            (said, _) => said.to_vec(),
+            ([], None) => {
+                let key: GivenKey =
+                    asked("key that lets in (file:alice.pub, gh:NAME, agent, …)", "--key file:alice.pub")?;
+                key.written()?
+            }
+            (said, _) => said.iter().map(GivenKey::written).collect::<miette::Result<Vec<_>>>()?.concat(),
         },
         network,
         address: args.address.as_ref().map(ToString::to_string),

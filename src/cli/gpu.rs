@@ -24,7 +24,7 @@ use crate::plan::{Finding, Key, Past, Severity};
 use crate::report::{self, MigNow, NamedGpu};
 use crate::resource::block_volume::nearly_full;
 use crate::resource::shared_gpu::{SharedGpu, SharedNow, shared_now};
-use crate::resource::vfio_binding::VfioBinding;
+use crate::resource::vfio_binding::{VfioBinding, recognised};
 use crate::resource::{Resource, Wanted};
 use crate::types::PciSlot;
 
@@ -145,16 +145,28 @@ impl Seen {
         let devices = devices.filter_map(|(_, e)| desire::resolve(e, false, &self.facts).ok());
         let vms = m.vms.iter().filter(|(_, vm)| !vm.absent);
         let vms = vms.map(|(n, vm)| (n.to_string(), desire::slots_of(m, vm, &self.facts)));
+        let (vms, other_vms) = vms.partition(|(_, slots)| slots.contains(&slot));
         let name = named.iter().find(|(_, s, _)| *s == slot).map(|(n, ..)| n.as_str());
         Asked {
             another: name.and_then(|name| self.another(name)),
+            recognised: self.recognised(m, slot),
             name: named.iter().find(|(_, s, _)| *s == slot).map(|(n, ..)| n.clone()),
             given: named.iter().filter(|(.., u)| given(*u)).map(|(_, s, _)| *s).chain(devices).collect(),
-            vms: vms.filter(|(_, slots)| slots.contains(&slot)).collect(),
+            vms,
+            other_vms,
+            running: m.vms.iter().filter(|(_, vm)| desire::runs(vm)).map(|(n, _)| n.to_string()).collect(),
             shared: self.release(m, slot),
             modules: desire::modules(m, &self.facts),
             mig: self.cut(m, slot),
         }
+    }
+
+    /// By what it is known, where the manifest names it by a serial number or UUID that is not told now.
+    fn recognised(&self, m: &Manifest, slot: PciSlot) -> Option<String> {
+        let first = self.facts.slot(slot).next().filter(|f| !f.recalled.is_none())?;
+        let named = m.gpus.values().filter(|e| e.matches.serial.is_some() || e.matches.uuid.is_some());
+        let mut named = named.filter(|e| desire::resolve(e, true, &self.facts).ok() == Some(slot));
+        recognised(first, named.next()?.matches.serial.is_some())
     }
 
     /// Whether the manifest cuts the card into MIG instances.
@@ -274,10 +286,11 @@ fn look(
         return Ok(code::REFUSED);
     }
     let snapshot = Snapshot::new(probe);
-    let facts = match &manifest {
+    let mut facts = match &manifest {
         Some(manifest) => host::facts_for(manifest, &snapshot),
         None => facts::collect(&snapshot),
     };
+    past.recall(&mut facts);
     let gpus = gpu::collect(&snapshot, &facts);
     let looked = Looked::look(&snapshot, &facts, &gpus);
     let shared = shared_now(&snapshot);

@@ -96,6 +96,7 @@ pub fn plan_now(
 ) -> (Plan, BTreeMap<Key, Wanted>) {
     let snapshot = Snapshot::new(probe);
     let mut facts = facts_for(manifest, &snapshot);
+    past.recall(&mut facts);
     if desire::installs_program(&manifest.manifest) {
         facts.myself = Some(snapshot.myself().map_or_else(|e| Known::Unknown(e.to_string()), Known::Value));
     }

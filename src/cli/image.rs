@@ -8,9 +8,9 @@ use clap::{Args, Subcommand};
 use miette::IntoDiagnostic;
 use serde::Serialize;
 
-use super::apply::{Consent, Machine, Talk, approve};
+use super::apply::{Consent, Machine, ResultArgs, Talk, approve};
 use super::status::free;
-use super::{Output, Target, code, host, print, say};
+use super::{Output, Target, code, host, print};
 use crate::desire::{self, IMAGES};
 use crate::facts;
 use crate::host::{Answer, Probe, Snapshot};
@@ -47,6 +47,8 @@ enum Verb {
         /// Do not ask.
         #[arg(short, long)]
         yes: bool,
+        #[command(flatten)]
+        result: ResultArgs,
     },
     /// Delete images that no disk is made from and the manifest does not use.
     Prune {
@@ -55,18 +57,20 @@ enum Verb {
         /// Do not ask.
         #[arg(short, long)]
         yes: bool,
+        #[command(flatten)]
+        result: ResultArgs,
     },
 }
 
 pub(super) fn run(args: &ImageArgs, talk: Talk<'_>) -> miette::Result<u8> {
     match &args.verb {
         Verb::List { target, output } => list(target, *output),
-        Verb::Pull { names, target, yes } => {
+        Verb::Pull { names, target, yes, result } => {
             // The time alone tells this asking from others.
             let asked = jiff::Timestamp::now().to_string();
-            planned(target, ImageTask::Newest { names: names.clone(), asked }, *yes, talk)
+            planned(target, ImageTask::Newest { names: names.clone(), asked }, *yes, result.talk(talk))
         }
-        Verb::Prune { target, yes } => planned(target, ImageTask::Prune, *yes, talk),
+        Verb::Prune { target, yes, result } => planned(target, ImageTask::Prune, *yes, result.talk(talk)),
     }
 }
 
@@ -76,8 +80,7 @@ fn planned(target: &Target, task: ImageTask, yes: bool, talk: Talk<'_>) -> miett
     let loaded = manifest::load(&target.file)?;
     let live = host::live();
     if let Err(other) = host::is_meant(&loaded, machine.probe(&live)) {
-        say(&format!("{other}\n"));
-        return Ok(code::REFUSED);
+        return talk.result(None, code::REFUSED, &format!("{other}\n"));
     }
     let selection = Selection { images: Some(task), ..Selection::default() };
     let (plan, _) = host::plan_now(&loaded, &selection, machine.probe(&live), &state.past().into_diagnostic()?);

@@ -1,6 +1,7 @@
 //! The command line: its arguments, and one file a command that names the stages it goes through.
 
 mod adopt;
+mod agent_keys;
 mod apply;
 mod create;
 mod defaults;
@@ -349,5 +350,27 @@ mod tests {
             assert_eq!((run.log_level(), run.log_format), (level, apply.log_format), "{asked:?}");
         }
         assert_eq!(Cli::try_parse_from(["gpuvm", "plan"]).unwrap().log_level(), "warn");
+    }
+
+    #[test]
+    fn what_a_script_would_call_answers_in_json() {
+        // What they write is the thing itself: a manifest, a schema, a screen, a guest's own words; or they are called by
+        // the host and answer it in its own way.
+        const OTHERWISE: [&str; 8] =
+            ["init", "schema", "tui", "vm console", "vm logs", "vm ssh", "run", "write-attribute"];
+        fn ends(command: &clap::Command, path: &str, all: &mut Vec<String>) {
+            for sub in command.get_subcommands() {
+                let name = format!("{path} {}", sub.get_name()).trim().to_owned();
+                if sub.has_subcommands() {
+                    ends(sub, &name, all);
+                } else if !sub.get_arguments().any(|a| a.get_long() == Some("output")) {
+                    all.push(name);
+                }
+            }
+        }
+        let mut without = Vec::new();
+        ends(&Cli::command(), "", &mut without);
+        without.retain(|name| !OTHERWISE.contains(&name.as_str()));
+        assert_eq!(without, Vec::<String>::new());
     }
 }

@@ -134,7 +134,8 @@ fn meant_move(args: &MoveArgs, attach: bool, probe: &dyn Probe, past: &Past) -> 
     if let Some(Err(other)) = manifest.as_ref().map(|m| host::is_meant(m, probe)) {
         return Ok(Err(other));
     }
-    let facts = facts::collect(&Snapshot::new(probe));
+    let mut facts = facts::collect(&Snapshot::new(probe));
+    past.recall(&mut facts);
     let slot = meant(&args.gpu, manifest.as_ref(), &facts)?;
     let card = Card::of(&facts, slot).ok_or_else(|| miette!("there is no device at {slot}"))?;
     // Whatever the card was named by, the manifest speaks of it by its own name.

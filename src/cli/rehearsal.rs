@@ -38,7 +38,7 @@ fn on(root: &Path, text: &str) -> String {
     while let Some(at) = rest.find("gpuvm") {
         let (before, from) = rest.split_at(at);
         out += before;
-        let begins = !before.ends_with(|c: char| c.is_alphanumeric() || "/._-".contains(c));
+        let begins = !unstyled_end(before).ends_with(|c: char| c.is_alphanumeric() || "/._-".contains(c));
         let words = from.strip_prefix("gpuvm").unwrap_or_default();
         let long = "gpuvm".len() + if begins { takes_root(&commands, words) } else { 0 };
         out += from.get(..long).unwrap_or_default();
@@ -53,8 +53,9 @@ fn on(root: &Path, text: &str) -> String {
 
 /// How long the words are that name a command with `--root`; 0 where it is none.
 fn takes_root(commands: &clap::Command, text: &str) -> usize {
-    let blank = text.len() - text.trim_start().len();
-    let word: String = text.trim_start().chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+    let from = next_word(text);
+    let word: String = from.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+    let blank = text.len() - from.len();
     let Some(command) = commands.find_subcommand(&word).filter(|_| blank > 0) else { return 0 };
     let long = blank + word.len();
     if command.get_arguments().any(|a| a.get_long() == Some("root")) {
@@ -66,6 +67,28 @@ fn takes_root(commands: &clap::Command, text: &str) -> usize {
     }
 }
 
+/// Each word of a dimmed line is dimmed for itself: what switches that on and off (ECMA-48's SGR) is no part of a command.
+fn next_word(text: &str) -> &str {
+    let mut rest = text;
+    loop {
+        let next = rest.trim_start();
+        let next = next.strip_prefix("\x1b[").and_then(|sgr| Some(sgr.split_once('m')?.1)).unwrap_or(next);
+        if next.len() == rest.len() {
+            return rest;
+        }
+        rest = next;
+    }
+}
+
+/// The same, at the end.
+fn unstyled_end(text: &str) -> &str {
+    let is_sgr = |s: &str| s.strip_suffix('m').is_some_and(|n| n.chars().all(|c| c.is_ascii_digit() || c == ';'));
+    match text.rsplit_once("\x1b[") {
+        Some((before, sgr)) if is_sgr(sgr) => unstyled_end(before),
+        _ => text,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,6 +97,10 @@ mod tests {
     fn a_command_to_type_is_about_the_recorded_host() {
         for (text, said) in [
             ("go back: gpuvm undo 7\n", "go back: gpuvm undo --root 'a b' 7\n"),
+            (
+                "\x1b[2mit:\x1b[0m \x1b[2mgpuvm\x1b[0m\n    \x1b[2mvm\x1b[0m \x1b[2minfo\x1b[0m \x1b[2mweb\x1b[0m",
+                "\x1b[2mit:\x1b[0m \x1b[2mgpuvm\x1b[0m\n    \x1b[2mvm\x1b[0m \x1b[2minfo --root 'a b'\x1b[0m \x1b[2mweb\x1b[0m",
+            ),
             (
                 "gpuvm vm start web && gpuvm vm wait web",
                 "gpuvm vm start --root 'a b' web && gpuvm vm wait --root 'a b' web",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::{Args, Subcommand};
 use miette::{IntoDiagnostic, miette};
 
-use super::apply::{Consent, Machine, Talk};
+use super::apply::{Consent, Machine, ResultArgs, Talk};
 use super::vm::perform;
 use super::{Output, code, host, print, vm_look};
 use crate::host::{Answer, Virtualisation};
@@ -46,6 +46,8 @@ struct CreateArgs {
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+    #[command(flatten)]
+    result: ResultArgs,
 }
 
 #[derive(Debug, Args)]
@@ -78,6 +80,8 @@ struct RestoreArgs {
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+    #[command(flatten)]
+    result: ResultArgs,
 }
 
 #[derive(Debug, Args)]
@@ -92,29 +96,34 @@ struct DeleteArgs {
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+    #[command(flatten)]
+    result: ResultArgs,
 }
 
 pub(super) fn run(args: &SnapshotArgs, talk: Talk<'_>) -> miette::Result<u8> {
     match &args.command {
         SnapshotCommand::List(list) => self::list(list),
-        SnapshotCommand::Create(create) => perform(create.root.as_deref(), Consent::default(), talk, |machine| {
-            let (asked, _) = look(machine, &create.vm)?;
-            let name = create.vm.clone();
-            let snapshot = match &create.name {
-                Some(given) if asked.names.iter().any(|n| n == given.as_str()) => {
-                    return Err(miette!(
-                        help = format!("give this one another name; which there are: gpuvm vm snapshot list {name}"),
-                        "VM `{name}` has a snapshot `{given}` already"
-                    ));
-                }
-                Some(given) => given.clone(),
-                None => free(&asked, "")?,
-            };
-            Ok(Verb::CreateSnapshot { name, snapshot, layer: asked.layer })
-        }),
+        SnapshotCommand::Create(create) => {
+            perform(create.root.as_deref(), Consent::default(), create.result.talk(talk), |machine| {
+                let (asked, _) = look(machine, &create.vm)?;
+                let name = create.vm.clone();
+                let snapshot = match &create.name {
+                    Some(given) if asked.names.iter().any(|n| n == given.as_str()) => {
+                        return Err(miette!(
+                            help =
+                                format!("give this one another name; which there are: gpuvm vm snapshot list {name}"),
+                            "VM `{name}` has a snapshot `{given}` already"
+                        ));
+                    }
+                    Some(given) => given.clone(),
+                    None => free(&asked, "")?,
+                };
+                Ok(Verb::CreateSnapshot { name, snapshot, layer: asked.layer })
+            })
+        }
         SnapshotCommand::Restore(restore) => {
             let consent = Consent { yes: restore.yes, ..Consent::default() };
-            perform(restore.root.as_deref(), consent, talk, |machine| {
+            perform(restore.root.as_deref(), consent, restore.result.talk(talk), |machine| {
                 let (asked, _) = look(machine, &restore.vm)?;
                 let keep = match (&restore.keep, restore.discard) {
                     (_, true) => None,
@@ -129,7 +138,7 @@ pub(super) fn run(args: &SnapshotArgs, talk: Talk<'_>) -> miette::Result<u8> {
         }
         SnapshotCommand::Delete(delete) => {
             let consent = Consent { yes: delete.yes, ..Consent::default() };
-            perform(delete.root.as_deref(), consent, talk, |machine| {
+            perform(delete.root.as_deref(), consent, delete.result.talk(talk), |machine| {
                 let (asked, _) = look(machine, &delete.vm)?;
                 let seen = asked.left || asked.names.iter().any(|n| n == delete.name.as_str());
                 Ok(Verb::DeleteSnapshot { name: delete.vm.clone(), snapshot: delete.name.clone(), seen })
@@ -141,7 +150,7 @@ pub(super) fn run(args: &SnapshotArgs, talk: Talk<'_>) -> miette::Result<u8> {
 /// The way back from a verb whose run recorded nothing that could be put back, since what is in a disk is in no record: the
 /// verb that is the other one's way back. `None` for verbs whose way back is the record; an error where there is none.
 pub(super) fn way_back(verb: &Verb, run: u64, later: &[Verb], machine: &Machine) -> miette::Result<Option<Verb>> {
-    let none = |why: String, help: String| Err(miette!(help = help, "{why}: run {run} cannot be undone"));
+    let none = |why: String, help: String| miette!(help = help, "{why}: run {run} cannot be undone");
     // One of the same name that was made since is another.
     let made_again = |vm: &DomainName, of: &ResourceName| {
         later.iter().any(|l| match l {
@@ -154,10 +163,10 @@ pub(super) fn way_back(verb: &Verb, run: u64, later: &[Verb], machine: &Machine)
         let (asked, _) = look(machine, vm)?;
         let list = format!("which there are: gpuvm vm snapshot list {vm}");
         if !asked.names.iter().any(|n| n == of.as_str()) {
-            return none(format!("VM `{vm}` has no snapshot `{of}` any more"), list).map(|()| asked);
+            return Err(none(format!("VM `{vm}` has no snapshot `{of}` any more"), list));
         }
         if made_again(vm, of) {
-            return none(format!("the snapshot `{of}` of VM `{vm}` was made anew since"), list).map(|()| asked);
+            return Err(none(format!("the snapshot `{of}` of VM `{vm}` was made anew since"), list));
         }
         Ok(asked)
     };
@@ -171,22 +180,19 @@ pub(super) fn way_back(verb: &Verb, run: u64, later: &[Verb], machine: &Machine)
             let kept = free(&asked, &format!("after-{snapshot}"))?;
             back_to(machine, name, keep, Some(kept)).map(Some)
         }
-        Verb::RestoreSnapshot { name, snapshot, keep: None, .. } => none(
+        Verb::RestoreSnapshot { name, snapshot, keep: None, .. } => Err(none(
             format!("how VM `{name}` was before it went back to `{snapshot}` was thrown away (--discard)"),
             format!("what is kept of it: gpuvm vm snapshot list {name}"),
-        )
-        .map(|()| None),
-        Verb::DeleteSnapshot { name, snapshot, .. } => none(
+        )),
+        Verb::DeleteSnapshot { name, snapshot, .. } => Err(none(
             format!("what the snapshot `{snapshot}` of VM `{name}` alone held was given up with it"),
             format!("how the VM is now can be kept: gpuvm vm snapshot create {name}"),
-        )
-        .map(|()| None),
+        )),
         Verb::SaveTemplate { template, .. } => Ok(Some(Verb::DeleteTemplate { template: template.clone() })),
-        Verb::DeleteTemplate { template } => none(
+        Verb::DeleteTemplate { template } => Err(none(
             format!("the template `{template}` was nowhere else"),
             "a VM's disk can be saved as one: gpuvm vm template save".to_owned(),
-        )
-        .map(|()| None),
+        )),
         _ => Ok(None),
     }
 }
@@ -247,6 +253,7 @@ fn list(args: &ListArgs) -> miette::Result<u8> {
             ran: s.ran,
             parts: s.parts.iter().map(|p: &Part| p.word().to_owned()).collect(),
             files: s.files().map(|f| f.display().to_string()).collect(),
+            copies: s.parts.iter().map(|p| p.copy(&domain.uuid, &s.name).display().to_string()).collect(),
         })
         .collect();
     print(&match args.output {

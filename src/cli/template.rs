@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use miette::{IntoDiagnostic, miette};
 
-use super::apply::{Consent, Talk};
+use super::apply::{Consent, ResultArgs, Talk};
 use super::create::{Begins, VmArgs, create};
 use super::vm::perform;
 use super::{Output, code, host, print, say, vm_look};
@@ -49,6 +49,8 @@ struct SaveArgs {
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+    #[command(flatten)]
+    result: ResultArgs,
 }
 
 #[derive(Debug, Args)]
@@ -71,6 +73,8 @@ struct DeleteArgs {
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+    #[command(flatten)]
+    result: ResultArgs,
 }
 
 #[derive(Debug, Args)]
@@ -87,6 +91,9 @@ struct ExportArgs {
     name: ResourceName,
     /// Where it is copied to; one that is there stays.
     file: PathBuf,
+    /// How the entry is printed.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
     /// Refused: what a recorded host has is no disk.
     #[arg(long, value_name = "DIR", hide = true)]
     root: Option<PathBuf>,
@@ -114,16 +121,22 @@ pub(super) fn run(args: &TemplateArgs, talk: Talk<'_>) -> miette::Result<u8> {
                     save.name
                 ));
             }
-            perform(save.root.as_deref(), Consent { yes: save.yes, ..Consent::default() }, talk, |_| {
-                Ok(Verb::SaveTemplate { name: save.vm.clone(), template: save.name.clone() })
-            })
+            perform(
+                save.root.as_deref(),
+                Consent { yes: save.yes, ..Consent::default() },
+                save.result.talk(talk),
+                |_| Ok(Verb::SaveTemplate { name: save.vm.clone(), template: save.name.clone() }),
+            )
         }
         TemplateCommand::List(list) => self::list(list),
         TemplateCommand::Delete(delete) => {
             find(all(delete.root.as_deref())?, &delete.name)?;
-            perform(delete.root.as_deref(), Consent { yes: delete.yes, ..Consent::default() }, talk, |_| {
-                Ok(Verb::DeleteTemplate { template: delete.name.clone() })
-            })
+            perform(
+                delete.root.as_deref(),
+                Consent { yes: delete.yes, ..Consent::default() },
+                delete.result.talk(talk),
+                |_| Ok(Verb::DeleteTemplate { template: delete.name.clone() }),
+            )
         }
         TemplateCommand::Use(of) => {
             let template = find(all(of.vm.root())?, &of.template)?;
@@ -226,7 +239,15 @@ fn export(args: &ExportArgs) -> miette::Result<u8> {
     };
     copy().map_err(|e: std::io::Error| miette!("`{}` could not be written: {e}", args.file.display()))?;
     let path = args.file.canonicalize().into_diagnostic()?;
-    let quoted = serde_json::to_string(&path.display().to_string()).into_diagnostic()?;
-    print(&format!("images:\n  {}: {{ path: {quoted}, sha256: {} }}\n", args.name, template.kept.sha256))?;
+    let (path, sha256) = (path.display().to_string(), &template.kept.sha256);
+    print(&match args.output {
+        Output::Json => vm_look::json(&serde_json::json!({
+            "format": 1, "template": args.name, "path": path, "sha256": sha256, "bytes": template.kept.bytes,
+        }))?,
+        Output::Text => {
+            let quoted = serde_json::to_string(&path).into_diagnostic()?;
+            format!("images:\n  {}: {{ path: {quoted}, sha256: {sha256} }}\n", args.name)
+        }
+    })?;
     Ok(code::OK)
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use miette::{IntoDiagnostic, miette};
 
-use super::apply::{Consent, Machine, Talk, approve};
+use super::apply::{Consent, Machine, ResultArgs, Talk, approve};
 use super::plan::verdict;
 use super::snapshot::way_back;
 use super::source::Source;
@@ -37,9 +37,12 @@ pub struct UndoArgs {
     /// Leave these as they are now: KIND or KIND/NAME.
     #[arg(long, value_name = "KIND[/NAME]")]
     skip: Vec<crate::plan::Selector>,
+    #[command(flatten)]
+    result: ResultArgs,
 }
 
 pub(super) fn run(args: &UndoArgs, talk: Talk<'_>) -> miette::Result<u8> {
+    let talk = args.result.talk(talk);
     let (mut machine, mut state) = Machine::open(args.root.as_deref())?;
     free(&state, matches!(machine, Machine::This))?;
     if state.last_run() == 0 {

@@ -4,6 +4,7 @@
 use clap::Args;
 
 use super::{Output, code, host, print};
+use crate::apply::StateDir;
 use crate::host::Snapshot;
 use crate::plan::{Finding, Severity};
 use crate::{desire, manifest, report};
@@ -60,5 +61,7 @@ fn on_host(args: &ValidateArgs, loaded: &manifest::Loaded) -> miette::Result<Vec
             help: "name the record of that host, or correct `host`".to_owned(),
         }]);
     }
-    Ok(desire::desire(loaded, &host::facts_for(loaded, &snapshot)).findings)
+    let mut facts = host::facts_for(loaded, &snapshot);
+    StateDir::open(host::state_of(Some(dir))?).and_then(|s| s.past()).unwrap_or_default().recall(&mut facts);
+    Ok(desire::desire(loaded, &facts).findings)
 }

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use miette::{IntoDiagnostic, miette};
 
-use super::apply::{Consent, Machine, Talk, approve};
+use super::apply::{Consent, Machine, ResultArgs, Talk, approve};
 use super::plan::verdict;
 use super::source::Source;
 use super::status::free;
-use super::{Output, code, host, say, snapshot, template, vm_look};
+use super::{code, host, say, snapshot, template, vm_look};
 use crate::apply::{Order, Purpose, blocked};
 use crate::host::{Answer, Host, Running, live};
 use crate::plan::{Diff, Past, Step};
@@ -63,15 +63,8 @@ struct OneArgs {
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// How the result is written to stdout.
-    #[arg(long, value_enum, default_value = "text")]
-    output: Output,
-}
-
-impl OneArgs {
-    fn talk<'a>(&self, talk: Talk<'a>) -> Talk<'a> {
-        Talk { output: self.output, ..talk }
-    }
+    #[command(flatten)]
+    result: ResultArgs,
 }
 
 #[derive(Debug, Args)]
@@ -146,6 +139,8 @@ struct CloneArgs {
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+    #[command(flatten)]
+    result: ResultArgs,
 }
 
 impl CloneArgs {
@@ -186,24 +181,28 @@ pub(super) fn run(args: &VmArgs, talk: Talk<'_>) -> miette::Result<u8> {
         VmCommand::Ssh(args) => vm_look::ssh(args),
         VmCommand::Clone(clone) => {
             let consent = Consent { yes: clone.yes, ..Consent::default() };
-            perform(clone.root.as_deref(), consent, talk, |machine| clone.verb(machine))
+            perform(clone.root.as_deref(), consent, clone.result.talk(talk), |machine| clone.verb(machine))
         }
         VmCommand::Template(args) => template::run(args, talk),
         VmCommand::Snapshot(args) => snapshot::run(args, talk),
-        VmCommand::Start(start) => perform(start.vm.root.as_deref(), plain(&start.yes), start.vm.talk(talk), |_| {
-            Ok(Verb::StartVm { name: start.vm.name.clone(), swap: start.swap })
-        }),
-        VmCommand::Stop(stop) => perform(stop.vm.root.as_deref(), plain(&stop.yes), stop.vm.talk(talk), |_| {
+        VmCommand::Start(start) => {
+            perform(start.vm.root.as_deref(), plain(&start.yes), start.vm.result.talk(talk), |_| {
+                Ok(Verb::StartVm { name: start.vm.name.clone(), swap: start.swap })
+            })
+        }
+        VmCommand::Stop(stop) => perform(stop.vm.root.as_deref(), plain(&stop.yes), stop.vm.result.talk(talk), |_| {
             Ok(Verb::StopVm { name: stop.vm.name.clone(), how: stop.how() })
         }),
-        VmCommand::Restart(stop) => perform(stop.vm.root.as_deref(), plain(&stop.yes), stop.vm.talk(talk), |machine| {
-            let name = &stop.vm.name;
-            let ran_as = seen(machine, name)?.filter(|d| d.active).and_then(|d| d.id);
-            Ok(Verb::RestartVm { name: name.clone(), ran_as, how: stop.how() })
-        }),
+        VmCommand::Restart(stop) => {
+            perform(stop.vm.root.as_deref(), plain(&stop.yes), stop.vm.result.talk(talk), |machine| {
+                let name = &stop.vm.name;
+                let ran_as = seen(machine, name)?.filter(|d| d.active).and_then(|d| d.id);
+                Ok(Verb::RestartVm { name: name.clone(), ran_as, how: stop.how() })
+            })
+        }
         VmCommand::Delete(delete) => {
             let consent = Consent { yes: delete.yes, ..Consent::default() };
-            perform(delete.vm.root.as_deref(), consent, delete.vm.talk(talk), |machine| {
+            perform(delete.vm.root.as_deref(), consent, delete.vm.result.talk(talk), |machine| {
                 let name = &delete.vm.name;
                 let uuid = seen(machine, name)?.map(|d| d.uuid);
                 Ok(Verb::DeleteVm { name: name.clone(), uuid, keep_disks: delete.keep_disks })

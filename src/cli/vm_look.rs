@@ -54,6 +54,9 @@ pub struct WaitArgs {
     /// How long, in seconds; ends with 3 when that is over.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
+    /// How it is told on stdout where it got to.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -242,6 +245,9 @@ fn gpus(seen: &Seen<'_>, vm: &Vm) -> Vec<Hinder> {
     let all = gpu::collect(seen.probe, &seen.facts);
     let looked = Looked::look(seen.probe, &seen.facts, &all);
     let slots: std::collections::BTreeSet<_> = vm.devices.iter().map(|d| d.slot).collect();
+    // Neighbours in a group that are for other VMs hinder nothing while those are off, which is told beside this.
+    let for_vms = seen.facts.pci.values().filter(|f| f.driver.as_deref() == Some("vfio-pci"));
+    let on_vfio: std::collections::BTreeSet<_> = for_vms.map(|f| f.address.slot).collect();
     let shared = shared_now(seen.probe);
     let mut hinders = Vec::new();
     for gpu in all.iter().filter(|g| slots.contains(&g.slot)) {
@@ -249,12 +255,10 @@ fn gpus(seen: &Seen<'_>, vm: &Vm) -> Vec<Hinder> {
         let release = shared.iter().find(|s| s.slot == gpu.slot).map(|s| &s.release);
         let asked = Asked {
             name,
-            given: slots.clone(),
-            another: None,
+            given: slots.union(&on_vfio).copied().collect(),
             shared: release.map(|all| all.iter().map(ToString::to_string).collect()),
             vms: vec![(vm.name.clone(), slots.clone())],
-            modules: std::collections::BTreeMap::new(),
-            mig: false,
+            ..Asked::default()
         };
         let explained = check::explain(&seen.facts, &looked, &all, gpu, &asked);
         let named = explained.name.clone().unwrap_or_else(|| gpu.slot.to_string());
@@ -294,13 +298,16 @@ pub(super) fn wait(args: &WaitArgs, talk: Talk<'_>) -> miette::Result<u8> {
     let (mut shown, mut since) = (String::new(), None);
     loop {
         let (there, so_far) = reached(args, probe.as_ref(), &mut since)?;
-        if there {
-            print(&format!("{}: {so_far}\n", args.name))?;
-            return Ok(code::OK);
-        }
-        if begun.elapsed() >= limit {
-            say(&format!("{}: {so_far}, after {} s\n", args.name, args.timeout));
-            return Ok(code::WAITS);
+        let over = begun.elapsed() >= limit;
+        if there || over {
+            match args.output {
+                Output::Json => print(&json(&serde_json::json!({
+                    "format": 1, "vm": args.name, "reached": there, "state": so_far,
+                }))?)?,
+                Output::Text if there => print(&format!("{}: {so_far}\n", args.name))?,
+                Output::Text => say(&format!("{}: {so_far}, after {} s\n", args.name, args.timeout)),
+            }
+            return Ok(if there { code::OK } else { code::WAITS });
         }
         if so_far != shown && !talk.quiet {
             say(&format!("{}: {so_far}\n", args.name));

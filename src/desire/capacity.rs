@@ -170,7 +170,7 @@ fn locked(vm: &VmEntry) -> bool {
 }
 
 /// Whether the manifest makes a VM run.
-fn runs(vm: &VmEntry) -> bool {
+pub fn runs(vm: &VmEntry) -> bool {
     !vm.absent
         && vm.state != Some(VmState::Stopped)
         && (vm.start == StartWhen::Boot || vm.state == Some(VmState::Running))

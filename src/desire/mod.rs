@@ -6,6 +6,7 @@ mod bridge;
 mod capacity;
 mod drivers;
 mod gpus;
+mod groups;
 mod guests;
 mod host_basics;
 mod huge_pages;
@@ -40,7 +41,7 @@ pub struct Node {
     pub after: BTreeSet<Key>,
 }
 
-pub use capacity::ADMISSION;
+pub use capacity::{ADMISSION, runs};
 pub use gpus::{resolve, slot_of};
 pub use host_basics::secrets;
 pub use nvswitch::{modules, slots_of};
@@ -113,6 +114,7 @@ pub fn desire(manifest: &Loaded, facts: &HostFacts) -> Desired {
     addresses::check(&manifest.manifest, facts, &mut desired);
     capacity::check(&manifest.manifest, facts, &mut desired);
     nvswitch::check(&manifest.manifest, facts, &mut desired);
+    groups::check(&manifest.manifest, facts, &mut desired);
     drivers::desire(manifest, facts, &mut desired, &mut shared);
     host_basics::desire(manifest, facts, &mut desired, shared);
     program::desire(manifest, facts, &mut desired);

@@ -378,8 +378,28 @@ pub struct PciFunction {
     /// The UUID that NVIDIA's driver gives it, while that driver holds it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
+    /// Which of these two are remembered, and told by nothing now.
+    #[serde(skip_serializing_if = "Recalled::is_none")]
+    pub recalled: Recalled,
     /// What of the host it carries.
     pub carries: BTreeSet<Carries>,
+}
+
+/// What of a card nothing tells now, and is remembered of when it was bound.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Recalled {
+    /// Its serial number.
+    pub serial: bool,
+    /// Its UUID.
+    pub uuid: bool,
+}
+
+impl Recalled {
+    /// Nothing.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What a physical function says of its virtual ones (SR-IOV; Documentation/ABI/testing/sysfs-bus-pci in the kernel).
@@ -489,6 +509,11 @@ impl HostFacts {
     pub fn group_neighbours(&self, group: u32, slot: PciSlot) -> impl Iterator<Item = &PciFunction> {
         self.pci.values().filter(move |f| f.group == Some(group) && f.address.slot != slot && !f.is_bridge())
     }
+    /// The IOMMU group that two functions are in, if that is one.
+    pub fn shared_group(&self, a: PciAddress, b: PciAddress) -> Option<u32> {
+        let group = |f: PciAddress| self.pci.get(&f)?.group;
+        group(a).filter(|of_a| group(b) == Some(*of_a))
+    }
     /// The state of a package: `None` where it is not installed or dpkg's status is not known.
     pub fn package(&self, name: &str) -> Option<&Package> {
         self.packages.value().and_then(|all| all.get(name)).filter(|p| p.installed)
@@ -552,6 +577,7 @@ pub(crate) mod tests {
             numa_node: None,
             serial: None,
             uuid: None,
+            recalled: Recalled::default(),
             carries: BTreeSet::new(),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::os::{exists, names, text};
-use super::{PciFunction, Sriov, os};
+use super::{PciFunction, Recalled, Sriov, os};
 use crate::host::{Answer, Probe};
 use crate::types::{PciAddress, PciId};
 
@@ -63,6 +63,7 @@ fn function(probe: &dyn Probe, address: PciAddress, ids: &Names) -> Option<PciFu
         numa_node: attribute("numa_node").parse().ok(),
         serial: (attribute("power_state") == "D0").then(|| serial(probe, &dir)).flatten(),
         uuid: told("GPU UUID"),
+        recalled: Recalled::default(),
         carries: BTreeSet::new(),
     })
 }

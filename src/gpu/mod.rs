@@ -2,6 +2,7 @@
 //! in one pass, and wakes nothing: what would reach a sleeping card is not read.
 
 pub mod architecture;
+mod busy;
 mod holders;
 pub mod identity;
 pub mod mig;
@@ -15,10 +16,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub use busy::Busy;
 pub use holders::{Framebuffer, Holder, HolderKind, framebuffer};
 pub use seen::{REFUSED, RefusedStart, SEEN, Seen, refused_starts, remembered};
 
-use crate::facts::{HostFacts, PciFunction};
+use crate::facts::{HostFacts, PciFunction, Recalled};
 use crate::host::{Answer, Probe};
 use crate::resource::vgpu;
 use crate::types::{PciAddress, PciId, PciSlot};
@@ -41,6 +43,9 @@ pub struct Gpu {
     pub serial: Option<String>,
     /// NVIDIA's UUID, where its driver holds the card.
     pub uuid: Option<String>,
+    /// Which of these two are remembered, and told by nothing now.
+    #[serde(skip_serializing_if = "Recalled::is_none")]
+    pub recalled: Recalled,
     /// What it is among displays.
     pub kind: GpuKind,
     /// All functions of the slot.
@@ -57,6 +62,8 @@ pub struct Gpu {
     pub numa_node: Option<u32>,
     /// `D0`, `D3cold`, …
     pub power_state: Option<String>,
+    /// How busy it is, where its driver tells that of a card that is awake.
+    pub busy: Busy,
     /// Its link, where it is awake.
     pub link: Option<PciLink>,
     /// Its memory windows.
@@ -230,6 +237,7 @@ fn one(probe: &dyn Probe, facts: &HostFacts, f: &PciFunction, users: &holders::U
         subsystem: f.subsystem,
         serial: f.serial.clone(),
         uuid: f.uuid.clone(),
+        recalled: f.recalled,
         kind: match f {
             f if f.is_management() => GpuKind::Management,
             f if f.is_virtual_display() => GpuKind::Virtual,
@@ -239,6 +247,7 @@ fn one(probe: &dyn Probe, facts: &HostFacts, f: &PciFunction, users: &holders::U
         boot_display: functions.iter().any(|f| f.boot_display),
         numa_node: f.numa_node,
         power_state: f.power_state.clone(),
+        busy: busy::busy(probe, f),
         link: f.is_awake().then(|| link(probe, &dir)).flatten(),
         bars: functions.iter().flat_map(|f| bars(probe, f.address)).collect(),
         reset: Reset {

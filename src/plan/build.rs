@@ -64,7 +64,7 @@ pub fn build(desired: &Desired, past: &Past, probe: &dyn Probe, facts: &HostFact
         });
     }
     entries.sort_by(|a, b| a.key.cmp(&b.key));
-    refuse_taken(&mut entries, probe);
+    refuse_taken(&mut entries, probe, facts);
 
     let mut findings = desired.findings.clone();
     admit(&mut findings, &entries, desired);

@@ -8,6 +8,7 @@ mod listed;
 mod order;
 mod place;
 mod policy;
+mod recall;
 mod room;
 mod saved;
 mod select;

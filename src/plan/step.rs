@@ -1,70 +1,26 @@
 //! A step is one primitive effect: a closed list, without a free command line. One interpreter journals, executes and
 //! rehearses them all.
 
+mod devices;
+mod disks;
+mod files;
+mod images;
+mod network;
+
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use devices::{BindTarget, MigInstance, MigState, MigStep, SlotBinding, VgpuStep, VirtualFunctionsStep};
+pub use disks::{BlockStore, BlockVolumeStep, CopyVolumeStep, SnapshotStep, VolumeStep};
+pub use files::{Content, FileCopy, FileEdit, FileWrite, TextEdit};
+pub use images::{FetchStep, InstallStep};
+pub use network::{NetworkSwitch, Proof};
+
 use super::Refresh;
-use crate::host::Program;
-use crate::image::{Digest, Origin};
-use crate::types::{
-    ByteSize, DomainName, InterfaceName, MacAddress, Mode, PackageName, PciAddress, ResourceName, Splice, SpliceError,
-    UnitName, sha256_hex, splice,
-};
-
-/// What is written to a file.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum Content {
-    /// The text itself.
-    Text(String),
-    /// A secret: only its sha256 in hex is in the plan; the payload is a 0600 file of the run.
-    Secret(String),
-    /// The program that carries the plan out, by its sha256 in hex: another one is refused.
-    Program(String),
-}
-
-impl std::fmt::Debug for Content {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Content::Text(text) => write!(f, "Text({} bytes)", text.len()),
-            Content::Secret(digest) => write!(f, "Secret({digest})"),
-            Content::Program(digest) => write!(f, "Program({digest})"),
-        }
-    }
-}
-
-/// A whole file as it will be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct FileWrite {
-    /// Where.
-    pub path: PathBuf,
-    /// What.
-    pub content: Content,
-    /// Permission bits.
-    pub mode: Mode,
-    /// Owner by name, resolved when the step runs (a package may make the user).
-    pub owner: String,
-    /// Group by name.
-    pub group: String,
-}
-
-impl FileWrite {
-    /// A root-owned file.
-    pub fn root(path: impl Into<PathBuf>, text: impl Into<String>, mode: u32) -> Self {
-        Self {
-            path: path.into(),
-            content: Content::Text(text.into()),
-            mode: Mode::new(mode),
-            owner: "root".to_owned(),
-            group: "root".to_owned(),
-        }
-    }
-}
+use crate::types::{DomainName, MacAddress, Mode, PackageName, ResourceName, UnitName};
 
 /// One package of a transaction, with the exact version that was planned.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -106,435 +62,6 @@ impl ServiceAction {
             ServiceAction::Restart => "restart",
         }
     }
-}
-
-/// The driver that a function is to have.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum BindTarget {
-    /// vfio-pci, by `driver_override`.
-    Vfio,
-    /// Whatever driver the kernel finds for it: the override is cleared and the function is probed again.
-    Host,
-}
-
-/// How many virtual functions a device has (SR-IOV). What else is said of them is in a file that is written before.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct VirtualFunctionsStep {
-    /// The device's name, which its file and unit have.
-    pub name: ResourceName,
-    /// Its function that has them.
-    pub physical: PciAddress,
-    /// How many there are.
-    pub before: u16,
-    /// How many there will be. None needs neither file nor unit.
-    pub count: u16,
-}
-
-/// How many vGPUs a card has. What else is said of them is in a file that is written before.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct VgpuStep {
-    /// The card's name, which its file and unit have.
-    pub name: ResourceName,
-    /// Its function that has them.
-    pub physical: PciAddress,
-    /// How many there are.
-    pub before: u16,
-    /// How many there will be.
-    pub count: u16,
-}
-
-/// MIG of a card: from which state to which.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct MigStep {
-    /// The card's name.
-    pub name: ResourceName,
-    /// Its function.
-    pub physical: PciAddress,
-    /// How it was when the plan was made: what is neither in this nor in the other is nobody's to touch.
-    pub before: MigState,
-    /// How it will be.
-    pub after: MigState,
-}
-
-/// MIG of a card.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct MigState {
-    /// Whether MIG mode is on.
-    pub on: bool,
-    /// Its GPU instances.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub instances: Vec<MigInstance>,
-}
-
-/// A GPU instance of a card.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct MigInstance {
-    /// What it is made as (`3g.20gb`).
-    pub profile: String,
-    /// Its first slice of the card's memory; left out where the card tells of its places only once MIG mode is on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub start: Option<u32>,
-}
-
-impl MigState {
-    /// Whether it has an instance of this profile in this place.
-    pub fn has(&self, profile: &str, start: u32) -> bool {
-        self.instances.iter().any(|i| i.profile == profile && i.start == Some(start))
-    }
-}
-
-impl std::fmt::Display for MigState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let one = |i: &MigInstance| match i.start {
-            Some(start) => format!("{} at {start}", i.profile),
-            None => i.profile.clone(),
-        };
-        match (self.on, self.instances.is_empty()) {
-            (false, true) => f.write_str("off"),
-            (_, true) => f.write_str("on, without instances"),
-            (_, false) => f.write_str(&self.instances.iter().map(one).collect::<Vec<_>>().join(", ")),
-        }
-    }
-}
-
-/// All functions of a slot, or none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct SlotBinding {
-    /// Each function with the driver that it had when the plan was made.
-    pub functions: Vec<(PciAddress, Option<String>)>,
-    /// What they are to be bound to.
-    pub target: BindTarget,
-}
-
-/// Something that answered before a network change and must answer after it. Looked for on [`NetworkSwitch::from`]
-/// before and on [`NetworkSwitch::to`] afterwards.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum Proof {
-    /// The link is up.
-    Link,
-    /// The address is on the link.
-    Address(std::net::IpAddr),
-    /// A default route goes through the link.
-    DefaultRoute {
-        /// Of IPv6.
-        v6: bool,
-    },
-    /// The gateway answers.
-    Gateway(std::net::IpAddr),
-    /// The name server answers a query.
-    NameServer(std::net::IpAddr),
-    /// The peer of an ssh session answers. Found when the step runs.
-    Peer(std::net::IpAddr),
-}
-
-/// Changes of a text that is there and is not in the plan: it may hold passwords.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct TextEdit {
-    /// sha256 in hex of the text before; another text is refused.
-    pub before: String,
-    /// What changes.
-    pub splices: Vec<Splice>,
-    /// sha256 in hex of the text afterwards.
-    pub after: String,
-}
-
-impl TextEdit {
-    /// The edit of a text.
-    pub fn new(text: &str, splices: Vec<Splice>) -> Result<Self, SpliceError> {
-        let after = sha256_hex(splice(text, &splices)?.as_bytes());
-        Ok(Self { before: sha256_hex(text.as_bytes()), splices, after })
-    }
-    /// The text afterwards; `None` where the text is not the one that was planned for. One that is changed already
-    /// stays as it is.
-    pub fn apply(&self, text: &str) -> Option<String> {
-        let digest = sha256_hex(text.as_bytes());
-        if digest == self.after {
-            return Some(text.to_owned());
-        }
-        let changed = (digest == self.before).then(|| splice(text, &self.splices).ok()).flatten()?;
-        (sha256_hex(changed.as_bytes()) == self.after).then_some(changed)
-    }
-}
-
-/// Changes of a file that is there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct FileEdit {
-    /// The file. Its mode and owner stay.
-    pub path: PathBuf,
-    /// What changes in it.
-    #[serde(flatten)]
-    pub edit: TextEdit,
-}
-
-impl FileEdit {
-    /// The edit of a file's text.
-    pub fn new(path: impl Into<PathBuf>, text: &str, splices: Vec<Splice>) -> Result<Self, SpliceError> {
-        Ok(Self { path: path.into(), edit: TextEdit::new(text, splices)? })
-    }
-    /// As [`TextEdit::apply`].
-    pub fn apply(&self, text: &str) -> Option<String> {
-        self.edit.apply(text)
-    }
-}
-
-/// A change of the host's network as one guarded whole: new files, removed files, what must answer afterwards.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct NetworkSwitch {
-    /// The bridge.
-    pub bridge: InterfaceName,
-    /// Its port.
-    pub uplink: InterfaceName,
-    /// The link that has the host's addresses now.
-    pub from: InterfaceName,
-    /// The link that has them afterwards.
-    pub to: InterfaceName,
-    /// The bridge's address, which is the uplink's.
-    pub mac: MacAddress,
-    /// Files that change at some places only.
-    #[serde(default)]
-    pub edit: Vec<FileEdit>,
-    /// Files as they will be.
-    #[serde(default)]
-    pub write: Vec<FileWrite>,
-    /// Files that go away.
-    #[serde(default)]
-    pub remove: Vec<PathBuf>,
-    /// Links of ours that go away with the change.
-    #[serde(default)]
-    pub delete_links: Vec<InterfaceName>,
-    /// Links that the change makes, and that go away when it is undone.
-    #[serde(default)]
-    pub made_links: Vec<InterfaceName>,
-    /// What must answer; anything that did not answer before the change is left out when the step runs.
-    pub proofs: BTreeSet<Proof>,
-    /// How long the guard waits for the proofs, in seconds.
-    pub patience_s: u32,
-}
-
-impl NetworkSwitch {
-    /// The files that it changes in whichever way.
-    pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
-        self.edit.iter().map(|e| &e.path).chain(self.write.iter().map(|f| &f.path)).chain(&self.remove)
-    }
-}
-
-/// A volume to be made or grown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct VolumeStep {
-    /// The pool that it is in.
-    pub pool: ResourceName,
-    /// Its name in the pool (`desktop-0.qcow2`).
-    pub name: String,
-    /// What the guest sees.
-    pub size: ByteSize,
-    /// `qcow2` or `raw`.
-    pub format: String,
-    /// Grow an existing one in place of making it.
-    pub grow: bool,
-    /// An earlier run began to make it, so that a file of its name that libvirt has not listed is what that run left.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub begun: bool,
-    /// What it begins as: the file that says what is kept of an image. The image itself stays as it is, and backs it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<PathBuf>,
-}
-
-/// Where block volumes are: storage that a person made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum BlockStore {
-    /// A volume group of LVM's.
-    Lvm {
-        /// Its name.
-        group: String,
-    },
-    /// A thin pool in a volume group.
-    LvmThin {
-        /// The group.
-        group: String,
-        /// The pool.
-        pool: String,
-    },
-    /// A dataset of ZFS's, with volumes below it.
-    Zfs {
-        /// Its name.
-        dataset: String,
-    },
-}
-
-impl BlockStore {
-    /// The node of a volume.
-    pub fn device(&self, volume: &str) -> PathBuf {
-        match self {
-            BlockStore::Lvm { group } | BlockStore::LvmThin { group, .. } => format!("/dev/{group}/{volume}").into(),
-            BlockStore::Zfs { dataset } => format!("/dev/zvol/{dataset}/{volume}").into(),
-        }
-    }
-    /// A volume by the name that its tools take.
-    pub fn volume(&self, volume: &str) -> String {
-        match self {
-            BlockStore::Lvm { group } | BlockStore::LvmThin { group, .. } => format!("{group}/{volume}"),
-            BlockStore::Zfs { dataset } => format!("{dataset}/{volume}"),
-        }
-    }
-    /// It by the name that its tools take.
-    pub fn words(&self) -> String {
-        match self {
-            BlockStore::Lvm { group } => group.clone(),
-            BlockStore::LvmThin { group, pool } => format!("{group}/{pool}"),
-            BlockStore::Zfs { dataset } => dataset.clone(),
-        }
-    }
-    /// The command that deletes a volume. LVM asks where a volume is active, and is answered; neither of the two deletes one
-    /// that is open, nor zfs-destroy(8) one that has snapshots.
-    pub fn removal(&self, volume: &str) -> (Program, Vec<String>) {
-        match self {
-            BlockStore::Lvm { .. } | BlockStore::LvmThin { .. } => {
-                (Program::Lvremove, vec!["--yes".to_owned(), self.volume(volume)])
-            }
-            BlockStore::Zfs { .. } => (Program::Zfs, vec!["destroy".to_owned(), self.volume(volume)]),
-        }
-    }
-    /// What a person types to delete a volume.
-    pub fn remove_words(&self, volume: &str) -> String {
-        let program = match self {
-            BlockStore::Lvm { .. } | BlockStore::LvmThin { .. } => "lvremove",
-            BlockStore::Zfs { .. } => "zfs destroy",
-        };
-        format!("{program} {}", self.volume(volume))
-    }
-}
-
-impl std::fmt::Display for BlockStore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            BlockStore::Lvm { group } => write!(f, "volume group {group}"),
-            BlockStore::LvmThin { group, pool } => write!(f, "thin pool {group}/{pool}"),
-            BlockStore::Zfs { dataset } => write!(f, "dataset {dataset}"),
-        }
-    }
-}
-
-/// A block volume to be made or grown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct BlockVolumeStep {
-    /// Where it is.
-    pub store: BlockStore,
-    /// Its name there.
-    pub name: String,
-    /// What the guest sees, at least: rounded up to whole extents, or to whole MiB.
-    pub size: ByteSize,
-    /// The VM that it is for, which is written at it.
-    pub vm: DomainName,
-    /// Grow an existing one in place of making it.
-    pub grow: bool,
-    /// What is written to it once: the file that says what is kept of an image.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<PathBuf>,
-    /// The name of that image, which is written at it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image_name: Option<ResourceName>,
-}
-
-/// An image to be had: fetched, checked, and only then put where disks can be made from it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct FetchStep {
-    /// Its name.
-    pub name: ResourceName,
-    /// The directory of the pool that it is for.
-    pub pool: PathBuf,
-    /// Where it comes from.
-    pub origin: Origin,
-    /// What it has to add up to, whatever a list says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub digest: Option<Digest>,
-    /// What a person asked for the newest with.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub asked: Option<String>,
-    /// A CD-ROM drive has it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub medium: bool,
-}
-
-/// An operating system to be installed onto a blank disk, by an installer's medium that a VM is started with once. Its
-/// stored definition stays what it is: no other start installs anything.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct InstallStep {
-    /// The VM.
-    pub name: DomainName,
-    /// What it is started with: nothing but that disk, and in the place of the medium the file that says what is kept of it.
-    pub xml: String,
-    /// That file.
-    pub image: PathBuf,
-    /// Where the medium's kernel is put for that start.
-    pub kernel: PathBuf,
-    /// Where its initramfs is.
-    pub initrd: PathBuf,
-    /// The disk. One that something was written to is left as it is, and nothing is started.
-    pub disk: PathBuf,
-}
-
-/// A small file that is copied as a whole, with its mode and owner.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct FileCopy {
-    /// The file.
-    pub from: PathBuf,
-    /// Where its copy goes.
-    pub to: PathBuf,
-}
-
-/// A volume that begins as the file of another disk, which nobody writes to meanwhile.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct CopyVolumeStep {
-    /// The pool that it is in.
-    pub pool: ResourceName,
-    /// Its name in the pool.
-    pub name: String,
-    /// Where that is.
-    pub path: PathBuf,
-    /// The file.
-    pub from: PathBuf,
-    /// What that is: `qcow2`, `raw`.
-    pub format: String,
-    /// A layer over the file in place of a copy of all that is in it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub linked: bool,
-}
-
-/// A snapshot to be made: disks go on in new files.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct SnapshotStep {
-    /// The VM.
-    pub name: DomainName,
-    /// The snapshot.
-    pub snapshot: ResourceName,
-    /// As libvirt is told of it (formatsnapshot).
-    pub xml: String,
-    /// Each disk by its name in the definition, with the new file that it goes on in.
-    pub layers: Vec<(String, PathBuf)>,
-    /// What libvirt does not keep in a snapshot, copied before it is made.
-    pub copies: Vec<FileCopy>,
-    /// The agent in its guest has it write everything out, and hold its writes meanwhile.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub quiesce: bool,
 }
 
 /// One primitive effect. Each is idempotent: run again after a crash, it ends in the same state.
@@ -956,38 +483,61 @@ impl Step {
 
     /// The places that it writes: two changes of a plan that share one are refused.
     pub fn writes(&self) -> Vec<String> {
+        let file = |path: &Path| vec![path.display().to_string()];
         match self {
-            Step::WriteFile(file) => vec![file.path.display().to_string()],
-            Step::RemoveFile { path } | Step::Link { path, .. } | Step::RestoreFile { path } => {
-                vec![path.display().to_string()]
-            }
-            Step::SwitchNetwork(switch) => switch.paths().map(|p| p.display().to_string()).collect(),
+            Step::WriteFile(write) => file(&write.path),
+            Step::RemoveFile { path }
+            | Step::RestoreFile { path }
+            | Step::Link { path, .. }
+            | Step::Seed { path, .. }
+            | Step::RemoveImage { path }
+            | Step::NewLayer { path, .. }
+            | Step::RebaseLayer { path, .. }
+            | Step::RemoveLayer { path } => file(path),
+            Step::CopyFile(copy) => file(&copy.to),
+            Step::CloneSeed { to, .. } => file(to),
+            Step::CommitLayer { into, .. } => file(into),
+            Step::SwitchNetwork(switch) => switch.paths().flat_map(|path| file(path)).collect(),
             Step::DefineDomain { name, .. }
             | Step::CloneDomain { name, .. }
             | Step::RestoreDomain { name, .. }
             | Step::EditDomain { name, .. }
             | Step::UndefineDomain { name, .. }
-            | Step::MarkDomain { name, .. } => {
-                vec![format!("domain {name}")]
+            | Step::MarkDomain { name, .. } => vec![format!("domain {name}")],
+            Step::Volume(VolumeStep { pool, name, .. })
+            | Step::CopyVolume(CopyVolumeStep { pool, name, .. })
+            | Step::RemoveVolume { pool, name } => vec![format!("volume {pool}/{name}")],
+            Step::BlockVolume(BlockVolumeStep { store, name, .. }) | Step::RemoveBlockVolume { store, name, .. } => {
+                file(&store.device(name))
             }
-            Step::CopyFile(copy) => vec![copy.to.display().to_string()],
-            Step::CopyVolume(copy) => vec![format!("volume {}/{}", copy.pool, copy.name)],
-            Step::CloneSeed { to, .. } => vec![to.display().to_string()],
-            Step::NewLayer { path, .. } | Step::RebaseLayer { path, .. } | Step::RemoveLayer { path } => {
-                vec![path.display().to_string()]
-            }
-            Step::CommitLayer { into, .. } => vec![into.display().to_string()],
-            Step::Volume(volume) => vec![format!("volume {}/{}", volume.pool, volume.name)],
-            Step::BlockVolume(step) => vec![step.store.device(&step.name).display().to_string()],
-            Step::RemoveBlockVolume { store, name, .. } => vec![store.device(name).display().to_string()],
-            Step::RemoveVolume { pool, name } => vec![format!("volume {pool}/{name}")],
             Step::Fetch(fetch) => vec![format!("image {} in {}", fetch.name, fetch.pool.display())],
-            Step::RemoveImage { path } | Step::Seed { path, .. } => vec![path.display().to_string()],
+            Step::BindSlot(binding) => binding.functions.iter().map(|(a, _)| format!("function {a}")).collect(),
             Step::VirtualFunctions(step) => vec![format!("virtual functions of {}", step.physical)],
             Step::Vgpus(step) => vec![format!("vGPUs of {}", step.physical)],
             Step::Mig(step) => vec![format!("MIG of {}", step.physical)],
-            Step::BindSlot(binding) => binding.functions.iter().map(|(a, _)| format!("function {a}")).collect(),
-            _ => Vec::new(),
+            // What several changes may share (a folder, a package, a unit), or what writes to no place of its own.
+            Step::MakeDir { .. }
+            | Step::Answers { .. }
+            | Step::AptIndex { .. }
+            | Step::FinishPackages
+            | Step::Apt { .. }
+            | Step::Service { .. }
+            | Step::Module { .. }
+            | Step::GroupMember { .. }
+            | Step::Pool { .. }
+            | Step::RemovePool { .. }
+            | Step::Network { .. }
+            | Step::MakeSnapshot(_)
+            | Step::KeepSnapshot { .. }
+            | Step::ForgetSnapshot { .. }
+            | Step::Adopt
+            | Step::InstallDomain(_)
+            | Step::StartDomain { .. }
+            | Step::StopDomain { .. }
+            | Step::AttachDevices { .. }
+            | Step::DetachDevices { .. }
+            | Step::Refresh { .. }
+            | Step::Reboot => Vec::new(),
         }
     }
 }

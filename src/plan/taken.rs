@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Change, Diff, Entry, Key, Step, WaitFor};
+use crate::facts::HostFacts;
 use crate::host::{Answer, Domain, Probe, Virtualisation};
 use crate::resource::Resource;
 use crate::resource::libvirt_domain::{LibvirtDomain, is_marked, others_with_its_devices};
 
 /// Refuses each start of a VM whose devices another one has. Where libvirt does not tell, nothing is started either.
-pub(crate) fn refuse_taken(entries: &mut [Entry], probe: &dyn Probe) {
+pub(crate) fn refuse_taken(entries: &mut [Entry], probe: &dyn Probe, facts: &HostFacts) {
     let starts: Vec<usize> = (0..entries.len()).filter(|n| starting(&entries[*n]).is_some()).collect();
     if starts.is_empty() {
         return;
@@ -21,7 +22,7 @@ pub(crate) fn refuse_taken(entries: &mut [Entry], probe: &dyn Probe) {
     for n in starts {
         let Some(change) = starting(&entries[n]) else { continue };
         let name = entries[n].key.name.clone();
-        match judge(&name, change, &known, &then, &stops) {
+        match judge(&name, change, (&known, &then), &stops, facts) {
             Ok((xml, after)) => {
                 entries[n].after.extend(after);
                 starts_with(&mut then, &name, xml);
@@ -58,28 +59,28 @@ pub(super) fn stopped(entry: &Entry) -> Option<(String, Key)> {
 fn judge(
     name: &str,
     change: &Change,
-    known: &Virtualisation,
-    then: &Virtualisation,
+    (known, then): (&Virtualisation, &Virtualisation),
     stops: &BTreeMap<String, Key>,
+    facts: &HostFacts,
 ) -> Result<(String, BTreeSet<Key>), Box<Diff>> {
     let unknown = |why: String| Box::new(Diff::Unknown { why });
     let xml = definition(name, change, known)
         .ok_or_else(|| unknown("the definition that it would start with is not known; plan again".to_owned()))?;
     let mut after = BTreeSet::new();
-    for (other, device) in others_with_its_devices(name, &xml, then).map_err(unknown)? {
+    for (other, device) in others_with_its_devices(name, &xml, then, Some(facts)).map_err(unknown)? {
         let runs = known.domain(other).filter(|d| d.active);
         match (runs, stops.get(other)) {
             (Some(_), Some(stop)) => _ = after.insert(stop.clone()),
             (Some(domain), None) => {
                 let stop = if is_marked(&domain.inactive_xml) { "gpuvm vm stop" } else { "virsh shutdown" };
                 return Err(Box::new(Diff::Blocked {
-                    why: format!("it would be started, and VM `{other}` has its {device}, and runs"),
+                    why: format!("it would be started, and VM `{other}` has {device}, and runs"),
                     help: format!("shut that down first: {stop} {other}"),
                 }));
             }
             (None, _) => {
                 return Err(Box::new(Diff::Blocked {
-                    why: format!("it would be started, and so would VM `{other}`, which has its {device} too"),
+                    why: format!("it would be started, and so would VM `{other}`, which has {device}"),
                     help: "a device is in one running VM at a time: let one of them be off".to_owned(),
                 }));
             }

@@ -7,7 +7,7 @@ use owo_colors::OwoColorize;
 use super::text::safe;
 use crate::check::{Explanation, Link, NextBootReport, Status, Verdict};
 use crate::gpu::mig::Instance;
-use crate::gpu::{Gpu, GpuKind, Holder, HolderKind, PciLink, RefusedStart};
+use crate::gpu::{Busy, Gpu, GpuKind, Holder, HolderKind, PciLink, RefusedStart};
 use crate::resource::shared_gpu::SharedNow;
 
 const WIDTH: usize = 80;
@@ -108,6 +108,9 @@ fn users(named: &NamedGpu) -> String {
     let gpu = &named.gpu;
     let mut all: Vec<String> = gpu.holders.iter().map(user).collect();
     all.dedup();
+    if gpu.link.as_ref().is_some_and(PciLink::is_dead) {
+        all.insert(0, "does not answer".to_owned());
+    }
     match gpu.sharing.mig_instances.len() {
         0 => {}
         1 => all.push("1 MIG instance".to_owned()),
@@ -234,6 +237,13 @@ fn status(named: &NamedGpu, out: &mut String) -> std::fmt::Result {
         None => line("link", "not asked: that would wake it".to_owned())?,
     }
     line("power", power.to_owned())?;
+    line(
+        "busy",
+        match &gpu.busy {
+            Busy::Percent(percent) => format!("{percent} % of its time"),
+            Busy::NotTold(why) => why.clone(),
+        },
+    )?;
     if !gpu.bars.is_empty() {
         let all: Vec<String> = gpu.bars.iter().filter(|b| b.size >= 1 << 20).map(|b| size(b.size)).collect();
         line("windows", all.join(", "))?;
@@ -253,11 +263,12 @@ fn status(named: &NamedGpu, out: &mut String) -> std::fmt::Result {
     if let Some(node) = gpu.numa_node {
         line("numa node", node.to_string())?;
     }
+    let remembered = |recalled: bool| if recalled { " (remembered; not told now)" } else { "" };
     if let Some(serial) = &gpu.serial {
-        line("serial", serial.clone())?;
+        line("serial", format!("{serial}{}", remembered(gpu.recalled.serial)))?;
     }
     if let Some(uuid) = &gpu.uuid {
-        line("uuid", uuid.clone())?;
+        line("uuid", format!("{uuid}{}", remembered(gpu.recalled.uuid)))?;
     }
     let s = &gpu.sharing;
     if s.most_virtual_functions > 0 {

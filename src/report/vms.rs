@@ -233,8 +233,10 @@ pub struct ListedSnapshot {
     pub ran: bool,
     /// What it has beside disks and definition: `nvram`, `tpm`.
     pub parts: Vec<String>,
-    /// The files that hold its state.
+    /// The files that hold its disks, one a disk, each over what is below it.
     pub files: Vec<String>,
+    /// The copies of UEFI variables and of the TPM's state.
+    pub copies: Vec<String>,
 }
 
 /// One line a snapshot, oldest first.

@@ -88,6 +88,19 @@ impl Card {
     }
 }
 
+/// By what a card is known that is named by a serial number, else a UUID, which it does not tell now.
+pub fn recognised(first: &PciFunction, by_serial: bool) -> Option<String> {
+    let what = match (by_serial, first.recalled.serial, first.recalled.uuid) {
+        (true, true, _) => "serial number",
+        (false, _, true) => "UUID",
+        _ => return None,
+    };
+    let path = &first.path;
+    Some(format!(
+        "recognised by its ids and its place ({path}): its {what} is not told now, and remembered of when it was bound"
+    ))
+}
+
 /// What the manifest says by its own words.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -350,8 +363,12 @@ impl Resource for VfioBinding {
         let rules = self.rules(&functions);
         let written = state.as_deref() == Some(rules.as_str());
         let all_bound = functions.iter().all(bound);
+        // The manifest has one of the two, and which one is its business.
+        let recognised = || recognised(first, true).or_else(|| recognised(first, false));
+        let recognised = self.vouched.card.then(recognised).flatten();
         if written && all_bound {
-            return Diff::InSync { evidence: format!("{} functions on vfio-pci", functions.len()) };
+            let more = recognised.map_or(String::new(), |how| format!("; {how}"));
+            return Diff::InSync { evidence: format!("{} functions on vfio-pci{more}", functions.len()) };
         }
         let group = first.group.map_or(String::new(), |g| format!(", group {g}"));
         let mut change = Change::new(
@@ -366,6 +383,7 @@ impl Resource for VfioBinding {
                 Some("vfio-pci".to_owned()),
             ));
         }
+        change.notes.extend(recognised);
         let twins =
             facts.pci.values().filter(|f| f.id == first.id && f.address.slot != self.slot && f.address.function == 0);
         for twin in twins.filter(|t| !self.companions.contains(&t.address.slot)) {

@@ -16,7 +16,7 @@ mod url;
 mod version;
 mod xml;
 
-pub use base64::from_base64;
+pub use base64::{from_base64, to_base64};
 pub use cpus::{cpu_list, cpu_list_text};
 pub use ip::{ip_meaning, ip_network, ip_no_machines, ip_within};
 pub use mdev::{MdevUuid, NoMdevUuid};

@@ -22,6 +22,13 @@ pub struct Looked {
     pub files: BTreeMap<PathBuf, Vec<u8>>,
 }
 
+impl Looked {
+    /// How a place is; nothing is there where it was not looked at.
+    pub(super) fn of(&self, place: &Place) -> &Seen {
+        self.seen.get(place).unwrap_or(&Seen::Nothing)
+    }
+}
+
 /// Looks at places. dpkg's status and libvirt are read once, and only where one of the places needs them.
 pub fn look(probe: &dyn Probe, places: &BTreeSet<Place>) -> Result<Looked, HostError> {
     let mut all = Looked::default();

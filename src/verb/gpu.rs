@@ -137,8 +137,25 @@ fn bound(moved: &MovedGpu, known: &Virtualisation, look: Look<'_>) -> Diff {
             format!("take it from there first: gpuvm gpu detach {other} {}", moved.gpu),
         );
     }
+    if let Some((other, of_group, group)) = user_of_group(moved, &all, known, look) {
+        return blocked(
+            format!(
+                "VM `{other}` has {of_group} of its IOMMU group {group}, and runs: a group goes to one VM at a time"
+            ),
+            format!(
+                "shut that VM down first: gpuvm vm stop {other}; or take that device from it: gpuvm gpu detach {other} {}",
+                of_group.slot
+            ),
+        );
+    }
+    let gpus = gpu::collect(look.probe, look.facts);
+    let held = gpus.iter().find(|g| g.slot == moved.slot).and_then(|gpu| {
+        let own = known.domain(moved.vm.as_str()).is_some_and(|d| has_of_group(d, &all, look));
+        held(gpu, moved, own)
+    });
     if all.iter().all(|f| on_vfio(f)) {
-        return Diff::InSync { evidence: format!("{} functions on vfio-pci", all.len()) };
+        let evidence = || Diff::InSync { evidence: format!("{} functions on vfio-pci", all.len()) };
+        return held.unwrap_or_else(evidence);
     }
     let others = look.facts.pci.values().map(|f| f.address.slot).filter(|s| *s != moved.slot).collect::<BTreeSet<_>>();
     let companions = others.into_iter().filter(|s| functions(*s, look).iter().all(|f| on_vfio(f))).collect();
@@ -153,10 +170,7 @@ fn bound(moved: &MovedGpu, known: &Virtualisation, look: Look<'_>) -> Diff {
     if let Some((why, help)) = binding.forbidden_at_once(look.facts) {
         return blocked(why, help);
     }
-    let gpus = gpu::collect(look.probe, look.facts);
-    if let Some(gpu) = gpus.iter().find(|g| g.slot == moved.slot)
-        && let Some(diff) = held(gpu, &moved.gpu)
-    {
+    if let Some(diff) = held {
         return diff;
     }
     let mut change = Change::new(Action::Change, format!("{} {name}", moved.slot));
@@ -190,14 +204,42 @@ fn user(slot: PciSlot, known: &Virtualisation) -> Option<&str> {
     known.domains.iter().find(has).map(|d| d.name.as_str())
 }
 
-/// Who uses it, and how it gets free. Whoever could not be seen counts as a user.
-fn held(gpu: &Gpu, name: &str) -> Option<Diff> {
-    let explain = format!("the whole of it: gpuvm gpu explain {name}");
+/// The running VM that has a function of the card's IOMMU groups which is not the card's own: it owns the group.
+fn user_of_group<'a>(
+    moved: &MovedGpu,
+    all: &[&PciFunction],
+    known: &'a Virtualisation,
+    look: Look<'_>,
+) -> Option<(&'a str, PciAddress, u32)> {
+    known.domains.iter().filter(|d| d.name != moved.vm.as_str()).find_map(|d| {
+        let has = project(live(d)?).ok()?.functions;
+        let shared = |f: PciAddress| all.iter().find_map(|own| look.facts.shared_group(f, own.address));
+        has.into_iter().find_map(|f| Some((d.name.as_str(), f, shared(f)?)))
+    })
+}
+
+/// Whether a VM runs with a function of these functions' groups, so that it has the group's node open.
+fn has_of_group(domain: &Domain, all: &[&PciFunction], look: Look<'_>) -> bool {
+    let has = live(domain).and_then(|xml| project(xml).ok()).map(|p| p.functions).unwrap_or_default();
+    has.iter().any(|f| all.iter().any(|own| look.facts.shared_group(*f, own.address).is_some()))
+}
+
+/// Who uses it, and how it gets free: anybody but the VM itself, whose process is known by the group that it has, where
+/// it has one. Whoever could not be seen counts as a user.
+fn held(gpu: &Gpu, moved: &MovedGpu, has_group: bool) -> Option<Diff> {
+    let explain = format!("the whole of it: gpuvm gpu explain {}", moved.gpu);
     if gpu.link.as_ref().is_some_and(gpu::PciLink::is_dead) {
         return Some(blocked("the card does not answer: it reads as ones", explain));
     }
-    if let Some(holder) = gpu.holders.first() {
-        let more = match gpu.holders.len() {
+    let of_vfio = |h: &Holder| h.nodes.iter().all(|node| node.starts_with("/dev/vfio"));
+    let is_itself = |h: &&Holder| match (&h.kind, h.pid) {
+        (HolderKind::Vm, None) => h.name == moved.vm.as_str(),
+        (HolderKind::Vm, Some(_)) => has_group && of_vfio(h),
+        _ => false,
+    };
+    let holders: Vec<&Holder> = gpu.holders.iter().filter(|h| !is_itself(h)).collect();
+    if let Some(holder) = holders.first() {
+        let more = match holders.len() {
             1 => String::new(),
             n => format!(" and {} more", n - 1),
         };

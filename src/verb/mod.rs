@@ -330,7 +330,7 @@ pub fn plan(verb: &Verb, past: &Past, probe: &dyn Probe, facts: &HostFacts) -> (
         });
     entries.iter_mut().for_each(|e| e.from.clone_from(&from));
     entries.sort_by(|a, b| a.key.cmp(&b.key));
-    refuse_taken(&mut entries, probe);
+    refuse_taken(&mut entries, probe, facts);
     judge_room(&mut entries, &mut findings, true, probe, facts);
     // Refreshes that another run owes are for the next apply: who starts a VM does not wait for an initramfs.
     let mut order = order(&entries, Wanted::KINDS, &BTreeSet::new()).unwrap_or_else(|e| {

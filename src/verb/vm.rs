@@ -18,12 +18,12 @@ pub(super) fn start(name: &DomainName, swap: bool, look: Look<'_>) -> Result<Com
         Err(diff) => *diff,
         Ok((domain, _)) if domain.paused => stands_still(name, &domain),
         Ok((domain, _)) if domain.active => Diff::InSync { evidence: "it runs".to_owned() },
-        Ok((domain, known)) => match others_with_its_devices(&domain.name, &domain.inactive_xml, &known) {
+        Ok((domain, known)) => match others_with_its_devices(&domain.name, &domain.inactive_xml, &known, Some(look.facts)) {
             Err(why) => Diff::Unknown { why },
             Ok(others) => match others.first() {
                 None => starting(name),
                 Some((other, device)) if !swap => Diff::Blocked {
-                    why: format!("VM `{other}` has its {device}, and runs"),
+                    why: format!("VM `{other}` has {device}, and runs"),
                     help: format!("shut that down first, and start this one: gpuvm vm start {name} --swap"),
                 },
                 Some(_) => {

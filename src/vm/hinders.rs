@@ -1,6 +1,7 @@
 //! What keeps a VM that is off from starting, as far as it can be seen beforehand: a disk that is not there, a network
 //! that is not started, a device that another one holds.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Serialize;
@@ -75,6 +76,7 @@ pub fn hinders(probe: &dyn Probe, domain: &Domain, known: &Virtualisation, facts
     }
     let managed = managed_functions(&domain.inactive_xml);
     let shared = shared_now(probe);
+    let mut groups = BTreeSet::new();
     for address in &is.functions {
         let holder = known.domains.iter().filter(|d| d.active && d.name != domain.name).find(|d| {
             d.live_xml.as_deref().is_some_and(|xml| project(xml).is_ok_and(|p| p.functions.contains(address)))
@@ -88,6 +90,21 @@ pub fn hinders(probe: &dyn Probe, domain: &Domain, known: &Virtualisation, facts
                 hinder(format!("VM `{}` has device {address}", other.name), swap.clone());
             }
             (Some(function), None) => {
+                let neighbour = function.group.filter(|group| groups.insert(*group)).and_then(|group| {
+                    let others = known.domains.iter().filter(|d| d.active && d.name != domain.name);
+                    others.filter_map(|d| Some((d, project(d.live_xml.as_deref()?).ok()?))).find_map(|(d, has)| {
+                        let of_group =
+                            has.functions.into_iter().find(|f| facts.shared_group(*f, *address).is_some())?;
+                        Some((&d.name, of_group, group))
+                    })
+                });
+                if let Some((other, of_group, group)) = neighbour {
+                    let why = format!(
+                        "VM `{other}` has {of_group} of IOMMU group {group}, which goes to one VM at a time and has \
+                         {address} of this one too"
+                    );
+                    hinder(why, swap.clone());
+                }
                 let driver = function.driver.as_deref().unwrap_or("no driver");
                 // What is shared comes from the host when the VM starts.
                 let comes = shared.iter().any(|s| s.slot == address.slot);

@@ -22,6 +22,8 @@ pub struct Machine {
     /// ACPI tables; by default the one of the IOMMU.
     pub tables: Option<Vec<String>>,
     pub address_bits: u32,
+    /// Whether there is /dev/kvm.
+    pub kvm: bool,
     pub uefi: bool,
     /// `on`, `off` or `hidden`.
     pub secure_boot: String,
@@ -48,6 +50,8 @@ pub struct Machine {
     pub direct: BTreeMap<u32, String>,
     /// The name of the host that `host.yaml` was applied on before: its state is laid into this one.
     pub applied_on: Option<String>,
+    /// Whether all that is known of each GPU is shown too.
+    pub status: bool,
     /// What to explain; by default every GPU.
     pub explain: Option<Vec<String>>,
     /// Whether the plan of its manifest is shown too.
@@ -64,6 +68,7 @@ impl Default for Machine {
             iommu: "intel".into(),
             tables: None,
             address_bits: 46,
+            kvm: true,
             uefi: true,
             secure_boot: "off".into(),
             root: true,
@@ -81,6 +86,7 @@ impl Default for Machine {
             repositories: BTreeMap::new(),
             direct: BTreeMap::new(),
             applied_on: None,
+            status: false,
             explain: None,
             plan: false,
         }
@@ -144,7 +150,9 @@ pub fn expand(machine: &Machine, dir: &Path) {
     );
     tree.file("/proc/cpuinfo", if machine.arch == "arm64" { "processor\t: 0\n".to_owned() } else { cpu });
     tree.file("/proc/modules", machine.modules.iter().map(|m| format!("{m} 1 0 - Live 0x0\n")).collect::<String>());
-    tree.file("/dev/kvm", "");
+    if machine.kvm {
+        tree.file("/dev/kvm", "");
+    }
     tree.file(&format!("/lib/modules/{}/kernel/drivers/vfio/pci/vfio-pci.ko.xz", machine.kernel), "");
     tree.file(&format!("/boot/vmlinuz-{}", machine.kernel), "");
     let mut status =
@@ -455,6 +463,11 @@ fn devices(machine: &Machine, tree: &Tree<'_>, mounts: &mut String) -> BTreeMap<
                 &format!("/proc/driver/nvidia/gpus/{address}/information"),
                 format!("Model: \t\t {model}\nIRQ:   \t\t 77\nGPU UUID: \t {uuid}\nVideo BIOS: \t 94.02.26.40.81\nBus Type: \t PCIe\nDevice Minor: \t {number}\nGPU Excluded:\t No\n"),
             );
+        }
+        for (name, attribute) in [("busy", "gpu_busy_percent"), ("runtime", "power/runtime_status")] {
+            if let Some(value) = word(name) {
+                set(attribute, value);
+            }
         }
         if let Some(serial) = word("serial") {
             set("serial_number", serial);

@@ -73,6 +73,16 @@ fn every_host_has_its_verdict() {
         }
         let named: &[&str] = if manifest { &["-f", "host.yaml"] } else { &[] };
         let mut seen = said(&[&["gpu", "list"], named].concat(), &root, work.path(), name);
+        if machine.status {
+            seen += &said(&[&["gpu", "status"], named].concat(), &root, work.path(), name);
+            let json =
+                gpuvm(&["gpu", "status", "--output", "json", "--root", &root.display().to_string()], work.path());
+            let json: Vec<serde_json::Value> = serde_json::from_slice(&json.stdout).unwrap();
+            for gpu in &json {
+                seen += &format!("{} busy in JSON: {}\n", gpu["slot"], gpu["busy"]);
+            }
+            seen += "\n";
+        }
         let list = gpuvm(&["gpu", "list", "--output", "json", "--root", &root.display().to_string()], work.path());
         let list: Vec<serde_json::Value> = serde_json::from_slice(&list.stdout).unwrap();
         let every = || list.iter().map(|g| g["slot"].as_str().unwrap().to_owned()).collect();

@@ -175,6 +175,38 @@ fn a_card_that_another_vm_runs_with_is_refused_by_that_name() {
 }
 
 #[test]
+fn one_that_is_on_vfio_already_is_looked_at_all_the_same() {
+    let host = Host::with_cards();
+    host.says(ATTACH, 0);
+    host.says("gpu attach other 0000:02:00 --yes", 0);
+    host.says("gpu detach tiny 0000:02:00 --yes", 0);
+    let users = |name: &str| {
+        host.record(|record| {
+            record["deviceUsers"] = serde_json::json!({ "users": [
+                { "pid": 1440, "name": name, "cgroup": "/user.slice/x.scope", "nodes": ["/dev/vfio/9"] },
+            ] });
+        });
+    };
+    for name in ["qemu-system-x86", "dpdk-testpmd"] {
+        users(name);
+        let said = host.says(ATTACH, 1);
+        assert!(said.contains(name) && said.contains("uses it"), "{said}");
+    }
+    host.record(|record| record["deviceUsers"] = serde_json::json!({ "users": [], "hidden": "not root" }));
+    let said = host.says(ATTACH, 1);
+    assert!(said.contains("who uses it is not known: not root"), "{said}");
+    host.record(|record| record["deviceUsers"] = serde_json::json!({ "users": [] }));
+    // Its registers read as ones.
+    fs::write(host.at("host/root/sys/bus/pci/devices/0000:02:00.0/current_link_width"), "63\n").unwrap();
+    let said = host.says(ATTACH, 1);
+    assert!(said.contains("the card does not answer: it reads as ones"), "{said}");
+    assert_eq!(host.passed("tiny", "inactiveXml"), 0);
+    let list = host.says("gpu list", 0);
+    let line = list.lines().find(|l| l.contains("0000:02:00")).unwrap();
+    assert!(line.ends_with("does not answer"), "{line}");
+}
+
+#[test]
 fn the_manifests_word_is_said_and_saved_when_asked() {
     let host = Host::with_cards();
     let manifest = || fs::read_to_string(host.at("host.yaml")).unwrap();

@@ -250,5 +250,40 @@ fn every_short_word_answers_under_the_name_vmctl() {
     assert!(json("start theirs", 1)["said"].as_str().unwrap().contains("was not made by gpuvm"));
     assert!(json("gpu attach theirs 0000:02:00", 1)["said"].as_str().unwrap().contains("was not made by gpuvm"));
     assert_eq!(json("stop tiny", 0)["run"], 3);
-    assert_eq!(json("delete tiny --yes", 0)["run"], 4);
+    assert_eq!(json("snapshot create tiny good", 0)["run"], 4);
+    assert_eq!(json("snapshot restore tiny good --discard --yes", 0)["run"], 5);
+    assert_eq!(json("delete tiny --yes", 0)["run"], 6);
+}
+
+#[test]
+fn the_other_changing_words_answer_programs_too() {
+    let host = bare(MANIFEST);
+    host.says("apply --yes", 0);
+    let json = |words: &str, code: i32| {
+        let output = host.run(&format!("{words} --output json"));
+        let ended: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|e| panic!("{words}: {e}: {}{}", stdout(&output), stderr(&output)));
+        assert_eq!(output.status.code(), Some(code), "{words}: {ended}");
+        ended
+    };
+    for (n, words) in [
+        (1, "vm start tiny"),
+        (2, "vm stop tiny"),
+        (3, "vm snapshot create tiny good"),
+        (4, "vm snapshot delete tiny good --yes"),
+        (5, "vm template save tiny golden --yes"),
+        (6, "vm template delete golden --yes"),
+        (7, "vm clone tiny other --yes"),
+        (8, "undo --yes"),
+    ] {
+        let ended = json(words, 0);
+        assert!(ended["run"] == n + 1 && ended["code"] == 0, "{words}: {ended}");
+    }
+    assert_eq!(json("apply --yes", 0)["said"], "nothing to do");
+    assert_eq!(json("image prune --yes", 0)["said"], "nothing to do");
+    assert_eq!(json("adopt libvirt-domain/tiny", 0)["code"], 0);
+    assert_eq!(json("vm wait tiny --for stopped", 0)["reached"], true);
+    assert_eq!(json("vm wait tiny --for running --timeout 0", 3)["reached"], false);
+    fs::write(host.at("host.yaml"), MANIFEST.replace("1GiB", "2GiB")).unwrap();
+    assert_eq!(json("apply --yes", 0)["run"], 10);
 }

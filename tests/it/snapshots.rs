@@ -147,6 +147,12 @@ fn a_vm_goes_back_with_all_that_it_was_and_forth_again() {
     let listed = host.list();
     assert_eq!((&listed[0]["name"], &listed[0]["current"]), (&"first".into(), &true.into()));
     assert_eq!(listed[0]["parts"], serde_json::json!(["nvram", "tpm"]));
+    // What a backup is made of.
+    let part =
+        |n: usize| fs::read_to_string(host.at(&format!("host/root{}", listed[0]["copies"][n].as_str().unwrap())));
+    assert_eq!([0, 1].map(|n| part(n).unwrap()), ["variables 1", "keys 1"]);
+    let file = |n: usize| listed[0]["files"][n].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+    assert_eq!([0, 1].map(file), ["tiny-0.qcow2", "tiny-1.qcow2"]);
 
     let before = host.domain("tiny")["inactiveXml"].clone();
     host.guest_writes("a=2");

@@ -348,7 +348,7 @@ fn verify(data: &[u8], signature: &[u8], key: &[u8], signer: &str) -> Result<(),
 
 #[cfg(test)]
 mod tests {
-    use super::super::web::tests::{Page, Server};
+    use super::super::web::server::{Page, Server};
     use super::*;
 
     const SIGNER: &str = "10B0D961E798BDC2660F53CD13DABFE07599F1E1";

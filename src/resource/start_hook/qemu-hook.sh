@@ -38,6 +38,12 @@ refuse() {
     exit 1
 }
 
+# A line in the VM's own log.
+note() {
+    [ -n "$file" ] && [ -d "$logs" ] || return 0
+    printf '%s.000+0000: gpuvm: %s\n' "$(date -u '+%Y-%m-%d %H:%M:%S' 2> /dev/null)" "$1" >> "$logs/$file.log" 2> /dev/null
+}
+
 # The host has back what this VM had of the cards that they share. libvirt does not wait for it.
 hand_back() {
     for claim in "$run"/shared/claim/*; do
@@ -149,6 +155,55 @@ ids() {
     value=${vendor#0x}:${device#0x}
 } 2> /dev/null
 
+# Sets value to the serial number of function $1, as the kernel words it, by its configuration space: a list of
+# capabilities from 256 on, of which 3 is the serial number (PCI Express Base, 7.9.3). Reading it wakes a card that sleeps.
+# Empty where there is none, or it cannot be read.
+of_device() {
+    config=$devices/$1/config next=256 left=96 value=
+    while [ "$next" -ge 256 ] && [ "$left" -gt 0 ]; do
+        # shellcheck disable=SC2046 # a word is a byte
+        set -- $(od -An -v -tx1 -j "$next" -N 12 "$config" 2> /dev/null)
+        [ $# = 12 ] || return 0
+        if [ "$2$1" = 0003 ]; then
+            value=${12}-${11}-${10}-$9-$8-$7-$6-$5
+            return 0
+        fi
+        next=$(((0x$4 << 4 | 0x$3 >> 4) & ~3)) left=$((left - 1))
+    done
+}
+
+# The serial number that the manifest names the card by. One of the device's own is read of it, and where it cannot be, it
+# may be another card. One that its driver alone tells cannot be had on vfio-pci: there ids and place decide, as in a plan.
+same_serial() {
+    value=
+    case "$serial" in
+        ??-??-??-??-??-??-??-??)
+            of_device "$one"
+            [ -n "$value" ] || read -r value 2> /dev/null < "$at/serial_number"
+            [ -n "$value" ] || refuse "$one may be another card of the same model: its serial number was $serial ($name), \
+and cannot be read. Name it by its place: match: { slot: \"$place\" } in host.yaml, and gpuvm apply"
+            ;;
+        *)
+            for told in "$at/serial_number" "$at/unique_id" "$at"/nvme/*/serial; do
+                read -r value 2> /dev/null < "$told"
+                # The kernel's own, which newer ones have under the name of a driver's.
+                case "$value" in ??-??-??-??-??-??-??-??) value= ;; esac
+                [ -z "$value" ] || break
+            done
+            if [ -z "$value" ]; then
+                note "the serial number of $name ($one) is told by its own driver alone: it is known by its ids and its place"
+                return 0
+            fi
+            ;;
+    esac
+    [ "$(lower "$value")" = "$(lower "$serial")" ] || refuse "$one is another card of the same model: \
+its serial number was $serial ($name), and is $value"
+}
+
+lower() {
+    printf '%s' "$1" | tr '[:upper:]' '[:lower:]'
+}
+
 # What gpuvm remembers of cards that came back, or did not.
 remember() {
     while read -r at id subsystem place name; do
@@ -239,15 +294,7 @@ See where $name is now: gpuvm gpu list; gpuvm plan says what follows"
         *) refuse "the addresses have changed: $name was at $place, and $one is ${at#/sys/devices/} now. \
 See where $name is now: gpuvm gpu list; gpuvm plan says what follows" ;;
     esac
-    if [ -n "$serial" ] && [ "$serial" != - ]; then
-        for told in serial_number unique_id; do
-            value=
-            read -r value 2> /dev/null < "$at/$told" || continue
-            [ "$value" = "$serial" ] || refuse "$one is another card of the same model: \
-its serial number was $serial ($name), and is $value"
-            break
-        done
-    fi
+    [ -z "$serial" ] || [ "$serial" = - ] || same_serial
     [ "$(answer "$one")" != ffffffffffffffff ] || refuse "$name ($one) does not answer: it reads as ones. \
 A boot of the host, with its power cut, brings most cards back"
     [ -d "$at/iommu_group/devices" ] || refuse "$name ($one) has no IOMMU group: the IOMMU is off. \

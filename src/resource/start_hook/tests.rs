@@ -190,11 +190,56 @@ fn a_serial_number_that_the_manifest_names_is_looked_at() {
     let machine = Machine::new();
     let list = machine.read("etc/gpuvm/devices").replacen("work -", "work 00-11", 1);
     machine.write("etc/gpuvm/devices", list);
-    assert_eq!(machine.start(&ours()), (true, String::new()), "one that cannot be read decides nothing");
+    std::fs::create_dir_all(machine.at("var/log/libvirt/qemu")).unwrap();
+    assert_eq!(machine.start(&ours()), (true, String::new()), "one that its driver alone tells decides nothing");
+    let log = machine.read("var/log/libvirt/qemu/desktop.log");
+    assert!(log.contains("the serial number of work (0000:02:00.0) is told by its own driver alone"), "{log}");
     machine.write(&machine.sys("0000:02:00.0", "serial_number"), "00-11\n");
     assert!(machine.start(&ours()).0);
     machine.write(&machine.sys("0000:02:00.0", "serial_number"), "00-12\n");
     assert!(machine.refused(&ours()).contains("its serial number was 00-11 (work), and is 00-12"));
+}
+
+/// Configuration space with a serial number behind another capability.
+fn config(serial: [u8; 8]) -> Vec<u8> {
+    let mut bytes = vec![0; 4096];
+    bytes[..4].copy_from_slice(&[0xde, 0x10, 0x84, 0x26]);
+    // Advanced error reporting, version 2, and the next at 0x160.
+    bytes[0x100..0x104].copy_from_slice(&[0x01, 0x00, 0x02, 0x16]);
+    bytes[0x160..0x164].copy_from_slice(&[0x03, 0x00, 0x01, 0x00]);
+    bytes[0x164..0x16c].copy_from_slice(&serial);
+    bytes
+}
+
+#[test]
+fn a_devices_own_serial_number_is_read_of_it_and_one_that_cannot_be_read_is_refused() {
+    let machine = Machine::new();
+    let list = machine.read("etc/gpuvm/devices").replacen("work -", "work 48-B0-2d-00-00-00-00-01", 1);
+    machine.write("etc/gpuvm/devices", list);
+    let at = machine.sys("0000:02:00.0", "config");
+    let serial = [0x01, 0, 0, 0, 0, 0x2d, 0xb0, 0x48];
+    machine.write(&at, config(serial));
+    assert_eq!(machine.start(&ours()), (true, String::new()));
+    machine.write(&at, config([0x02, 0, 0, 0, 0, 0x2d, 0xb0, 0x48]));
+    let why = machine.refused(&ours());
+    assert!(
+        why.contains("its serial number was 48-B0-2d-00-00-00-00-01 (work), and is 48-b0-2d-00-00-00-00-02"),
+        "{why}"
+    );
+    // Sixty-four bytes, a list that leads back to itself, and nothing behind the head.
+    let mut round = config(serial);
+    round[0x160..0x164].copy_from_slice(&[0x0b, 0x00, 0x01, 0x10]);
+    for unreadable in [config(serial)[..64].to_vec(), round, config(serial)[..256].to_vec()] {
+        machine.write(&at, unreadable);
+        let why = machine.refused(&ours());
+        assert!(
+            why.starts_with("0000:02:00.0 may be another card of the same model: its serial number was 48-B0"),
+            "{why}"
+        );
+        assert!(why.contains("match: { slot: \"pcie:12.0/0\" }"), "{why}");
+    }
+    machine.write(&machine.sys("0000:02:00.0", "serial_number"), "48-b0-2d-00-00-00-00-01\n");
+    assert_eq!(machine.start(&ours()), (true, String::new()), "the kernel's own word");
 }
 
 /// A definition with a vGPU that is a mediated device.
