@@ -192,15 +192,14 @@ pub(super) fn create(
         return Ok(code::OK);
     }
     talk.beside(&format!("{shown}\n"))?;
-    // Written beside the manifest and read as it will be: a key's file is looked for, and every rule is held.
+    // Read as it will be: a key's file is looked for, and every rule is held.
     let path = &file;
-    let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let trial =
-        tempfile::Builder::new().prefix(".gpuvm-create-").suffix(".yaml").tempfile_in(folder).into_diagnostic()?;
-    std::fs::write(trial.path(), &text).into_diagnostic()?;
-    let read = manifest::load(trial.path())?;
-    drop(trial);
-    let loaded = manifest::reload(&before.path, text, read.files)?;
+    let loaded = manifest::load_text(&before.path, text).inspect_err(|_| {
+        say(&format!(
+            "the entry was not written, and `{}` is as it was; with the entry, it would be:\n",
+            path.display()
+        ));
+    })?;
 
     let only = format!("libvirt-domain/{}", new.name).parse().into_diagnostic()?;
     let selection = Selection { only: vec![only], ..Selection::default() };

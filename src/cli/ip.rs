@@ -9,17 +9,19 @@ use clap::{Args, Subcommand};
 use miette::{IntoDiagnostic, miette};
 use serde::Serialize;
 
+use super::defaults::manifest_of;
 use super::vm_look::told;
 use super::{Output, code, host, print, say};
 use crate::apply::StateDir;
 use crate::facts;
 use crate::facts::{NetworkFacts, PciFunction};
 use crate::host::{Answer, Probe, Snapshot, Virtualisation, live};
+use crate::manifest::{self, Defaults, Manifest};
 use crate::plan::Past;
 use crate::report::{self, ListedAddress};
 use crate::resource::Wanted;
 use crate::resource::libvirt_domain::project;
-use crate::types::{MacAddress, PciAddress};
+use crate::types::{MacAddress, PciAddress, ip_within};
 use crate::vm::{self, Around, Told};
 
 /// Arguments of `gpuvm ip`.
@@ -64,6 +66,9 @@ struct CheckArgs {
     /// How long answers are waited for, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=60))]
     wait: u64,
+    /// The manifest, for the addresses that it gives to VMs; host.yaml where it is there, else the one of `vmctl`'s defaults.
+    #[arg(short, long)]
+    file: Option<PathBuf>,
     #[command(flatten)]
     look: LookArgs,
 }
@@ -84,6 +89,42 @@ struct Seen {
     cards: BTreeMap<MacAddress, String>,
     /// What running guests say themselves.
     guests: Vec<(IpAddr, String, MacAddress)>,
+    /// What the manifest gives away, applied or not, each with a sentence.
+    declared: Vec<(IpAddr, String)>,
+}
+
+/// The addresses that the manifest gives to VMs. A default one that cannot be read leaves that unknown. One for another host
+/// counts too: its VMs may well be on the same network.
+fn declare(seen: &mut Seen, file: Option<&Path>, root: Option<&Path>, probe: &dyn Probe) -> miette::Result<()> {
+    let (path, loaded) = match file {
+        Some(file) => (file.to_owned(), Ok(manifest::load(file)?)),
+        None => match manifest_of(root, probe) {
+            Ok(None) => return Ok(()),
+            Ok(Some(path)) => (path.clone(), manifest::load(&path).map_err(|e| e.to_string())),
+            Err(e) => (PathBuf::from(Defaults::PATH), Err(e.to_string())),
+        },
+    };
+    match loaded {
+        Ok(loaded) => seen.declared = declared(&loaded.manifest, &path),
+        Err(why) => {
+            seen.told.unknown.push(format!("the addresses that the manifest gives to VMs: {why}; name it: -f FILE"));
+        }
+    }
+    Ok(())
+}
+
+fn declared(m: &Manifest, path: &Path) -> Vec<(IpAddr, String)> {
+    let mut all = Vec::new();
+    for (name, vm) in m.vms.iter().filter(|(_, vm)| !vm.absent) {
+        let Some(nic) = &vm.network else { continue };
+        let ip = |text: &str| text.split('/').next()?.parse::<IpAddr>().ok();
+        let by = path.display();
+        let own = nic.address.as_ref().and_then(|a| ip(a.as_str()));
+        all.extend(own.map(|ip| (ip, format!("VM {name} is to have it by {by}"))));
+        let gateway = nic.gateway.as_ref().and_then(|g| ip(g.as_str()));
+        all.extend(gateway.map(|ip| (ip, format!("the gateway of VM {name} by {by}"))));
+    }
+    all
 }
 
 fn look(probe: &dyn Probe, state: &Path, root: Option<&Path>) -> miette::Result<Seen> {
@@ -97,7 +138,7 @@ fn look(probe: &dyn Probe, state: &Path, root: Option<&Path>) -> miette::Result<
         told.unknown.push(format!("the addresses that gpuvm gave to VMs: {e}"));
         Past::default()
     });
-    let mut seen = Seen { network, past, told, cards: BTreeMap::new(), guests: Vec::new() };
+    let mut seen = Seen { network, past, told, cards: BTreeMap::new(), guests: Vec::new(), declared: Vec::new() };
     vms(&mut seen, probe, &facts.pci);
     Ok(seen)
 }
@@ -222,9 +263,11 @@ struct Checked {
 type Ask<'a> = dyn Fn(&str, &BTreeSet<IpAddr>) -> Result<Answer<BTreeMap<IpAddr, BTreeSet<MacAddress>>>, String> + 'a;
 
 fn check(args: &CheckArgs) -> miette::Result<u8> {
-    let (probe, state) = host::open(args.look.root.as_deref())?;
+    let root = args.look.root.as_deref();
+    let (probe, state) = host::open(root)?;
     let snapshot = Snapshot::new(probe.as_ref());
-    let seen = look(&snapshot, &state, args.look.root.as_deref())?;
+    let mut seen = look(&snapshot, &state, root)?;
+    declare(&mut seen, args.file.as_deref(), root, &snapshot)?;
     let wait = Duration::from_secs(args.wait);
     let recorded = args.look.root.is_some();
     if let (true, Some(n)) = (recorded, args.free) {
@@ -277,7 +320,7 @@ fn text(checked: &[Checked]) -> String {
 
 /// What is known of an address without asking anyone.
 fn known(seen: &Seen, ip: IpAddr) -> Vec<String> {
-    let mut all: Vec<String> = nobodys(&seen.network, ip).into_iter().collect();
+    let mut all: Vec<String> = seen.network.nobodys(ip).into_iter().collect();
     for (name, link) in &seen.network.links {
         if link.addresses.iter().any(|a| a.address == ip) {
             all.push(format!("this host has it on {name}"));
@@ -289,6 +332,9 @@ fn known(seen: &Seen, ip: IpAddr) -> Vec<String> {
         if fixed == Some(ip) {
             all.push(format!("VM {} has it by host.yaml", seed.vm));
         }
+    }
+    if all.is_empty() {
+        all.extend(seen.declared.iter().filter(|(at, _)| *at == ip).map(|(_, said)| said.clone()));
     }
     for (_, vm, _) in seen.guests.iter().filter(|(at, ..)| *at == ip) {
         all.push(format!("VM {vm} has it (guest agent)"));
@@ -305,51 +351,13 @@ fn known(seen: &Seen, ip: IpAddr) -> Vec<String> {
     all
 }
 
-/// Why an address can be no machine's own.
-fn nobodys(network: &NetworkFacts, ip: IpAddr) -> Option<String> {
-    let reserved = match ip {
-        IpAddr::V4(v4) => v4.is_unspecified() || v4.is_broadcast() || v4.octets()[0] >= 240 || v4.octets()[0] == 0,
-        IpAddr::V6(v6) => v6.is_unspecified(),
-    };
-    if reserved || ip.is_loopback() || ip.is_multicast() {
-        return Some("no machine on a network can have it".to_owned());
-    }
-    for (name, link) in &network.links {
-        for of in &link.addresses {
-            let what = match (ip, of.address) {
-                (IpAddr::V4(v4), IpAddr::V4(in_)) if of.prefix <= 30 && within(ip, of.address, of.prefix) => {
-                    let rest = u32::MAX.checked_shr(of.prefix.into()).unwrap_or(0);
-                    match u32::from(v4) & rest {
-                        0 => "the network's own address",
-                        part if part == rest => "the broadcast address",
-                        _ => continue,
-                    }
-                    .to_owned()
-                        + &format!(" of {}/{}", Ipv4Addr::from(u32::from(in_) & !rest), of.prefix)
-                }
-                // RFC 4291, section 2.6.1: it means the routers of the network.
-                (IpAddr::V6(v6), IpAddr::V6(_)) if of.prefix <= 126 && within(ip, of.address, of.prefix) => {
-                    let rest = u128::MAX.checked_shr(of.prefix.into()).unwrap_or(0);
-                    if u128::from(v6) & rest != 0 {
-                        continue;
-                    }
-                    format!("the routers' address of {ip}/{}", of.prefix)
-                }
-                _ => continue,
-            };
-            return Some(format!("{what}, which {name} is in"));
-        }
-    }
-    None
-}
-
 /// Why nobody's silence on a link means anything for an address.
 fn not_there(network: &NetworkFacts, link: &str, ip: IpAddr) -> Option<String> {
     let Some(of) = network.links.get(link) else { return Some(format!("this host has no link {link}")) };
     if !of.up || ["DOWN", "LOWERLAYERDOWN", "NOTPRESENT"].contains(&of.state.as_str()) {
         return Some(format!("{link} is down: nobody there hears a question"));
     }
-    if of.addresses.iter().any(|a| within(ip, a.address, a.prefix)) {
+    if of.addresses.iter().any(|a| ip_within(ip, a.address, a.prefix)) {
         return None;
     }
     let of: Vec<String> = of.addresses.iter().map(|a| format!("{}/{}", a.address, a.prefix)).collect();
@@ -360,23 +368,8 @@ fn not_there(network: &NetworkFacts, link: &str, ip: IpAddr) -> Option<String> {
 /// The link of the host whose network an address is in.
 fn link_of(network: &NetworkFacts, ip: IpAddr) -> Option<String> {
     let mut links = network.links.iter().filter(|(_, l)| l.up && l.mac.is_some());
-    let of = links.find(|(_, l)| l.addresses.iter().any(|a| within(ip, a.address, a.prefix)));
+    let of = links.find(|(_, l)| l.addresses.iter().any(|a| ip_within(ip, a.address, a.prefix)));
     of.map(|(name, _)| name.clone())
-}
-
-fn within(ip: IpAddr, network: IpAddr, prefix: u8) -> bool {
-    match (ip, network) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => {
-            let shift = 32u32.saturating_sub(prefix.into());
-            u64::from(u32::from(a)) >> shift == u64::from(u32::from(b)) >> shift
-        }
-        (IpAddr::V6(a), IpAddr::V6(b)) => {
-            let shift = 128u32.saturating_sub(prefix.into());
-            let cut = |ip: u128| ip.checked_shr(shift).unwrap_or(0);
-            cut(a.into()) == cut(b.into())
-        }
-        _ => false,
-    }
 }
 
 fn judge(seen: &Seen, on: Option<&str>, addresses: &[IpAddr], ask: &Ask<'_>) -> Vec<Checked> {
@@ -516,7 +509,7 @@ mod tests {
             ..NetworkFacts::default()
         };
         let (past, told, cards) = (Past::default(), Told::default(), [(MAC, "desk".to_owned())].into());
-        Seen { network, past, told, cards, guests: Vec::new() }
+        Seen { network, past, told, cards, guests: Vec::new(), declared: Vec::new() }
     }
     fn heard(ip: &str, source: vm::AddressSource) -> Heard {
         Heard { mac: MAC, ip: ip.parse().unwrap(), link: None, hostname: None, source }
@@ -567,6 +560,15 @@ mod tests {
             verdict == Said::InUse && because.contains("by host.yaml"),
             "one that is off answers nothing: {because}"
         );
+        seen.past.owned.clear();
+        let text = "version: 1\nbridge: { name: br0, existing: true }\nvms:\n\
+            \x20 new: { cpus: 1, memory: 1GiB, network: { name: br0, address: 10.9.0.7/24, gateway: 10.9.0.9 } }\n\
+            \x20 gone: { absent: true, cpus: 1, memory: 1GiB, network: { name: br0, address: 10.9.0.11/24 } }\n";
+        seen.declared = declared(&manifest::parse("host.yaml", text).unwrap(), Path::new("host.yaml"));
+        let (verdict, because) = said(&seen, "10.9.0.7", &nobody);
+        assert!(verdict == Said::InUse && because.contains("VM new is to have it by host.yaml"), "{because}");
+        assert!(said(&seen, "10.9.0.9", &nobody).1.contains("the gateway of VM new"));
+        assert_eq!(said(&seen, "10.9.0.11", &nobody).0, Said::Free);
     }
 
     #[test]
@@ -684,12 +686,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_holds_what_its_prefix_says() {
-        let within = |ip: &str, network: &str, prefix| within(ip.parse().unwrap(), network.parse().unwrap(), prefix);
-        assert!(within("10.9.0.255", "10.9.0.2", 24) && !within("10.9.1.0", "10.9.0.2", 24));
-        assert!(within("8.8.8.8", "1.1.1.1", 0) && !within("10.9.0.3", "10.9.0.2", 32));
-        assert!(within("fd00::1", "fd00::2", 64) && !within("fd01::1", "fd00::2", 64) && within("::1", "fd00::2", 0));
-        assert!(!within("10.9.0.1", "fd00::2", 0));
+    fn addresses_are_looked_for_from_the_end_of_their_network() {
         assert_eq!(
             candidates("10.9.0.2".parse().unwrap(), 30),
             ["10.9.0.2", "10.9.0.1"].map(|a| a.parse::<Ipv4Addr>().unwrap())

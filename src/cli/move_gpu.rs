@@ -18,6 +18,7 @@ use crate::apply::{Order, Purpose};
 use crate::describe;
 use crate::desire;
 use crate::facts;
+use crate::gpu::identity::Criterion;
 use crate::host::{Probe, Snapshot};
 use crate::manifest::{self, DeviceUse, Loaded};
 use crate::plan::Past;
@@ -58,14 +59,19 @@ pub(super) fn run(args: &MoveArgs, attach: bool, talk: Talk<'_>) -> miette::Resu
     let this = host::live();
     free(&state, matches!(machine, Machine::This))?;
     let past = state.past().into_diagnostic()?;
-    let Meant { manifest, moved } = match meant_move(args, attach, machine.probe(&this), &past)? {
+    let Meant { manifest, moved, named, warning } = match meant_move(args, attach, machine.probe(&this), &past)? {
         Ok(meant) => meant,
         Err(other) => {
             say(&format!("{other}\n"));
             return Ok(code::REFUSED);
         }
     };
-    let text = manifest.as_ref().map(|m| rewritten(args, m, attach)).transpose()?.flatten();
+    warning.iter().for_each(|w| say(w));
+    let of = named.as_ref();
+    let text = manifest.as_ref().map(|m| rewritten(args, m, of, attach)).transpose()?.flatten();
+    if let (Some((name, DeviceUse::Host)), Some(m), true) = (of, &manifest, attach && !args.save) {
+        say(&format!("`{}` keeps `{name}` for the host: this takes it from there for now\n", m.path.display()));
+    }
     let purpose = Purpose::Verb(if attach { Verb::AttachGpu(moved) } else { Verb::DetachGpu(moved) });
     let source = Source::of(&purpose, &state).into_diagnostic()?;
     let (plan, _) = source.plan(machine.probe(&this), &past);
@@ -88,7 +94,7 @@ pub(super) fn run(args: &MoveArgs, attach: bool, talk: Talk<'_>) -> miette::Resu
     let code = approve(order, &mut machine, &mut state, consent, talk, || to_save.map_or(Ok(()), write))?;
     match text.as_ref().filter(|_| matches!(code, code::OK | code::WAITS)) {
         Some(text) if args.save && !saved.get() => write(text)?,
-        Some((_, path)) if !args.save => differs(path, args, attach),
+        Some((_, path)) if !args.save => differs(path, args, of, attach),
         _ => {}
     }
     Ok(code)
@@ -98,15 +104,35 @@ pub(super) fn run(args: &MoveArgs, attach: bool, talk: Talk<'_>) -> miette::Resu
 struct Meant {
     manifest: Option<Loaded>,
     moved: MovedGpu,
+    /// How that manifest names the card, and whom it gives it to.
+    named: Option<(String, DeviceUse)>,
+    /// What a person should know of the manifest that was not read.
+    warning: Option<String>,
+}
+
+/// The manifest that is meant. A card that is named by its address needs none: a usual one that cannot be read is told of.
+fn manifest_meant(args: &MoveArgs, probe: &dyn Probe) -> miette::Result<(Option<Loaded>, Option<String>)> {
+    let read = || {
+        let file = match &args.file {
+            Some(file) => Some(file.clone()),
+            None => manifest_of(args.root.as_deref(), probe)?,
+        };
+        Ok::<_, miette::Report>(file.map(|f| manifest::load(&f)).transpose()?)
+    };
+    let by_address = matches!(Criterion::guess(&args.gpu), Criterion::Address(_));
+    match read() {
+        Ok(manifest) => Ok((manifest, None)),
+        Err(why) if by_address && args.file.is_none() && !args.save => Ok((
+            None,
+            Some(format!("{why}: what a manifest says of the card is not looked at; to have that, name it: -f FILE\n")),
+        )),
+        Err(why) => Err(why),
+    }
 }
 
 /// What is meant; else that the manifest is for another host.
 fn meant_move(args: &MoveArgs, attach: bool, probe: &dyn Probe, past: &Past) -> miette::Result<Result<Meant, String>> {
-    let file = match &args.file {
-        Some(file) => Some(file.clone()),
-        None => manifest_of(args.root.as_deref(), probe)?,
-    };
-    let manifest = file.map(|f| manifest::load(&f)).transpose()?;
+    let (manifest, warning) = manifest_meant(args, probe)?;
     if let Some(Err(other)) = manifest.as_ref().map(|m| host::is_meant(m, probe)) {
         return Ok(Err(other));
     }
@@ -114,8 +140,13 @@ fn meant_move(args: &MoveArgs, attach: bool, probe: &dyn Probe, past: &Past) -> 
     past.recall(&mut facts);
     let slot = meant(&args.gpu, manifest.as_ref(), &facts)?;
     let card = Card::of(&facts, slot).ok_or_else(|| miette!("there is no device at {slot}"))?;
-    let named = manifest.as_ref().and_then(|m| m.manifest.gpus.iter().find(|(n, _)| n.as_str() == args.gpu));
-    if attach && !args.save && named.is_some_and(|(_, entry)| entry.usage == DeviceUse::Host) {
+    // Whatever the card was named by, the manifest speaks of it by its own name.
+    let named = manifest.as_ref().and_then(|m| {
+        let by_name = m.manifest.gpus.iter().find(|(n, _)| n.as_str() == args.gpu);
+        by_name.or_else(|| m.manifest.gpus.iter().find(|(_, e)| desire::slot_of(e, true, &facts) == Some(slot)))
+    });
+    let by_name = named.is_some_and(|(name, _)| name.as_str() == args.gpu);
+    if attach && !args.save && by_name && named.is_some_and(|(_, entry)| entry.usage == DeviceUse::Host) {
         return Err(miette!(
             help =
                 "`--save` gives it to VMs there too, with `use: vfio`; or name the card by its address, for now alone",
@@ -131,7 +162,8 @@ fn meant_move(args: &MoveArgs, attach: bool, probe: &dyn Probe, past: &Past) -> 
         || shared_now(probe).iter().any(|s| s.slot == slot);
     let modules = manifest.as_ref().map(|m| desire::modules(&m.manifest, &facts)).unwrap_or_default();
     let moved = MovedGpu { vm: args.vm.clone(), gpu: args.gpu.clone(), slot, card, kept, shared, modules };
-    Ok(Ok(Meant { manifest, moved }))
+    let named = named.map(|(name, entry)| (name.to_string(), entry.usage));
+    Ok(Ok(Meant { manifest, moved, named, warning }))
 }
 
 /// What a GPU's way to a VM or back is, without a word for the manifest.
@@ -176,8 +208,9 @@ fn edited(args: &MoveArgs, attach: bool, path: &Path, old: &Loaded, new: &Loaded
 }
 
 /// The manifest says something else, which an apply would bring about.
-fn differs(path: &Path, args: &MoveArgs, attach: bool) {
-    let (path, vm, gpu) = (path.display(), &args.vm, &args.gpu);
+fn differs(path: &Path, args: &MoveArgs, named: Option<&(String, DeviceUse)>, attach: bool) {
+    let (path, vm) = (path.display(), &args.vm);
+    let gpu = named.map_or(&args.gpu, |(name, _)| name);
     say(&match attach {
         true => format!("`{path}` does not give `{gpu}` to `{vm}`; the same with `--save` writes it there\n"),
         false => format!(
@@ -187,18 +220,22 @@ fn differs(path: &Path, args: &MoveArgs, attach: bool) {
 }
 
 /// The manifest that says the same, where it does not yet.
-fn rewritten(args: &MoveArgs, manifest: &Loaded, attach: bool) -> miette::Result<Option<(Loaded, PathBuf)>> {
-    let (vm, gpu) = (args.vm.as_str(), args.gpu.as_str());
+fn rewritten(
+    args: &MoveArgs,
+    manifest: &Loaded,
+    named: Option<&(String, DeviceUse)>,
+    attach: bool,
+) -> miette::Result<Option<(Loaded, PathBuf)>> {
+    let (vm, gpu) = (args.vm.as_str(), named.map_or(args.gpu.as_str(), |(name, _)| name.as_str()));
     let entry = manifest.manifest.vms.get(&args.vm);
     let lists = entry.is_some_and(|vm| vm.gpus.iter().any(|g| g.function.is_none() && g.name.as_str() == gpu));
-    let named = manifest.manifest.gpus.keys().any(|n| n.as_str() == gpu);
-    if lists == attach || (!named && !args.save) {
+    if lists == attach || (named.is_none() && !args.save) {
         return Ok(None);
     }
-    if !named {
+    if named.is_none() {
         return Err(miette!(
-            help = format!("name it under `gpus` in `{}`, and use that name", manifest.path.display()),
-            "the manifest has no GPU of the name `{gpu}`"
+            help = format!("name it under `gpus` in `{}`", manifest.path.display()),
+            "the manifest names no GPU that is `{gpu}`"
         ));
     }
     let text = match attach {

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::Desired;
+use super::huge_pages::HugePagesThen;
 use crate::facts::HostFacts;
 use crate::manifest::{CpuSet, GivenDevice, Manifest, StartWhen, VmEntry, VmState};
 use crate::plan::{Finding, Severity};
@@ -14,7 +15,7 @@ use crate::types::{ByteSize, cpu_list_text};
 
 /// The codes of what keeps a VM from starting. Where a plan neither makes nor starts such a VM (it runs already, or was
 /// taken over as it is), they are warnings there.
-pub const ADMISSION: [&str; 2] = ["too-much-memory", "huge-pages"];
+pub const ADMISSION: [&str; 3] = ["too-much-memory", "huge-pages", super::addresses::GATEWAY];
 
 pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
     let mut find = |severity, code: &str, place: String, message: String, help: String| {
@@ -57,7 +58,8 @@ pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
     }
     let running = || m.vms.iter().filter(|(_, vm)| runs(vm));
     let all = running().fold(0u64, |sum, (_, vm)| sum.saturating_add(vm.memory.size.bytes()));
-    let kept = facts.cpu.huge_pages.iter().fold(0u64, |sum, p| sum.saturating_add(p.total * p.size.bytes()));
+    let pages = HugePagesThen::of(m, facts);
+    let kept = pages.bytes();
     let left = host.bytes().saturating_sub(kept);
     let never_leaves = || running().filter(|(_, vm)| locked(vm) && vm.memory.pages.is_none());
     let pinned = never_leaves().fold(0u64, |sum, (_, vm)| sum.saturating_add(vm.memory.size.bytes()));
@@ -96,7 +98,7 @@ pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
             "give them less, or write `start: manual` for one of them".to_owned(),
         );
     }
-    huge_pages(m, facts, &mut find);
+    huge_pages(m, facts, &pages, &mut find);
     near(m, facts, &mut find);
     pins(m, facts, desired);
 }
@@ -179,10 +181,13 @@ fn round(size: ByteSize) -> ByteSize {
     ByteSize::from_mib(size.mib())
 }
 
-fn huge_pages(m: &Manifest, facts: &HostFacts, find: &mut impl FnMut(Severity, &str, String, String, String)) {
-    // Those that the manifest itself asks the kernel for are there after the boot.
-    let asked = m.kernel_args.iter().any(|a| a.as_str().starts_with("hugepages="));
-    if facts.cpu.huge_pages.is_empty() || asked {
+fn huge_pages(
+    m: &Manifest,
+    facts: &HostFacts,
+    pages: &HugePagesThen,
+    find: &mut impl FnMut(Severity, &str, String, String, String),
+) {
+    if facts.cpu.huge_pages.is_empty() || pages.unknown {
         return;
     }
     // A file of the manifest's may bring them in this very apply (`vm.nr_hugepages` in sysctl.d).
@@ -201,14 +206,14 @@ fn huge_pages(m: &Manifest, facts: &HostFacts, find: &mut impl FnMut(Severity, &
         entry.2.push(format!("`{name}`"));
     }
     for (size, (at_once, need, names)) in wanted {
-        let has = facts.cpu.huge_pages.iter().find(|p| p.size == size).map(|p| p.total);
+        let has = pages.total.get(&size).copied();
         if has.is_some_and(|has| has >= need) {
             continue;
         }
         let short = if size == ByteSize::from_gib(1) { "1G" } else { "2M" };
         let (message, help) = match has {
             Some(has) => (
-                format!("{} needs {need} pages of {size}, and the host keeps {has}", names.join(", ")),
+                format!("{} needs {need} pages of {size}, and the host keeps {has}{}", names.join(", "), pages.told),
                 format!(
                     "keep them from the boot on: kernelArgs: [default_hugepagesz={short}, hugepagesz={short}, \
                      hugepages={need}]"
@@ -288,6 +293,12 @@ mod tests {
         assert_eq!(findings(&(vm("2GiB", "2MiB") + &file.replace("hugepages", "swappiness"))).len(), 1);
         assert!(findings(&vm("1GiB", "1GiB"))[0].contains("which this host does not have"));
         assert_eq!(findings(&(vm("2GiB", "2MiB") + "kernelArgs: [hugepages=1024]\n")), [""; 0]);
+        // Too few of them, or of another size, are not enough by being asked for.
+        let said = findings(&(vm("2GiB", "2MiB") + "kernelArgs: [hugepages=1000]\n"));
+        let few = "huge-pages vms: `a` needs 1024 pages of 2MiB, and the host keeps 1000 with these `kernelArgs`";
+        assert_eq!(said, [format!("Error {few}: what is to run cannot start")]);
+        let said = findings(&(vm("1GiB", "2MiB") + "kernelArgs: [hugepages=1, hugepagesz=1G]\n"));
+        assert!(said[0].contains("needs 512 pages of 2MiB, and the host keeps 1 with"), "{said:?}");
     }
 
     #[test]

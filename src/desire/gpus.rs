@@ -47,7 +47,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
                     }
                     DeviceUse::Vfio => kept.push((place, name.to_string(), slot, vouched(entry))),
                     DeviceUse::Shared => of_both.push((place, name.to_string(), slot, entry)),
-                    DeviceUse::Host => {}
+                    DeviceUse::Host => _ = desired.for_host.insert(slot, place.clone()),
                 }
             }
             Err((message, help)) => desired.findings.push(error("no-device", &place, message, &help)),

@@ -1,6 +1,7 @@
 //! What the manifest wants of this host: one section a file, each a pure function from manifest and facts to resources
 //! and the edges between them. What a section implies (packages, modules, groups, a pool) is wanted here, once.
 
+mod addresses;
 mod bridge;
 mod capacity;
 mod drivers;
@@ -8,6 +9,7 @@ mod gpus;
 mod groups;
 mod guests;
 mod host_basics;
+mod huge_pages;
 mod images;
 mod mig;
 mod nvidia;
@@ -55,6 +57,8 @@ pub struct Desired {
     pub findings: Vec<Finding>,
     /// The slots that VMs may have, in whichever way.
     pub for_vms: BTreeSet<PciSlot>,
+    /// The slots that stay with the host by the manifest's word, each with the place of that.
+    pub for_host: BTreeMap<PciSlot, String>,
     /// What is to be taken over as it is, in place of being brought to what is wanted.
     pub adopt: BTreeSet<Key>,
 }
@@ -107,6 +111,7 @@ pub fn desire(manifest: &Loaded, facts: &HostFacts) -> Desired {
     gpus::desire(manifest, facts, &mut desired, &mut shared);
     bridge::desire(manifest, &mut desired);
     vms::desire(manifest, facts, &mut desired, &mut shared);
+    addresses::check(&manifest.manifest, facts, &mut desired);
     capacity::check(&manifest.manifest, facts, &mut desired);
     nvswitch::check(&manifest.manifest, facts, &mut desired);
     groups::check(&manifest.manifest, facts, &mut desired);

@@ -1,6 +1,7 @@
 //! `HostFacts`: what is read of the machine and never changed. Plain data, collected by one pure parser a file; they
 //! can come from a recorded directory in place of the machine.
 
+mod addresses;
 mod boot;
 mod carries;
 pub mod drivers;

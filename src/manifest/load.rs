@@ -123,8 +123,16 @@ pub fn load(path: &Path) -> Result<Loaded, LoadError> {
     let bytes = read_at_most(path, MAX_MANIFEST).map_err(unreadable)?;
     let bytes = bytes.ok_or_else(|| LoadError::TooLarge { path: path.to_owned() })?;
     let text = String::from_utf8(bytes).map_err(|source| LoadError::NotText { path: path.to_owned(), source })?;
-    let name = path.display().to_string();
+    load_text(path, text)
+}
 
+/// The same of a text that is to be written there: by every rule, with the files beside it.
+pub fn load_text(path: &Path, text: String) -> Result<Loaded, LoadError> {
+    let unreadable = |source| LoadError::Unreadable { path: path.to_owned(), source };
+    if text.len() as u64 > MAX_MANIFEST {
+        return Err(LoadError::TooLarge { path: path.to_owned() });
+    }
+    let name = path.display().to_string();
     let mut checked = check(&text);
     let mut files = BTreeMap::new();
     if let (Some(manifest), Some(root)) = (&checked.manifest, &checked.root) {

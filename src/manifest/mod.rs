@@ -3,6 +3,7 @@
 
 mod defaults;
 mod drivers;
+mod guest_address;
 mod load;
 mod schema;
 mod short;
@@ -20,7 +21,7 @@ pub use defaults::Defaults;
 pub use drivers::{
     ContainerRuntime, DriversSection, InKernelEntry, KernelModule, NvidiaEntry, PackageSource, RepositoryEntry,
 };
-pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, parse, parse_as, read, reload};
+pub use load::{Invalid, InvalidProblem, LoadError, Loaded, load, load_text, parse, parse_as, read, reload};
 pub use schema::schema;
 pub use short::{
     AptWord, CpuCount, CpuSet, CudaVersion, FilePath, Fingerprint, GivenDevice, Ip, IpWithPrefix, KernelArg, LvmGroup,

@@ -3,16 +3,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::kept::not_with_the_host;
 use super::listed::listed;
 use super::made_once::made_once;
 use super::moved_disks::moved_disks;
 use super::{
-    Action, Diff, Entry, Finding, HostLine, Key, PLAN_FORMAT, Plan, Refresh, Severity, Step, name_guests, order,
+    Action, Diff, Entry, Finding, HostLine, Key, PLAN_FORMAT, Plan, Refresh, Severity, Step, judge_room, name_guests,
+    order, refuse_taken,
 };
 use crate::desire::{ADMISSION, Desired};
 use crate::facts::{HostFacts, Iommu};
 use crate::host::{Answer, Probe};
 use crate::resource::block_volume::nearly_full;
+use crate::resource::file::File;
+use crate::resource::kernel_arg::KernelArgs;
 use crate::resource::libvirt_domain::LibvirtDomain;
 use crate::resource::seed::Seed;
 use crate::resource::vfio_binding::VfioBinding;
@@ -62,12 +66,18 @@ pub fn build(desired: &Desired, past: &Past, probe: &dyn Probe, facts: &HostFact
         });
     }
     entries.sort_by(|a, b| a.key.cmp(&b.key));
+    refuse_taken(&mut entries, probe, facts);
 
     let mut findings = desired.findings.clone();
     admit(&mut findings, &entries, desired);
+    // Huge pages that this plan may bring are not missed before it has.
+    let come = |e: &Entry| [KernelArgs::KIND, File::KIND].contains(&e.key.kind.as_str()) && !e.diff.settled();
+    let pages = !entries.iter().any(come);
+    judge_room(&mut entries, &mut findings, pages, probe, facts);
     findings.extend(listed(&entries, desired, past, probe));
     findings.extend(moved_disks(&entries, desired, past, probe));
     findings.extend(made_once(desired, past, probe));
+    findings.extend(not_with_the_host(desired, past, probe, facts));
     findings.extend(nearly_full(desired.nodes.values().map(|n| &n.wanted), probe));
     let mut order = order(&entries, Wanted::KINDS, &past.pending).unwrap_or_else(|e| {
         findings.push(Finding {
@@ -114,7 +124,9 @@ fn admit(findings: &mut [Finding], entries: &[Entry], desired: &Desired) {
     let begun: BTreeSet<String> = entries.iter().filter(begins).map(|e| format!("vms.{}", e.key.name)).collect();
     let of_capacity = |f: &&mut Finding| f.severity == Severity::Error && ADMISSION.contains(&f.code.as_str());
     for finding in findings.iter_mut().filter(of_capacity) {
-        if !begun.iter().any(|vm| finding.place == "vms" || finding.place == *vm) {
+        let of =
+            |vm: &String| finding.place.strip_prefix(vm).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        if finding.place != "vms" && !begun.iter().any(of) || begun.is_empty() {
             finding.severity = Severity::Warning;
         }
     }

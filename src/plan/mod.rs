@@ -3,6 +3,7 @@
 
 mod build;
 mod guests;
+mod kept;
 mod listed;
 mod made_once;
 mod moved_disks;
@@ -10,9 +11,11 @@ mod order;
 mod place;
 mod policy;
 mod recall;
+mod room;
 mod saved;
 mod select;
 mod step;
+mod taken;
 
 use std::collections::BTreeSet;
 
@@ -28,6 +31,7 @@ pub(crate) use guests::name_guests;
 pub use order::{OrderError, order};
 pub use place::{Place, Seen, touched};
 pub use policy::{Day, Policy, Refusal, Refused, Rule, TimeError, TimeOfDay, Window, policy_schema};
+pub(crate) use room::judge_room;
 pub use saved::{SavedManifest, SavedPlan, SavedPlanError};
 pub use select::{ImageTask, NoSuchKind, Selection, Selector};
 pub use step::{
@@ -35,6 +39,7 @@ pub use step::{
     FileWrite, InstallStep, MigInstance, MigState, MigStep, NetworkSwitch, Proof, ServiceAction, SlotBinding,
     SnapshotStep, Step, TextEdit, VgpuStep, VirtualFunctionsStep, VolumeStep,
 };
+pub(crate) use taken::refuse_taken;
 
 /// The JSON Schema (draft-07) of what `gpuvm plan --output json` writes.
 pub fn schema() -> serde_json::Value {

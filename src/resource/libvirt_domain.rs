@@ -13,6 +13,7 @@ mod extras;
 mod given;
 mod install;
 mod once;
+mod others;
 mod parts;
 mod plug;
 mod read;
@@ -31,6 +32,7 @@ pub use drives::{Drive, Source, drives, with_file_moved, with_sources};
 pub use extras::{Display, Extra};
 pub use given::user_of;
 pub use install::{Install, with_medium};
+pub use others::others_with_its_devices;
 pub use parts::{
     Accel, Addition, Arch, Disk, DiskOptions, Firmware, Kernel, Near, Nic, NicOn, PassedSlot, Pins, Topology,
 };

@@ -3,6 +3,7 @@
 
 mod base64;
 mod cpus;
+mod ip;
 mod mdev;
 mod name;
 mod openpgp;
@@ -17,6 +18,7 @@ mod xml;
 
 pub use base64::{from_base64, to_base64};
 pub use cpus::{cpu_list, cpu_list_text};
+pub use ip::{ip_meaning, ip_network, ip_no_machines, ip_within};
 pub use mdev::{MdevUuid, NoMdevUuid};
 pub use name::{DomainName, HostName, InterfaceName, MacAddress, NameError, PackageName, ResourceName, UnitName};
 pub use openpgp::{OpenPgpError, fingerprints};

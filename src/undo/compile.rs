@@ -19,7 +19,7 @@ use crate::facts::HostFacts;
 use crate::host::{HostError, Probe};
 use crate::plan::{
     Action, Change, Diff, Entry, FieldDiff, Finding, Key, PLAN_FORMAT, Past, Place, Plan, Refresh, Risk, Seen,
-    Selector, Severity, Step, WaitFor, host_line, name_guests, order,
+    Selector, Severity, Step, WaitFor, host_line, judge_room, name_guests, order, refuse_taken,
 };
 use crate::resource::shared_gpu::SharedGpu;
 use crate::resource::{Resource, Wanted, bridge::Bridge, seed::Seed};
@@ -149,6 +149,8 @@ pub fn plan(
         entry.after.retain(|k| known.contains(k));
     }
     entries.sort_by(|a, b| a.key.cmp(&b.key));
+    refuse_taken(&mut entries, probe, facts);
+    judge_room(&mut entries, &mut findings, true, probe, facts);
     // What came first goes last. What is wholly gone only with a boot is not waited for: nothing needs it gone.
     let goes_late = |e: &Entry| match &e.diff {
         Diff::Change(c) => c.action == Action::Remove && c.complete_after == Some(WaitFor::Reboot),

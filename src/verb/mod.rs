@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 use crate::facts::HostFacts;
 use crate::host::{HostError, Probe};
 use crate::plan::{
-    Change, Diff, Entry, Finding, Key, PLAN_FORMAT, Past, Plan, Risk, Severity, host_line, name_guests, order,
+    Change, Diff, Entry, Finding, Key, PLAN_FORMAT, Past, Plan, Risk, Severity, host_line, judge_room, name_guests,
+    order, refuse_taken,
 };
 use crate::resource::Wanted;
 use crate::resource::vfio_binding::Card;
@@ -329,6 +330,8 @@ pub fn plan(verb: &Verb, past: &Past, probe: &dyn Probe, facts: &HostFacts) -> (
         });
     entries.iter_mut().for_each(|e| e.from.clone_from(&from));
     entries.sort_by(|a, b| a.key.cmp(&b.key));
+    refuse_taken(&mut entries, probe, facts);
+    judge_room(&mut entries, &mut findings, true, probe, facts);
     // Refreshes that another run owes are for the next apply: who starts a VM does not wait for an initramfs.
     let mut order = order(&entries, Wanted::KINDS, &BTreeSet::new()).unwrap_or_else(|e| {
         findings.push(Finding {

@@ -1,14 +1,12 @@
 //! Verbs about whether a VM runs. They are for VMs of gpuvm's alone: one that others made stays untouched, and is theirs
 //! to start.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Compiled, Look, Stop};
-use crate::facts::HostFacts;
 use crate::host::{Answer, Domain, HostError, Virtualisation};
 use crate::plan::{Action, Change, Diff, FieldDiff, Finding, Key, Risk, Severity, Step};
-use crate::resource::libvirt_domain::{LibvirtDomain, is_marked, project};
+use crate::resource::libvirt_domain::{LibvirtDomain, is_marked, others_with_its_devices};
 use crate::resource::{Resource, Wanted};
 use crate::types::DomainName;
 
@@ -20,59 +18,28 @@ pub(super) fn start(name: &DomainName, swap: bool, look: Look<'_>) -> Result<Com
         Err(diff) => *diff,
         Ok((domain, _)) if domain.paused => stands_still(name, &domain),
         Ok((domain, _)) if domain.active => Diff::InSync { evidence: "it runs".to_owned() },
-        Ok((domain, known)) => match others_with_its_devices(&domain, &known, look.facts) {
-            Err(why) => Diff::Unknown { why },
-            Ok(others) => match others.first() {
-                None => starting(name),
-                Some((other, device)) if !swap => Diff::Blocked {
-                    why: format!("VM `{other}` has {device}, and runs"),
-                    help: format!("shut that down first, and start this one: gpuvm vm start {name} --swap"),
-                },
-                Some(_) => {
-                    for (other, _) in others {
-                        after.push(gives_way(other, look, &mut compiled)?);
+        Ok((domain, known)) => {
+            match others_with_its_devices(&domain.name, &domain.inactive_xml, &known, Some(look.facts)) {
+                Err(why) => Diff::Unknown { why },
+                Ok(others) => match others.first() {
+                    None => starting(name),
+                    Some((other, device)) if !swap => Diff::Blocked {
+                        why: format!("VM `{other}` has {device}, and runs"),
+                        help: format!("shut that down first, and start this one: gpuvm vm start {name} --swap"),
+                    },
+                    Some(_) => {
+                        for (other, _) in others {
+                            after.push(gives_way(other, look, &mut compiled)?);
+                        }
+                        starting(name)
                     }
-                    starting(name)
-                }
-            },
-        },
+                },
+            }
+        }
     };
     first_start(name, look, &diff, &mut compiled);
     compiled.entry(&key(name), after, diff);
     Ok(compiled)
-}
-
-/// The running VMs that have a device of this one, each with one such device, or one of an IOMMU group of its devices, which
-/// goes to one VM at a time. Virtual functions of one card share a slot, and go each its own way.
-fn others_with_its_devices<'a>(
-    domain: &Domain,
-    known: &'a Virtualisation,
-    facts: &HostFacts,
-) -> Result<Vec<(&'a str, String)>, String> {
-    let devices = |name: &str, xml: &str| {
-        let is = project(xml).map_err(|why| format!("the definition of VM `{name}` cannot be read: {why}"))?;
-        let vgpus: BTreeSet<_> = is.mediated().collect();
-        Ok::<_, String>((is.functions.into_iter().collect::<BTreeSet<_>>(), vgpus))
-    };
-    let (functions, vgpus) = devices(&domain.name, &domain.inactive_xml)?;
-    let mut all = Vec::new();
-    if functions.is_empty() && vgpus.is_empty() {
-        return Ok(all);
-    }
-    for other in known.domains.iter().filter(|d| d.active && d.name != domain.name) {
-        let has = devices(&other.name, other.live_xml.as_deref().unwrap_or(&other.inactive_xml))?;
-        let function = has.0.intersection(&functions).next().map(|f| format!("its device {f}"));
-        let vgpu = || has.1.intersection(&vgpus).next().map(|uuid| format!("its vGPU {uuid}"));
-        let group = || {
-            let (f, group, own) = has.0.iter().find_map(|f| {
-                let own = functions.iter().find_map(|own| Some((facts.shared_group(*f, *own)?, own)));
-                own.map(|(group, own)| (f, group, own))
-            })?;
-            Some(format!("{f} of IOMMU group {group}, which goes to one VM at a time and has {own} of this one too"))
-        };
-        all.extend(function.or_else(vgpu).or_else(group).map(|device| (other.name.as_str(), device)));
-    }
-    Ok(all)
 }
 
 /// Another VM is off before: its guest is asked, and waited for, and its power is never cut.

@@ -41,6 +41,12 @@ fn each_rule_names_the_thing_and_its_place() {
     let vm = |rest: &str| format!("version: 1\n{GPUS}vms:\n  a:\n    cpus: 1\n    memory: 1GiB\n{rest}");
     let memory = |memory: &str| format!("version: 1\nvms: {{ a: {{ cpus: 1, memory: {memory} }} }}\n");
     let top = |rest: &str| format!("version: 1\n{rest}");
+    let nic = |fields: &str| {
+        format!(
+            "version: 1\nnetworks: {{ n: {{ libvirt: n }} }}\n\
+             vms: {{ a: {{ cpus: 1, memory: 1GiB, network: {{ name: n, {fields} }} }} }}\n"
+        )
+    };
     let given = |functions: &str, devices: &str| {
         format!(
             "version: 1\ndevices:\n  n: {{ match: '01:00', use: host, virtualFunctions: {{ {functions} }} }}\nvms:\n  \
@@ -211,6 +217,28 @@ fn each_rule_names_the_thing_and_its_place() {
                 "networks: { n: { libvirt: n } }\nvms: { a: { cpus: 1, memory: 1GiB, network: { name: n, gateway: 10.0.0.1 } } }\n",
             ),
             "3:65 vms.a.network.gateway: a gateway without an address",
+        ),
+        (nic("address: 10.0.0.0/24"), "3:65 vms.a.network.address: `10.0.0.0/24` is no guest's address"),
+        (nic("address: 10.0.0.255/24"), "3:65 vms.a.network.address: `10.0.0.255/24` is no guest's address"),
+        (nic("address: 127.0.0.2/24"), "3:65 vms.a.network.address: `127.0.0.2/24` is no guest's address"),
+        (nic("address: 'fd00::/64'"), "3:65 vms.a.network.address: `fd00::/64` is no guest's address"),
+        (
+            nic("address: 10.0.0.9/24, gateway: 10.9.9.9"),
+            "3:87 vms.a.network.gateway: `10.9.9.9` is no gateway for `10.0.0.9/24`",
+        ),
+        (
+            nic("address: 10.0.0.9/24, gateway: 10.0.0.9"),
+            "3:87 vms.a.network.gateway: `10.0.0.9` is no gateway for `10.0.0.9/24`",
+        ),
+        (
+            nic("address: 10.0.0.9/24, gateway: 10.0.0.255"),
+            "3:87 vms.a.network.gateway: `10.0.0.255` is no gateway for `10.0.0.9/24`",
+        ),
+        (
+            nic(
+                "address: 'fd00::1/64' } },\n  b: { cpus: 1, memory: 1GiB, network: { name: n, address: 'fd00:0::1/64'",
+            ),
+            "4:60 vms.b.network.address: VMs `a` and `b` have the same address `fd00::1`",
         ),
         // Parts of a VM.
         (vm("    usb: ['046d:c52b', '046d:c52b']\n"), "7:24 vms.a.usb[1]: USB device 046d:c52b is given twice"),
@@ -408,6 +436,12 @@ fn each_rule_names_the_thing_and_its_place() {
         (
             top(
                 "gpus:\n  n: { match: '01:00', use: host, mig: [1g.5gb] }\nvms:\n  a: { cpus: 1, memory: 1GiB, gpus: [n] }\n",
+            ),
+            "5:38 vms.a.gpus[0]: GPU `n` is cut into MIG instances for the host's containers",
+        ),
+        (
+            top(
+                "gpus:\n  n: { match: '01:00', use: host, mig: [1g.5gb] }\nvms:\n  a: { cpus: 1, memory: 1GiB, gpus: [n/0] }\n",
             ),
             "5:38 vms.a.gpus[0]: GPU `n` is cut into MIG instances for the host's containers",
         ),

@@ -48,7 +48,8 @@ impl<'a> Checks<'a> {
             let address_at = place.get("network").and_then(|network| network.get("address"));
             let address = vm.network.as_ref().and_then(|nic| nic.address.as_ref());
             if let (Some(address), Some(at)) = (address, address_at) {
-                let ip = address.as_str().split('/').next().unwrap_or_default().to_ascii_lowercase();
+                let ip = address.as_str().split('/').next().unwrap_or_default();
+                let ip = ip.parse().map_or(ip.to_owned(), |ip: std::net::IpAddr| ip.to_string());
                 if let Some((other, first)) = addresses.get(&ip) {
                     let message = format!("VMs `{other}` and `{vm_name}` have the same address `{ip}`");
                     let again = (&at, at.span(), "and here");

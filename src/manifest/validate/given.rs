@@ -71,6 +71,8 @@ impl<'a> Checks<'a> {
 
     /// Why a VM cannot have a GPU of the host's that is cut into MIG instances, or one of these.
     fn mig_in_vm(&mut self, name: &str, at: &Place<'_>) -> bool {
+        // Its instances are no names: `compute/0` means the card's.
+        let name = name.split('/').next().unwrap_or(name);
         let cut = self.manifest.gpus.get(name).is_some_and(|e| e.mig.is_some() && e.usage == DeviceUse::Host);
         let instance = name.starts_with("MIG-") && !self.manifest.gpus.contains_key(name);
         if !cut && !instance {

@@ -1,6 +1,7 @@
 //! Rules for what a guest is told: its users, cloud-init, its address, and Windows' Setup.
 
 use super::Checks;
+use crate::manifest::guest_address::mistakes;
 use crate::manifest::yaml_tree::Place;
 use crate::manifest::{Firmware, GuestUserEntry, VmEntry, WindowsEntry};
 
@@ -69,6 +70,10 @@ impl<'a> Checks<'a> {
             {
                 let message = format!("`{gateway}` is no gateway for `{address}`");
                 self.value(&at, message, "of the other family", Some("take one of the same kind of address"));
+            }
+            for wrong in mistakes(nic) {
+                let at = at.get(wrong.field).unwrap_or_else(|| at.clone());
+                self.value(&at, wrong.message, &wrong.label, Some(&wrong.help));
             }
         }
     }
