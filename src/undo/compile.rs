@@ -18,8 +18,7 @@ use crate::facts::HostFacts;
 use crate::host::{HostError, Probe};
 use crate::plan::{
     Action, Change, Diff, Entry, FieldDiff, Finding, Key, PLAN_FORMAT, Past, Place, Plan, Refresh, Risk, Seen,
-    Selector, Severity, Step, WaitFor, host_line, judge_room, name_guests, order,
-    refuse_taken,
+    Selector, Severity, Step, WaitFor, host_line, judge_room, name_guests, order, refuse_taken,
 };
 use crate::resource::shared_gpu::SharedGpu;
 use crate::resource::{Resource, Wanted, bridge::Bridge, seed::Seed};

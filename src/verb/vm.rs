@@ -18,22 +18,24 @@ pub(super) fn start(name: &DomainName, swap: bool, look: Look<'_>) -> Result<Com
         Err(diff) => *diff,
         Ok((domain, _)) if domain.paused => stands_still(name, &domain),
         Ok((domain, _)) if domain.active => Diff::InSync { evidence: "it runs".to_owned() },
-        Ok((domain, known)) => match others_with_its_devices(&domain.name, &domain.inactive_xml, &known, Some(look.facts)) {
-            Err(why) => Diff::Unknown { why },
-            Ok(others) => match others.first() {
-                None => starting(name),
-                Some((other, device)) if !swap => Diff::Blocked {
-                    why: format!("VM `{other}` has {device}, and runs"),
-                    help: format!("shut that down first, and start this one: gpuvm vm start {name} --swap"),
-                },
-                Some(_) => {
-                    for (other, _) in others {
-                        after.push(gives_way(other, look, &mut compiled)?);
+        Ok((domain, known)) => {
+            match others_with_its_devices(&domain.name, &domain.inactive_xml, &known, Some(look.facts)) {
+                Err(why) => Diff::Unknown { why },
+                Ok(others) => match others.first() {
+                    None => starting(name),
+                    Some((other, device)) if !swap => Diff::Blocked {
+                        why: format!("VM `{other}` has {device}, and runs"),
+                        help: format!("shut that down first, and start this one: gpuvm vm start {name} --swap"),
+                    },
+                    Some(_) => {
+                        for (other, _) in others {
+                            after.push(gives_way(other, look, &mut compiled)?);
+                        }
+                        starting(name)
                     }
-                    starting(name)
-                }
-            },
-        },
+                },
+            }
+        }
     };
     first_start(name, look, &diff, &mut compiled);
     compiled.entry(&key(name), after, diff);
