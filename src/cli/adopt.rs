@@ -11,12 +11,14 @@ use miette::{IntoDiagnostic, miette};
 use super::apply::{Consent, Machine, ResultArgs, Talk, approve, need_root};
 use super::status::free;
 use super::{Target, code, host, rehearsal, say};
+use crate::apply::Order;
 use crate::describe::{self, Entry, Refused};
 use crate::host::{Probe, Snapshot};
 use crate::manifest::{self, Loaded};
 use crate::plan::{Diff, Key, Past, SavedPlan, Selection};
 use crate::report::{self, Detail};
 use crate::resource::ADOPTABLE;
+use crate::undo::Edited;
 use crate::{desire, facts};
 
 /// Arguments of `gpuvm adopt`.
@@ -68,7 +70,7 @@ pub(super) fn run(args: &AdoptArgs, talk: Talk<'_>) -> miette::Result<u8> {
     let past = state.past().into_diagnostic()?;
 
     let mut loaded = before.clone();
-    let mut missing: Vec<Entry> = Vec::new();
+    let (mut missing, mut written): (Vec<Entry>, Vec<String>) = Default::default();
     for thing in things.iter().filter(|t| t.kind != "vfio-binding") {
         let entry = described(thing, &loaded, machine.probe(&live)).map_err(|e| in_a_record(e, thing, args))?;
         if let Some(entry) = entry {
@@ -76,6 +78,7 @@ pub(super) fn run(args: &AdoptArgs, talk: Talk<'_>) -> miette::Result<u8> {
             files.extend(entry.extra.iter().map(|e| (e.path.clone(), e.bytes.clone())));
             loaded = manifest::reload(&before.path, entry.text.clone(), files)?;
             missing.push(entry);
+            written.push(format!("`{thing}` has an entry now"));
         }
     }
     if !missing.is_empty() && !args.save {
@@ -99,12 +102,14 @@ pub(super) fn run(args: &AdoptArgs, talk: Talk<'_>) -> miette::Result<u8> {
     let selection = Selection { adopt: things, ..Selection::default() };
     let (plan, _) = host::plan_now(&loaded, &selection, machine.probe(&live), &past);
     let order = SavedPlan::new(plan, selection, host::saved_manifest(&loaded)?);
+    let edited = (!written.is_empty()).then(|| Edited::new(&args.target.file, written));
+    let order = Order { edited, ..order.into() };
     if loaded.text != before.text {
         need_root(&machine)?;
         let diff = similar::TextDiff::from_lines(before.text.as_str(), loaded.text.as_str());
         talk.beside(&format!("{}:\n{}\n", args.target.file.display(), diff.unified_diff().context_radius(1)))?;
     }
-    approve(order.into(), &mut machine, &mut state, Consent { yes: args.yes, reboot: false, at: None }, talk, || {
+    approve(order, &mut machine, &mut state, Consent { yes: args.yes, reboot: false, at: None }, talk, || {
         for extra in missing.iter().filter_map(|e| e.extra.as_ref()) {
             let folder = args.target.file.parent().unwrap_or(Path::new(""));
             save(&folder.join(&extra.path), &extra.bytes, if extra.private { 0o600 } else { 0o644 }, false)?;

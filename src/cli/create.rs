@@ -15,10 +15,12 @@ use super::defaults::{USUAL, defaults, manifest_of};
 use super::plan::verdict;
 use super::status::free;
 use super::{Output, Target, code, host, print, say, shell_word};
+use crate::apply::Order;
 use crate::describe::{self, NewVm, Refused};
 use crate::manifest::{self, Defaults, DeviceUse, Loaded, NvidiaBranch, UserName};
 use crate::plan::{SavedPlan, Selection};
 use crate::types::{ByteSize, DomainName, ResourceName, safe_line};
+use crate::undo::Edited;
 
 /// Arguments of `gpuvm create`.
 #[derive(Debug, Args)]
@@ -212,7 +214,9 @@ pub(super) fn create(
     }
     let order = SavedPlan::new(plan, selection, host::saved_manifest(&loaded)?);
     let consent = Consent { yes: args.yes, reboot: args.reboot, at: None };
-    let ended = approve(order.into(), &mut machine, &mut state, consent, talk, || {
+    let edited = Some(Edited::new(path, vec![format!("`vms.{}` is new", new.name)]));
+    let order = Order { edited, ..order.into() };
+    let ended = approve(order, &mut machine, &mut state, consent, talk, || {
         if std::fs::read_to_string(path).into_diagnostic()? != before.text {
             return Err(miette!("`{}` changed in the meantime; nothing was changed", path.display()));
         }

@@ -89,7 +89,10 @@ pub(super) fn run(args: &MoveArgs, attach: bool, talk: Talk<'_>) -> miette::Resu
         talk.beside(&shown)?;
     }
     let consent = Consent { yes: args.yes, ..Consent::default() };
-    let edited = to_save.zip(manifest.as_ref()).map(|((new, path), old)| edited(args, attach, path, old, new));
+    let edited = to_save.zip(manifest.as_ref()).map(|((new, path), old)| {
+        let gpu = of.map_or(args.gpu.as_str(), |(name, _)| name);
+        edited((&args.vm, gpu), attach, path, old, new)
+    });
     let order = Order { edited, ..Order::new(purpose, plan) };
     let code = approve(order, &mut machine, &mut state, consent, talk, || to_save.map_or(Ok(()), write))?;
     match text.as_ref().filter(|_| matches!(code, code::OK | code::WAITS)) {
@@ -194,17 +197,16 @@ pub(super) fn purpose(
 }
 
 /// What is written into the manifest, for the way back from the run.
-fn edited(args: &MoveArgs, attach: bool, path: &Path, old: &Loaded, new: &Loaded) -> Edited {
-    let (vm, gpu) = (&args.vm, &args.gpu);
+fn edited((vm, gpu): (&DomainName, &str), attach: bool, path: &Path, old: &Loaded, new: &Loaded) -> Edited {
     let mut entries = vec![match attach {
         true => format!("`vms.{vm}.gpus` has `{gpu}` now"),
         false => format!("`vms.{vm}.gpus` has no `{gpu}` any more"),
     }];
-    let usage = |of: &Loaded| of.manifest.gpus.get(gpu.as_str()).map(|entry| entry.usage);
+    let usage = |of: &Loaded| of.manifest.gpus.get(gpu).map(|entry| entry.usage);
     if usage(old) != usage(new) {
         entries.push(format!("`gpus.{gpu}.use` is `vfio` now, and was `host`"));
     }
-    Edited { file: path.canonicalize().unwrap_or_else(|_| path.to_owned()), entries }
+    Edited::new(path, entries)
 }
 
 /// The manifest says something else, which an apply would bring about.

@@ -18,11 +18,15 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
             shared.packages.entry(package.name.to_string()).or_default().insert("packages".to_owned());
         }
     }
-    for arg in &m.kernel_args {
-        shared.kernel_args.entry(arg.to_string()).or_insert_with(|| "kernelArgs".to_owned());
-    }
     if m.iommu.as_ref().is_some_and(|i| i.passthrough) {
         shared.kernel_args.entry("iommu=pt".to_owned()).or_insert_with(|| "iommu".to_owned());
+    }
+    // Those of the manifest first, in its order.
+    let mut kernel_args: Vec<String> = m.kernel_args.iter().map(ToString::to_string).collect();
+    kernel_args
+        .extend(shared.kernel_args.keys().filter(|a| !m.kernel_args.iter().any(|own| own.as_str() == **a)).cloned());
+    for arg in &m.kernel_args {
+        shared.kernel_args.entry(arg.to_string()).or_insert_with(|| "kernelArgs".to_owned());
     }
     for name in &m.modules {
         shared.modules.entry(name.to_string()).or_insert_with(|| "modules".to_owned());
@@ -67,7 +71,7 @@ pub(super) fn desire(manifest: &Loaded, facts: &HostFacts, desired: &mut Desired
     if !shared.kernel_args.is_empty() {
         let from =
             shared.kernel_args.values().cloned().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ");
-        desired.want(&from, [], kernel_arg::KernelArgs { wanted: shared.kernel_args });
+        desired.want(&from, [], kernel_arg::KernelArgs { wanted: kernel_args });
     }
     if !shared.modules.is_empty() {
         let from = shared.modules.values().cloned().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ");

@@ -27,9 +27,8 @@ impl HugePagesThen {
     pub(super) fn of(m: &Manifest, facts: &HostFacts) -> Self {
         let mut then =
             Self { total: facts.cpu.huge_pages.iter().map(|p| (p.size, p.total)).collect(), ..Self::default() };
-        // They are written in the order of their names, after those of others.
-        let mut ours: Vec<&str> = m.kernel_args.iter().map(|a| a.as_str()).collect();
-        ours.sort_unstable();
+        // They are written in this order, after those of others.
+        let ours: Vec<&str> = m.kernel_args.iter().map(|a| a.as_str()).collect();
         if !ours.iter().any(|a| a.starts_with("hugepages=")) {
             return then;
         }
@@ -125,8 +124,8 @@ mod tests {
         assert_eq!(of("'hugepages=0:100,1:28'"), (128, 0));
         assert_eq!(of("default_hugepagesz=1G, hugepagesz=1G, hugepages=8"), (512, 8));
         assert_eq!(of("default_hugepagesz=1G, hugepages=8"), (512, 8));
-        // Sorted by name, as they are written, the number stands before its size.
-        assert_eq!(of("hugepagesz=1G, hugepages=8"), (8, 0));
+        assert_eq!(of("hugepagesz=1G, hugepages=8"), (512, 8));
+        assert_eq!(of("hugepages=8, hugepagesz=1G"), (8, 0), "it stands before its size");
         assert_eq!(of("default_hugepagesz=1G, hugepages=100"), (512, 64), "more than the host has memory for");
         assert!(then("hugepages=many").unknown && then("default_hugepagesz=1X, hugepages=1").unknown);
     }

@@ -31,7 +31,7 @@ pub use short::{
 
 use crate::types::{
     ByteSize, CardId, DomainName, HostName, InterfaceName, MacAddress, Mode, PackageName, PciId, Released,
-    ResourceName, UnitName,
+    ResourceName, UnitName, UsbId,
 };
 
 /// The manifest of one GPU virtualisation host.
@@ -503,9 +503,9 @@ pub struct VmEntry {
     #[serde(default)]
     pub display: Display,
     /// USB devices of the host's by vendor and product (`046d:c52b`), wherever they are plugged in. One that is missing
-    /// does not keep the VM from starting.
+    /// does not keep the VM from starting; one that is plugged in while it runs is there from its next start on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub usb: Vec<PciId>,
+    pub usb: Vec<UsbId>,
     /// Folders of the host's, by virtiofs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub folders: Vec<FolderEntry>,

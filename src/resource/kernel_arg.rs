@@ -1,7 +1,7 @@
 //! Arguments of the kernel's command line, appended by a GRUB drop-in of our own that comes after all others. Nobody's
 //! file is edited, and the recovery entry, which does not read the variable, stays a way back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -15,12 +15,13 @@ use crate::plan::{Action, Change, Diff, FieldDiff, FileWrite, Refresh, Risk, Ste
 /// Our drop-in. grub-mkconfig reads `*.cfg` in the order of their names.
 const PATH: &str = "/etc/default/grub.d/99-gpuvm.cfg";
 
-/// Every argument that is wanted, with the section that it follows from.
+/// Every argument that is wanted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KernelArgs {
-    /// Argument → section.
-    pub wanted: BTreeMap<String, String>,
+    /// In the order in which they are written: some mean what stands before them (`hugepagesz=1G hugepages=8`), and of
+    /// others the last counts (`console=`).
+    pub wanted: Vec<String>,
 }
 
 /// How our drop-in remembers what it no longer sets: the running kernel has it until the host boots.
@@ -28,7 +29,7 @@ const GONE: &str = "# Until the next boot, the running kernel has: ";
 
 impl KernelArgs {
     fn text(&self, gone: &BTreeSet<String>) -> String {
-        let args = self.wanted.keys().map(String::as_str).collect::<Vec<_>>().join(" ");
+        let args = self.wanted.join(" ");
         let gone = match gone.is_empty() {
             true => String::new(),
             false => format!("{GONE}{}\n", gone.iter().map(String::as_str).collect::<Vec<_>>().join(" ")),
@@ -39,11 +40,16 @@ impl KernelArgs {
         )
     }
 
+    /// Whether those that the running kernel has stand in its command line in this order. GRUB puts ours last.
+    fn in_order(&self, facts: &HostFacts) -> bool {
+        self.wanted.iter().filter_map(|a| facts.kernel.cmdline.iter().rposition(|now| now == a)).is_sorted()
+    }
+
     /// Values of others for what is set here, each with ours. Which one counts is up to the kernel.
     fn conflicts(&self, facts: &HostFacts, last: Option<&Self>) -> Vec<String> {
         let name = |a: &str| a.split('=').next().unwrap_or_default().to_owned();
         // What an earlier drop-in of ours set is no other's.
-        let earlier = |a: &String| last.is_some_and(|l| l.wanted.contains_key(a));
+        let earlier = |a: &String| last.is_some_and(|l| l.wanted.contains(a));
         let running = facts.kernel.cmdline.iter().filter(|a| !earlier(a));
         let others: BTreeSet<&String> = running.chain(set_by_others(facts)).collect();
         let mut said = Vec::new();
@@ -52,7 +58,7 @@ impl KernelArgs {
             if ["console", "module_blacklist", "modprobe.blacklist"].contains(&name(other).as_str()) {
                 continue;
             }
-            if let Some(ours) = self.wanted.keys().find(|a| name(a) == name(other) && *a != other) {
+            if let Some(ours) = self.wanted.iter().find(|a| name(a) == name(other) && *a != other) {
                 said.push(format!("`{other}` is set by something else; `{ours}` comes after it"));
             }
         }
@@ -140,13 +146,13 @@ impl Resource for KernelArgs {
         // Those too that are there and go.
         let there = host.text(Path::new(PATH)).ok().and_then(crate::host::Answer::value).unwrap_or_default();
         let (sets, gone) = read(&there);
-        let all: BTreeSet<String> = sets.into_iter().chain(gone).chain(self.wanted.keys().cloned()).collect();
+        let all: BTreeSet<String> = sets.into_iter().chain(gone).chain(self.wanted.iter().cloned()).collect();
         all.into_iter().map(Place::Argument).collect()
     }
 
     fn diff(&self, state: &Option<String>, last: Option<&Self>, facts: &HostFacts) -> Diff {
         let running = |arg: &str| facts.kernel.cmdline.iter().any(|a| a == arg);
-        let missing: Vec<&str> = self.wanted.keys().map(String::as_str).filter(|a| !running(a)).collect();
+        let missing: Vec<&str> = self.wanted.iter().map(String::as_str).filter(|a| !running(a)).collect();
         let conflicts = self.conflicts(facts, last);
         let BootLoader::Grub { cmdline_default, drop_ins, .. } = &facts.boot.loader else {
             if missing.is_empty() {
@@ -169,6 +175,9 @@ impl Resource for KernelArgs {
             if !missing.is_empty() {
                 why.push(format!("{} written, and not on the running kernel's command line", missing.join(" ")));
             }
+            if missing.is_empty() && !self.in_order(facts) {
+                why.push("written, and in another order on the running kernel's command line".to_owned());
+            }
             if !still.is_empty() {
                 why.push(format!("{} taken out, and still on the running kernel's command line", still.join(" ")));
             }
@@ -186,13 +195,12 @@ impl Resource for KernelArgs {
         let others: BTreeSet<&String> = set_by_others(facts).collect();
         let gone: BTreeSet<String> = set
             .union(&remembered)
-            .filter(|a| !self.wanted.contains_key(*a) && running(a) && !others.contains(a))
+            .filter(|a| !self.wanted.contains(a) && running(a) && !others.contains(a))
             .cloned()
             .collect();
         let text = self.text(&gone);
         let action = if state.is_some() { Action::Change } else { Action::Create };
-        let args: Vec<&str> = self.wanted.keys().map(String::as_str).collect();
-        let mut change = Change::new(action, args.join(" "));
+        let mut change = Change::new(action, self.wanted.join(" "));
         change.fields.push(FieldDiff::text(PATH, state.as_deref(), Some(&text)));
         change.notes = conflicts;
         if cmdline_default.is_none() {
@@ -201,7 +209,7 @@ impl Resource for KernelArgs {
         change.steps.push(Step::WriteFile(FileWrite::root(PATH, text, 0o644)));
         touches_boot(&mut change);
         // Where they are there already, from elsewhere, nothing waits for a boot.
-        if !missing.is_empty() || !gone.is_empty() {
+        if !missing.is_empty() || !gone.is_empty() || !self.in_order(facts) {
             at_next_boot(&mut change);
         }
         Diff::Change(change)
@@ -213,7 +221,7 @@ impl Resource for KernelArgs {
         let still: BTreeSet<&String> = set
             .iter()
             .chain(&remembered)
-            .chain(self.wanted.keys())
+            .chain(&self.wanted)
             .filter(|a| facts.kernel.cmdline.contains(a) && !others.contains(a))
             .collect();
         let shown = still.iter().map(|a| a.as_str()).collect::<Vec<_>>().join(" ");
@@ -245,7 +253,7 @@ mod tests {
     use super::*;
 
     fn args(wanted: &[&str]) -> KernelArgs {
-        KernelArgs { wanted: wanted.iter().map(|a| ((*a).to_owned(), "kernelArgs".to_owned())).collect() }
+        KernelArgs { wanted: wanted.iter().map(|a| (*a).to_owned()).collect() }
     }
     fn host(running: &str, default: &str) -> HostFacts {
         let words = |t: &str| t.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
@@ -283,6 +291,20 @@ mod tests {
         assert_eq!(waiting, "waits: a=1 written, and not on the running kernel's command line");
         assert_eq!(told(&wanted.diff(&text, Some(&wanted), &host("quiet a=1", "quiet"))), "in sync");
         assert_eq!(told(&wanted.diff(&None, None, &host("a=1", "a=1"))), "change", "from elsewhere: no boot is due");
+    }
+
+    #[test]
+    fn they_are_written_in_their_order_and_another_one_waits_for_a_boot() {
+        let wanted = args(&["hugepagesz=1G", "hugepages=8", "a"]);
+        let text = written(&wanted.diff(&None, None, &host("quiet", "quiet")));
+        assert!(text.as_deref().unwrap().contains("} hugepagesz=1G hugepages=8 a\"\n"), "{text:?}");
+        let running = host("quiet hugepages=8 hugepagesz=1G a", "quiet");
+        assert_eq!(told(&wanted.diff(&None, None, &running)), "change, then reboot");
+        let waits = "waits: written, and in another order on the running kernel's command line";
+        assert_eq!(told(&wanted.diff(&text, Some(&wanted), &running)), waits);
+        // Ours come last, whoever else sets one too.
+        let running = host("a quiet hugepagesz=1G hugepages=8 a", "a quiet");
+        assert_eq!(told(&wanted.diff(&text, Some(&wanted), &running)), "in sync");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod size;
 mod splice;
 mod text;
 mod url;
+mod usb;
 mod version;
 mod xml;
 
@@ -28,6 +29,7 @@ pub use size::{ByteSize, Mode, SizeError};
 pub use splice::{Splice, SpliceError, inverse, line_edits, splice};
 pub use text::{is_plain, safe, safe_in_place, safe_line};
 pub use url::without_userinfo;
+pub use usb::{UsbError, UsbId};
 pub use version::compare_versions;
 pub use xml::{xml_escape, xml_fragment};
 

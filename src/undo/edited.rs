@@ -1,7 +1,7 @@
-//! A manifest that a run's command wrote to as well (`--save`). It is a person's file, which may have changed since: an undo
+//! A manifest that a run's command wrote to as well (`--save`, `gpuvm create`). It is a person's file, which may have changed since: an undo
 //! leaves it as it is, and says so, since the next apply would bring everything about again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,11 @@ pub struct Edited {
 }
 
 impl Edited {
+    /// These entries of a file that is there.
+    pub fn new(file: &Path, entries: Vec<String>) -> Self {
+        Self { file: file.canonicalize().unwrap_or_else(|_| file.to_owned()), entries }
+    }
+
     /// What the way back from that run says of it.
     pub(super) fn stays(&self, run: u64) -> Finding {
         Finding {
@@ -25,7 +30,7 @@ impl Edited {
             code: "manifest-stays".to_owned(),
             place: String::new(),
             message: format!(
-                "run {run} was asked to write it into `{}` too, which an undo leaves as it is: {}",
+                "run {run} wrote into `{}` too, which an undo leaves as it is: {}",
                 self.file.display(),
                 self.entries.join("; ")
             ),

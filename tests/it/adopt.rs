@@ -124,6 +124,8 @@ fn it_is_shown_and_journalled_like_any_apply() {
     let host = host(&name, &xml);
     let (code, said) = host.run(&["adopt", "--save", "--yes", "libvirt-domain/shared"]);
     assert_eq!(code, 0, "{said}");
+    let undone = host.run(&["undo", "--plan"]).1.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(undone.contains("which an undo leaves as it is: `libvirt-domain[shared]` has an entry now"), "{undone}");
     for line in
         ["+  shared:", "~ libvirt-domain[shared]", "nothing else of its definition changes", "1 change, 0 reboots"]
     {

@@ -158,6 +158,8 @@ fn a_new_vm_needs_no_manifest_named() {
     let said = host.says("create ubuntu desk --yes", 0);
     let text = fs::read_to_string(&manifest).unwrap();
     assert!(text.contains("disks: [{ pool: big, size: 25GiB }]") && text.contains("name: alice"), "{text}\n{said}");
+    let undone = host.says("undo --plan", 2).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(undone.contains("which an undo leaves as it is: `vms.desk` is new"), "{undone}");
     // Another manifest than that of the defaults has none of them.
     fs::write(host.at("host.yaml"), MANIFEST).unwrap();
     let said = host.says("create ubuntu other --yes --user bob", 1);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Arch;
 use super::read::{child, devices};
-use crate::types::{MdevUuid, PciId, xml_escape as e};
+use crate::types::{MdevUuid, UsbId, xml_escape as e};
 
 /// A part of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,7 +20,7 @@ pub enum Extra {
     /// A screen for people.
     Display(Display),
     /// A USB device of the host's, wherever it is plugged in; one that is missing does not keep the VM from starting.
-    Usb(PciId),
+    Usb(UsbId),
     /// A vGPU that is a mediated device of the host's.
     Mediated(MdevUuid),
     /// A folder of the host's.
@@ -95,7 +95,7 @@ impl Extra {
             Extra::Usb(id) => vec![format!(
                 "<hostdev mode='subsystem' type='usb' managed='yes'>\n      <source startupPolicy='optional'>\n        \
                  <vendor id='0x{:04x}'/>\n        <product id='0x{:04x}'/>\n      </source>\n    </hostdev>",
-                id.vendor, id.device
+                id.vendor, id.product
             )],
             // libvirt neither makes it nor takes it away: `managed` says nothing of mediated devices (formatdomain).
             Extra::Mediated(uuid) => vec![format!(
@@ -136,7 +136,7 @@ impl Extra {
 }
 
 /// The ids of a passed USB device.
-fn usb(hostdev: Node<'_, '_>) -> Option<PciId> {
+fn usb(hostdev: Node<'_, '_>) -> Option<UsbId> {
     if hostdev.attribute("type") != Some("usb") {
         return None;
     }
@@ -145,7 +145,7 @@ fn usb(hostdev: Node<'_, '_>) -> Option<PciId> {
         let text = child(source, name)?.attribute("id")?;
         u16::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok()
     };
-    Some(PciId { vendor: id("vendor")?, device: id("product")? })
+    Some(UsbId { vendor: id("vendor")?, product: id("product")? })
 }
 
 /// How the key of a mediated device begins.
