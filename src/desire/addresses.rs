@@ -11,7 +11,7 @@ use crate::plan::Severity;
 
 /// The code of an address that the host reaches others by. A VM that is the router already has it for good: it refuses
 /// plans that make or start the VM, as what else keeps a VM from starting.
-pub(super) const GATEWAY: &str = "gateway-address";
+pub const GATEWAY: &str = "gateway-address";
 
 pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
     let Known::Value(network) = &facts.network else { return };
@@ -35,7 +35,12 @@ pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
         };
         let place = format!("vms.{name}.network.address");
         let help = "give it one that is free, which this looks for: gpuvm ip check --free 1";
-        desired.findings.push(finding(Severity::Error, code, &place, message, help));
+        // A guest may be the router to somewhere; that the host reaches everything by it, nobody wants by mistake.
+        let severity = match network.reached_by(ip) {
+            Some(to) if code == GATEWAY && to != "default" => Severity::Warning,
+            _ => Severity::Error,
+        };
+        desired.findings.push(finding(severity, code, &place, message, help));
     }
 }
 

@@ -206,7 +206,8 @@ fn huge_pages(
         entry.2.push(format!("`{name}`"));
     }
     for (size, (at_once, need, names)) in wanted {
-        let has = pages.total.get(&size).copied();
+        let more = facts.cpu.huge_pages.iter().find(|p| p.size == size).map_or(0, |p| p.more);
+        let has = pages.total.get(&size).map(|has| has.saturating_add(more));
         if has.is_some_and(|has| has >= need) {
             continue;
         }
@@ -241,7 +242,7 @@ mod tests {
         let mut facts = crate::resource::tests::facts();
         facts.cpu.count = 4;
         facts.cpu.memory = ByteSize::from_bytes((16 << 30) - 4096 * 3);
-        facts.cpu.huge_pages = vec![HugePages { size: ByteSize::from_mib(2), total: 512 }];
+        facts.cpu.huge_pages = vec![HugePages { size: ByteSize::from_mib(2), total: 512, more: 0 }];
         found(vms, &facts)
     }
     fn found(vms: &str, facts: &HostFacts) -> Vec<String> {

@@ -105,7 +105,7 @@ mod tests {
     fn then(args: &str) -> HugePagesThen {
         let mut facts = crate::resource::tests::facts();
         facts.cpu.memory = ByteSize::from_gib(64);
-        let keeps = |size, total| HugePages { size, total };
+        let keeps = |size, total| HugePages { size, total, more: 0 };
         facts.cpu.huge_pages = vec![keeps(ByteSize::from_mib(2), 512), keeps(ByteSize::from_gib(1), 0)];
         let text = format!("version: 1\nkernelArgs: [{args}]\n");
         HugePagesThen::of(&crate::manifest::parse("host.yaml", &text).unwrap(), &facts)

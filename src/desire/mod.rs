@@ -41,6 +41,7 @@ pub struct Node {
     pub after: BTreeSet<Key>,
 }
 
+pub use addresses::GATEWAY;
 pub use capacity::{ADMISSION, runs};
 pub use gpus::{resolve, slot_of};
 pub use host_basics::secrets;

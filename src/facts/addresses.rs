@@ -14,7 +14,9 @@ impl NetworkFacts {
 
     /// Where packets go by way of this address: `default`, or a prefix.
     pub fn reached_by(&self, ip: IpAddr) -> Option<&str> {
-        self.routes.iter().find(|r| r.via == Some(ip)).map(|r| r.to.as_str())
+        let mut by = self.routes.iter().filter(|r| r.via == Some(ip)).map(|r| r.to.as_str());
+        let first = by.clone().next()?;
+        Some(by.find(|to| *to == "default").unwrap_or(first))
     }
 
     /// Why an address can be no machine's own.

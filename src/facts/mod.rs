@@ -203,6 +203,13 @@ pub struct HugePages {
     pub size: ByteSize,
     /// How many the kernel keeps, used or not.
     pub total: u64,
+    /// How many more it makes when somebody asks, where there is memory for them (`nr_overcommit_hugepages`).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub more: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// The running kernel.

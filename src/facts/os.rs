@@ -88,7 +88,8 @@ fn huge_pages(probe: &dyn Probe) -> Vec<HugePages> {
         .filter_map(|name| {
             let kib: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
             let total = text(probe, &format!("{DIR}/{name}/nr_hugepages")).trim().parse().ok()?;
-            Some(HugePages { size: ByteSize::from_bytes(kib << 10), total })
+            let more = text(probe, &format!("{DIR}/{name}/nr_overcommit_hugepages")).trim().parse().unwrap_or(0);
+            Some(HugePages { size: ByteSize::from_bytes(kib << 10), total, more })
         })
         .collect();
     all.sort_by_key(|p| p.size);

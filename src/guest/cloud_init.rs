@@ -132,8 +132,12 @@ impl Guest {
         } else {
             card["addresses"] = json!(nic.addresses);
             if let Some(gateway) = nic.gateway {
-                card["routes"] =
-                    json!([{ "to": if gateway.is_ipv4() { "0.0.0.0/0" } else { "::/0" }, "via": gateway }]);
+                let mut route = json!({ "to": if gateway.is_ipv4() { "0.0.0.0/0" } else { "::/0" }, "via": gateway });
+                // An address alone is in no network with its gateway, which is on this link all the same.
+                if nic.addresses.iter().all(|a| a.ends_with("/32") || a.ends_with("/128")) {
+                    route["on-link"] = json!(true);
+                }
+                card["routes"] = json!([route]);
             }
         }
         if !nic.nameservers.is_empty() {
@@ -249,6 +253,10 @@ pub(crate) mod tests {
         assert_eq!((&config["version"], &card["match"]["macaddress"]), (&json!(2), &json!("52:54:00:01:02:03")));
         assert_eq!(card["routes"], json!([{ "to": "0.0.0.0/0", "via": "192.168.1.1" }]));
         assert!(card.get("dhcp4").is_none());
+        let alone = GuestNic { addresses: vec!["203.0.113.7/32".to_owned()], ..guest().nic.unwrap() };
+        let config = read(&Guest { nic: Some(alone), ..guest() }.network_config().unwrap());
+        let route = json!({ "to": "0.0.0.0/0", "via": "192.168.1.1", "on-link": true });
+        assert_eq!(config["ethernets"]["lan"]["routes"], json!([route]));
         let dhcp = GuestNic { addresses: vec![], gateway: None, nameservers: vec![], ..guest().nic.unwrap() };
         let config = read(&Guest { nic: Some(dhcp), ..guest() }.network_config().unwrap());
         assert_eq!(config["ethernets"]["lan"]["dhcp4"], true);

@@ -32,13 +32,15 @@ pub(super) fn mistakes(nic: &NicEntry) -> Vec<Wrong> {
     let Some(gateway) = gateway.filter(|g| g.is_ipv4() == ip.is_ipv4()) else { return all };
     // RFC 4861, section 6.1.2: routers are known by an address of the link, whatever the prefix.
     let of_the_link = matches!(gateway, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    // An address that is routed to the guest alone has its router elsewhere, on the same link.
+    let alone = prefix == if ip.is_ipv4() { 32 } else { 128 };
     let network = ip_network(ip, prefix);
     let message = format!("`{gateway}` is no gateway for `{address}`");
     if gateway == ip {
         wrong("gateway", message, "the guest itself".to_owned(), "write the address of the router".to_owned());
     } else if let Some(what) = no_machine(gateway) {
         wrong("gateway", message, what, "write the address of the router".to_owned());
-    } else if !of_the_link && !ip_within(gateway, ip, prefix) {
+    } else if !of_the_link && !alone && !ip_within(gateway, ip, prefix) {
         let help = "the guest would not reach it: write the network's own length after the address, or its router";
         wrong("gateway", message, format!("outside {network}"), help.to_owned());
     }

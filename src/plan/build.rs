@@ -11,7 +11,7 @@ use super::{
     Action, Diff, Entry, Finding, HostLine, Key, PLAN_FORMAT, Plan, Refresh, Severity, Step, judge_room, name_guests,
     order, refuse_taken,
 };
-use crate::desire::{ADMISSION, Desired};
+use crate::desire::{ADMISSION, Desired, GATEWAY};
 use crate::facts::{HostFacts, Iommu};
 use crate::host::{Answer, Probe};
 use crate::resource::block_volume::nearly_full;
@@ -121,12 +121,20 @@ fn admit(findings: &mut [Finding], entries: &[Entry], desired: &Desired) {
         }
         _ => false,
     };
+    let creates = |e: &&Entry| match &e.diff {
+        Diff::Change(change) | Diff::Waits { promise: change, .. } => change.action == Action::Create,
+        _ => false,
+    };
+    let made: BTreeSet<String> =
+        entries.iter().filter(begins).filter(creates).map(|e| format!("vms.{}", e.key.name)).collect();
     let begun: BTreeSet<String> = entries.iter().filter(begins).map(|e| format!("vms.{}", e.key.name)).collect();
     let of_capacity = |f: &&mut Finding| f.severity == Severity::Error && ADMISSION.contains(&f.code.as_str());
     for finding in findings.iter_mut().filter(of_capacity) {
         let of =
             |vm: &String| finding.place.strip_prefix(vm).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-        if finding.place != "vms" && !begun.iter().any(of) || begun.is_empty() {
+        // A VM that is there and is the host's router has been so before.
+        let made = finding.code == GATEWAY && !made.iter().any(of);
+        if finding.place != "vms" && !begun.iter().any(of) || begun.is_empty() || made {
             finding.severity = Severity::Warning;
         }
     }

@@ -3,6 +3,7 @@
 //! is not locked may be swapped: that is a warning.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::taken::{definition, starting, stopped};
 use super::{Diff, Entry, Finding, Severity};
@@ -14,7 +15,15 @@ use crate::types::ByteSize;
 /// The code of too little memory, as for what a manifest makes run.
 const MEMORY: &str = "too-much-memory";
 
+/// Whether libvirt asks a hook of others before a VM starts.
+fn others_hook(probe: &dyn Probe) -> bool {
+    let there = |path: &str| !matches!(probe.stat(Path::new(path)), Ok(Answer::Absent));
+    let beside = probe.list(Path::new("/etc/libvirt/hooks/qemu.d")).ok().and_then(Answer::value).unwrap_or_default();
+    there("/etc/libvirt/hooks/qemu") || beside.iter().any(|name| name != "gpuvm")
+}
+
 /// What a VM takes while it runs.
+#[derive(Clone)]
 struct Takes {
     name: String,
     memory: u64,
@@ -64,6 +73,17 @@ pub(crate) fn judge_room(
             Some(Takes::of(&d.name, &project(xml).ok()?, facts))
         })
         .collect();
+    let goes: Vec<Takes> = known
+        .domains
+        .iter()
+        .filter(|d| d.active && stops.contains_key(&d.name))
+        .filter_map(|d| {
+            let xml = d.live_xml.as_deref().unwrap_or(&d.inactive_xml);
+            Some(Takes::of(&d.name, &project(xml).ok()?, facts))
+        })
+        .collect();
+    // Somebody's own hook may make huge pages when a VM starts.
+    let pages = pages && !others_hook(probe);
     for entry in entries {
         let Some(change) = starting(entry) else { continue };
         let name = entry.key.name.clone();
@@ -77,6 +97,13 @@ pub(crate) fn judge_room(
             Some(Lack::Warned { message, help }) if !said => {
                 let code = MEMORY.to_owned();
                 findings.push(Finding { severity: Severity::Warning, code, place, message, help });
+            }
+            // What the same plan shuts down makes the room, and goes first where it is needed.
+            None if !goes.is_empty() => {
+                let before: Vec<Takes> = there.iter().chain(&goes).cloned().collect();
+                if lacks(&own, &before, pages, facts).is_some() {
+                    entry.after.extend(stops.values().cloned());
+                }
             }
             _ => {}
         }
@@ -102,7 +129,7 @@ fn lacks(own: &Takes, there: &[Takes], pages: bool, facts: &HostFacts) -> Option
         if facts.cpu.huge_pages.is_empty() || !pages {
             return None;
         }
-        let total = facts.cpu.huge_pages.iter().find(|p| p.size == size).map_or(0, |p| p.total);
+        let total = facts.cpu.huge_pages.iter().find(|p| p.size == size).map_or(0, |p| p.total.saturating_add(p.more));
         let users: Vec<&Takes> = there.iter().filter(|t| t.pages == Some(size)).collect();
         let used = users.iter().fold(0u64, |sum, t| sum.saturating_add(t.pages_of(size)));
         let need = own.pages_of(size);

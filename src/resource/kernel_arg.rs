@@ -1,7 +1,7 @@
 //! Arguments of the kernel's command line, appended by a GRUB drop-in of our own that comes after all others. Nobody's
 //! file is edited, and the recovery entry, which does not read the variable, stays a way back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,35 @@ const PATH: &str = "/etc/default/grub.d/99-gpuvm.cfg";
 pub struct KernelArgs {
     /// In the order in which they are written: some mean what stands before them (`hugepagesz=1G hugepages=8`), and of
     /// others the last counts (`console=`).
+    #[serde(deserialize_with = "in_either_form")]
     pub wanted: Vec<String>,
+}
+
+/// Ledgers were once written with the section of the manifest at each argument.
+fn in_either_form<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        List(Vec<String>),
+        Map(BTreeMap<String, String>),
+    }
+    Ok(match Either::deserialize(deserializer)? {
+        Either::List(list) => list,
+        Either::Map(map) => map.into_keys().collect(),
+    })
+}
+
+/// The arguments whose order counts among themselves: several of one name, and huge pages with their sizes.
+fn by_meaning<'a>(args: impl IntoIterator<Item = &'a String>) -> BTreeMap<&'a str, Vec<&'a str>> {
+    let mut all: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for arg in args {
+        let name = match arg.split('=').next().unwrap_or_default() {
+            "hugepagesz" | "default_hugepagesz" => "hugepages",
+            name => name,
+        };
+        all.entry(name).or_default().push(arg);
+    }
+    all
 }
 
 /// How our drop-in remembers what it no longer sets: the running kernel has it until the host boots.
@@ -40,9 +68,18 @@ impl KernelArgs {
         )
     }
 
-    /// Whether those that the running kernel has stand in its command line in this order. GRUB puts ours last.
+    /// Whether those that the running kernel has stand in its command line in this order, as far as it counts. GRUB puts
+    /// ours last.
     fn in_order(&self, facts: &HostFacts) -> bool {
-        self.wanted.iter().filter_map(|a| facts.kernel.cmdline.iter().rposition(|now| now == a)).is_sorted()
+        let at = |a: &&str| facts.kernel.cmdline.iter().rposition(|now| now == a);
+        by_meaning(&self.wanted).values().all(|alike| alike.iter().filter_map(at).is_sorted())
+    }
+
+    /// Whether a drop-in of ours says the same, whatever the order of what has none.
+    fn is_said_by(&self, text: &str, remembered: &BTreeSet<String>) -> bool {
+        let there = Self { wanted: sets(text) };
+        let (ours, theirs) = (by_meaning(&self.wanted), by_meaning(&there.wanted));
+        there.text(remembered) == text && ours == theirs
     }
 
     /// Values of others for what is set here, each with ours. Which one counts is up to the kernel.
@@ -75,12 +112,16 @@ pub fn set_by_others(facts: &HostFacts) -> impl Iterator<Item = &String> {
     sets.into_iter().flatten().flatten()
 }
 
+/// The arguments that a drop-in of ours sets, in its order.
+fn sets(text: &str) -> Vec<String> {
+    let line = text.lines().find_map(|l| l.strip_prefix("GRUB_CMDLINE_LINUX_DEFAULT=\"${GRUB_CMDLINE_LINUX_DEFAULT}"));
+    line.unwrap_or_default().trim_end_matches('"').split_whitespace().map(str::to_owned).collect()
+}
+
 /// The arguments that a drop-in of ours sets, and those that it remembers.
 fn read(text: &str) -> (BTreeSet<String>, BTreeSet<String>) {
-    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<BTreeSet<_>>();
-    let sets = text.lines().find_map(|l| l.strip_prefix("GRUB_CMDLINE_LINUX_DEFAULT=\"${GRUB_CMDLINE_LINUX_DEFAULT}"));
-    let gone = text.lines().find_map(|l| l.strip_prefix(GONE));
-    (words(sets.unwrap_or_default().trim_end_matches('"')), words(gone.unwrap_or_default()))
+    let gone = text.lines().find_map(|l| l.strip_prefix(GONE)).unwrap_or_default();
+    (sets(text).into_iter().collect(), gone.split_whitespace().map(str::to_owned).collect())
 }
 
 /// Why gpuvm does not write for a boot loader, and how its person does.
@@ -169,7 +210,7 @@ impl Resource for KernelArgs {
             };
         }
         let (set, remembered) = state.as_deref().map(read).unwrap_or_default();
-        if state.as_deref() == Some(self.text(&remembered).as_str()) {
+        if state.as_deref().is_some_and(|text| self.is_said_by(text, &remembered)) {
             let still: Vec<&str> = remembered.iter().map(String::as_str).filter(|a| running(a)).collect();
             let mut why = Vec::new();
             if !missing.is_empty() {
@@ -302,6 +343,14 @@ mod tests {
         assert_eq!(told(&wanted.diff(&None, None, &running)), "change, then reboot");
         let waits = "waits: written, and in another order on the running kernel's command line";
         assert_eq!(told(&wanted.diff(&text, Some(&wanted), &running)), waits);
+        // Of those that do not mean each other, the order is nobody's concern.
+        let alike = args(&["a", "hugepagesz=1G", "hugepages=8"]);
+        let running = host("quiet hugepagesz=1G hugepages=8 a", "quiet");
+        assert_eq!(told(&alike.diff(&text, Some(&wanted), &running)), "in sync");
+        // As ledgers once had them.
+        let old: KernelArgs = serde_json::from_str("{\"wanted\":{\"b\":\"iommu\",\"a=1\":\"kernelArgs\"}}").unwrap();
+        assert_eq!(old, args(&["a=1", "b"]));
+        assert_eq!(serde_json::from_str::<KernelArgs>(&serde_json::to_string(&wanted).unwrap()).unwrap(), wanted);
         // Ours come last, whoever else sets one too.
         let running = host("a quiet hugepagesz=1G hugepages=8 a", "a quiet");
         assert_eq!(told(&wanted.diff(&text, Some(&wanted), &running)), "in sync");

@@ -24,8 +24,11 @@ fn the_hosts_own_address_and_its_gateway_are_refused() {
     fs::write(host.at("host.yaml"), with("10.0.2.2/24")).unwrap();
     let said = host.says("plan", 1);
     assert!(said.contains("10.0.2.2 is the gateway by which this host reaches"), "{said}");
-    fs::write(host.at("host.yaml"), with("10.0.2.77/24")).unwrap();
-    host.says("plan", 2);
+    // One that is routed to the guest alone has its router elsewhere.
+    for address in ["10.0.2.77/24", "10.0.2.77/32, gateway: 192.0.2.1"] {
+        fs::write(host.at("host.yaml"), with(address)).unwrap();
+        host.says("plan", 2);
+    }
     // `create` refuses the same.
     fs::write(host.at("host.yaml"), MANIFEST).unwrap();
     fs::write(host.at("a.pub"), "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPJ1s6V4hSUNtWlmK9SZ3jBqkYW0GmFdJ9ux7dkoHJXv a\n")

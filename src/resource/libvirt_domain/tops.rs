@@ -36,9 +36,13 @@ impl LibvirtDomain {
     pub(super) fn refused_below(&self, state: &DomainState, anew: bool) -> Option<Diff> {
         let name = &self.name;
         self.disks.iter().find_map(|disk| match state.tops.get(&disk.path)? {
-            Err(why) => {
-                Some(Diff::Unknown { why: format!("whether something goes on in its disk `{}`: {why}", disk.shown()) })
-            }
+            Err(why) => Some(Diff::Unknown {
+                why: format!(
+                    "whether something goes on in its disk `{}`: {why}; a file that has nothing to do with it is in \
+                         nobody's way once it is out of the pool (virsh pool-refresh)",
+                    disk.shown()
+                ),
+            }),
             Ok(Top::Refused { why, help }) => {
                 Some(Diff::Blocked { why: format!("its disk `{}`: {why}", disk.shown()), help: help.clone() })
             }
