@@ -200,7 +200,7 @@ pub(super) struct Talk<'a> {
 }
 
 /// How a command that changes something tells how it ended.
-#[derive(Debug, Clone, Copy, Args)]
+#[derive(Debug, Clone, Copy, Default, Args)]
 pub(super) struct ResultArgs {
     /// How the result is written to stdout; with `json`, everything else is said on stderr.
     #[arg(long, value_enum, default_value = "text")]

@@ -10,11 +10,11 @@ use miette::{IntoDiagnostic, miette};
 
 use super::adopt::save;
 use super::agent_keys::GivenKey;
-use super::apply::{Consent, Machine, Talk, approve};
+use super::apply::{Consent, Machine, ResultArgs, Talk, approve};
 use super::defaults::{USUAL, defaults, manifest_of};
 use super::plan::verdict;
 use super::status::free;
-use super::{Output, Target, code, host, print, say, shell_word};
+use super::{Target, code, host, print, say, shell_word};
 use crate::apply::Order;
 use crate::describe::{self, NewVm, Refused};
 use crate::manifest::{self, Defaults, DeviceUse, Loaded, NvidiaBranch, UserName};
@@ -87,9 +87,8 @@ pub struct VmArgs {
     /// Boot the host again where the plan needs it, and go on afterwards.
     #[arg(long)]
     reboot: bool,
-    /// How the result is written to stdout.
-    #[arg(long, value_enum, default_value = "text")]
-    output: Output,
+    #[command(flatten)]
+    result: ResultArgs,
 }
 
 #[derive(Debug, Args)]
@@ -163,7 +162,7 @@ pub(super) fn create(
     nvidia: Option<NvidiaBranch>,
     talk: Talk<'_>,
 ) -> miette::Result<u8> {
-    let talk = Talk { output: args.output, ..talk };
+    let talk = args.result.talk(talk);
     let (mut machine, mut state) = Machine::open(args.target.root.as_deref())?;
     let live = host::live();
     free(&state, matches!(machine, Machine::This))?;

@@ -8,12 +8,12 @@ use clap::Args;
 use miette::{IntoDiagnostic, miette};
 
 use super::adopt::save;
-use super::apply::{Consent, Machine, Talk, approve, need_root};
+use super::apply::{Consent, Machine, ResultArgs, Talk, approve, need_root};
 use super::defaults::manifest_of;
 use super::gpu::meant;
 use super::source::Source;
 use super::status::free;
-use super::{Output, code, host, say};
+use super::{code, host, say};
 use crate::apply::{Order, Purpose};
 use crate::describe;
 use crate::desire;
@@ -48,13 +48,12 @@ pub struct MoveArgs {
     /// A recorded host in place of this machine.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// How the result is written to stdout.
-    #[arg(long, value_enum, default_value = "text")]
-    output: Output,
+    #[command(flatten)]
+    result: ResultArgs,
 }
 
 pub(super) fn run(args: &MoveArgs, attach: bool, talk: Talk<'_>) -> miette::Result<u8> {
-    let talk = Talk { output: args.output, ..talk };
+    let talk = args.result.talk(talk);
     let (mut machine, mut state) = Machine::open(args.root.as_deref())?;
     let this = host::live();
     free(&state, matches!(machine, Machine::This))?;
@@ -186,7 +185,7 @@ pub(super) fn purpose(
         save: false,
         yes: false,
         root: root.map(Path::to_path_buf),
-        output: Output::Text,
+        result: ResultArgs::default(),
     };
     match meant_move(&args, attach, probe, past)? {
         Ok(Meant { moved, .. }) => {

@@ -19,27 +19,28 @@ pub(super) fn check(m: &Manifest, facts: &HostFacts, desired: &mut Desired) {
         let address = vm.network.as_ref().and_then(|nic| nic.address.as_ref());
         let ip = address.and_then(|a| a.as_str().split('/').next()?.parse::<IpAddr>().ok());
         let Some(ip) = ip else { continue };
-        let (code, message) = match (network.link_with(ip), network.reached_by(ip), network.nobodys(ip)) {
+        let (severity, code, message) = match (network.link_with(ip), network.reached_by(ip), network.nobodys(ip)) {
             (Some(link), ..) => (
+                Severity::Error,
                 "host-address",
                 format!(
                     "{ip} is this host's own, on {link}: with the VM on the network, nobody reaches the host reliably"
                 ),
             ),
             (None, Some(to), _) => {
-                let what = if to == "default" { "everything else".to_owned() } else { to.to_owned() };
-                (GATEWAY, format!("{ip} is the gateway by which this host reaches {what}: it would lose it"))
+                // A guest may be the router to somewhere; that the host reaches everything by it, nobody wants by mistake.
+                let (severity, what) = match to {
+                    "default" => (Severity::Error, "everything else"),
+                    to => (Severity::Warning, to),
+                };
+                let message = format!("{ip} is the gateway by which this host reaches {what}: it would lose it");
+                (severity, GATEWAY, message)
             }
-            (None, None, Some(why)) => ("no-address", format!("{ip} is no guest's address: {why}")),
+            (None, None, Some(why)) => (Severity::Error, "no-address", format!("{ip} is no guest's address: {why}")),
             (None, None, None) => continue,
         };
         let place = format!("vms.{name}.network.address");
         let help = "give it one that is free, which this looks for: gpuvm ip check --free 1";
-        // A guest may be the router to somewhere; that the host reaches everything by it, nobody wants by mistake.
-        let severity = match network.reached_by(ip) {
-            Some(to) if code == GATEWAY && to != "default" => Severity::Warning,
-            _ => Severity::Error,
-        };
         desired.findings.push(finding(severity, code, &place, message, help));
     }
 }

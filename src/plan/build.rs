@@ -121,10 +121,9 @@ fn admit(findings: &mut [Finding], entries: &[Entry], desired: &Desired) {
         }
         _ => false,
     };
-    let creates = |e: &&Entry| match &e.diff {
-        Diff::Change(change) | Diff::Waits { promise: change, .. } => change.action == Action::Create,
-        _ => false,
-    };
+    // A VM that is there and is the host's router has been so before.
+    let creates =
+        |e: &&Entry| matches!(&e.diff, Diff::Change(c) | Diff::Waits { promise: c, .. } if c.action == Action::Create);
     let made: BTreeSet<String> =
         entries.iter().filter(begins).filter(creates).map(|e| format!("vms.{}", e.key.name)).collect();
     let begun: BTreeSet<String> = entries.iter().filter(begins).map(|e| format!("vms.{}", e.key.name)).collect();
@@ -132,9 +131,8 @@ fn admit(findings: &mut [Finding], entries: &[Entry], desired: &Desired) {
     for finding in findings.iter_mut().filter(of_capacity) {
         let of =
             |vm: &String| finding.place.strip_prefix(vm).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-        // A VM that is there and is the host's router has been so before.
-        let made = finding.code == GATEWAY && !made.iter().any(of);
-        if finding.place != "vms" && !begun.iter().any(of) || begun.is_empty() || made {
+        let keeps = if finding.code == GATEWAY { &made } else { &begun };
+        if keeps.is_empty() || finding.place != "vms" && !keeps.iter().any(of) {
             finding.severity = Severity::Warning;
         }
     }

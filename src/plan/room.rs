@@ -66,22 +66,11 @@ pub(crate) fn judge_room(
     }
     let Ok(Answer::Value(known)) = probe.virtualisation() else { return };
     let stops: BTreeMap<_, _> = entries.iter().filter_map(stopped).collect();
-    let runs = known.domains.iter().filter(|d| d.active && !stops.contains_key(&d.name));
-    let mut there: Vec<Takes> = runs
-        .filter_map(|d| {
-            let xml = d.live_xml.as_deref().unwrap_or(&d.inactive_xml);
-            Some(Takes::of(&d.name, &project(xml).ok()?, facts))
-        })
-        .collect();
-    let goes: Vec<Takes> = known
-        .domains
-        .iter()
-        .filter(|d| d.active && stops.contains_key(&d.name))
-        .filter_map(|d| {
-            let xml = d.live_xml.as_deref().unwrap_or(&d.inactive_xml);
-            Some(Takes::of(&d.name, &project(xml).ok()?, facts))
-        })
-        .collect();
+    let runs = known.domains.iter().filter(|d| d.active).filter_map(|d| {
+        let xml = d.live_xml.as_deref().unwrap_or(&d.inactive_xml);
+        Some(Takes::of(&d.name, &project(xml).ok()?, facts))
+    });
+    let (goes, mut there): (Vec<Takes>, Vec<Takes>) = runs.partition(|t| stops.contains_key(&t.name));
     // Somebody's own hook may make huge pages when a VM starts.
     let pages = pages && !others_hook(probe);
     for entry in entries {

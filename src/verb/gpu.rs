@@ -150,7 +150,7 @@ fn bound(moved: &MovedGpu, known: &Virtualisation, look: Look<'_>) -> Diff {
     }
     let gpus = gpu::collect(look.probe, look.facts);
     let held = gpus.iter().find(|g| g.slot == moved.slot).and_then(|gpu| {
-        let own = known.domain(moved.vm.as_str()).is_some_and(|d| has_of_group(d, &all, look));
+        let own = known.domain(moved.vm.as_str()).is_some_and(|d| of_group(d, &all, look).is_some());
         held(gpu, moved, own)
     });
     if all.iter().all(|f| on_vfio(f)) {
@@ -211,17 +211,14 @@ fn user_of_group<'a>(
     known: &'a Virtualisation,
     look: Look<'_>,
 ) -> Option<(&'a str, PciAddress, u32)> {
-    known.domains.iter().filter(|d| d.name != moved.vm.as_str()).find_map(|d| {
-        let has = project(live(d)?).ok()?.functions;
-        let shared = |f: PciAddress| all.iter().find_map(|own| look.facts.shared_group(f, own.address));
-        has.into_iter().find_map(|f| Some((d.name.as_str(), f, shared(f)?)))
-    })
+    let others = known.domains.iter().filter(|d| d.name != moved.vm.as_str());
+    others.filter_map(|d| of_group(d, all, look).map(|(f, group)| (d.name.as_str(), f, group))).next()
 }
 
-/// Whether a VM runs with a function of these functions' groups, so that it has the group's node open.
-fn has_of_group(domain: &Domain, all: &[&PciFunction], look: Look<'_>) -> bool {
-    let has = live(domain).and_then(|xml| project(xml).ok()).map(|p| p.functions).unwrap_or_default();
-    has.iter().any(|f| all.iter().any(|own| look.facts.shared_group(*f, own.address).is_some()))
+/// A function of these functions' groups that a VM runs with, so that it has the group's node open, with the group.
+fn of_group(domain: &Domain, all: &[&PciFunction], look: Look<'_>) -> Option<(PciAddress, u32)> {
+    let shared = |f: PciAddress| all.iter().find_map(|own| look.facts.shared_group(f, own.address));
+    project(live(domain)?).ok()?.functions.into_iter().find_map(|f| Some((f, shared(f)?)))
 }
 
 /// Who uses it, and how it gets free: anybody but the VM itself, whose process is known by the group that it has, where
