@@ -2,5 +2,5 @@
 # The server of the simulated PCI functions.
 #< fakegpu
 CARGO_TARGET_DIR="$LAB/fakegpu-target" \
-  cargo build --release --quiet --locked --manifest-path "$HERE/fakegpu/Cargo.toml"
-cp "$LAB/fakegpu-target/release/fakegpu" "$LAB/fakegpu"
+  cargo build --profile lab --quiet --locked --manifest-path "$HERE/fakegpu/Cargo.toml"
+cp "$LAB/fakegpu-target/lab/fakegpu" "$LAB/fakegpu"
